@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""Writes a data set's splits as `.beton` files for FFCV, each with a JSON manifest beside it.
+
+python data_prep/write_ffcv.py cifar100                                # downloads where torchvision can
+python data_prep/write_ffcv.py imagenet --data-dir /path/to/imagenet   # a copy on disk, official layout
+"""
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
+
+from tqdm import tqdm  # noqa: E402
+
+from fastlsr.data.encoding import WRITE_MODES  # noqa: E402
+from fastlsr.data.manifest import manifest_path  # noqa: E402
+from fastlsr.data.sources import SOURCES, Dataset, read_dataset, subset  # noqa: E402
+from fastlsr.data.writing import write_beton  # noqa: E402
+from fastlsr.errors import InputError, exit_on_input_error  # noqa: E402
+
+
+def parser() -> argparse.ArgumentParser:
+    lines = [f"  {name:14} {_described(source.encoding)}; {source.note}" for name, source in SOURCES.items()]
+    made = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="data sets, how each is stored unless options say otherwise, and its splits:\n" + "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument("dataset", choices=SOURCES, metavar="DATASET", help="one of the names below")
+    made.add_argument("--data-dir", type=Path, help="a copy on disk in its official layout; nothing is downloaded")
+    made.add_argument("--out", type=Path, default=Path("data"), help="folder for DATASET_{train,test}.beton (data)")
+    made.add_argument("--splits", type=_names, help="train, test or train,test; all that the data set has")
+    made.add_argument("--subset", type=_from(int, 1), metavar="N", help="N samples of each split, drawn by --seed")
+    made.add_argument("--write-mode", choices=WRITE_MODES, help="raw pixels; jpg; smart: jpg above --smart-threshold; "
+                      "proportion: jpg for a --compress-probability share, drawn by --seed")  # fmt: skip
+    made.add_argument("--max-resolution", type=_from(int, 0), help="longest side in pixels; 0 keeps every size")
+    made.add_argument("--jpeg-quality", type=_from(int, 1, 100))
+    made.add_argument("--compress-probability", type=_from(float, 0, 1))
+    made.add_argument("--smart-threshold", type=_from(int, 0), metavar="BYTES", help="of an image's raw pixels")
+    made.add_argument("--seed", type=_from(int, 0), help="of --subset and proportion (0)")
+    made.add_argument("--workers", type=_from(int, 0), default=0, help="processes; 0: one for each core")
+    made.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and list them")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that partial files are removed
+    try:
+        with exit_on_input_error():
+            write_splits(options)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def write_splits(options: argparse.Namespace) -> None:
+    """None; all the splits are written, or none of them is left."""
+    dataset = read_dataset(options.dataset, options.data_dir, options.out / "downloads")
+    names = _checked_splits(options.splits, dataset)
+    written: list[Path] = []
+    try:
+        # The smallest first: a bad image in it is then found before hours went into the largest.
+        for split in sorted(names, key=lambda name: len(dataset.splits[name])):
+            written.append(_write_split(options, dataset, split))
+    except BaseException:
+        for path in written:
+            manifest_path(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _write_split(options: argparse.Namespace, dataset: Dataset, split: str) -> Path:
+    samples, path = dataset.splits[split], options.out / f"{options.dataset}_{split}.beton"
+    given = {name: value for name, value in vars(options).items() if name in _ENCODING_OPTIONS and value is not None}
+    if options.subset:
+        samples = subset(samples, options.subset, options.seed or 0)
+    manifest = write_beton(
+        samples,
+        path,
+        dataset=options.dataset,
+        split=split,
+        classes=dataset.classes,
+        encoding=dataclasses.replace(SOURCES[options.dataset].encoding, **_renamed(given)),
+        options={"subset": options.subset, "skip_bad": options.skip_bad},
+        workers=options.workers or os.cpu_count(),
+        skip_bad=options.skip_bad,
+        on_progress=_progress(path.name, len(samples)),
+    )
+    for left_out in manifest.skipped:
+        print(f"left out: {left_out}", file=sys.stderr)
+    print(f"{path}: {manifest.count} images of {len(manifest.classes)} classes, {manifest.bytes / 1e6:.1f} MB")
+    return path
+
+
+def _progress(name: str, total: int) -> Callable[[int], None]:
+    """What to call with each number of images done: a bar on a terminal, else a plain line every ten seconds."""
+    if sys.stderr.isatty():
+        return tqdm(total=total, desc=name, unit=" images").update
+    done, told = 0, time.monotonic()
+
+    def tell(images: int) -> None:
+        nonlocal done, told
+        done += images
+        if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            print(f"{name}: {done} of {total} images", file=sys.stderr)
+
+    return tell
+
+
+_SECONDS_BETWEEN_LINES = 10
+_ENCODING_OPTIONS = ("write_mode", "max_resolution", "jpeg_quality", "compress_probability", "smart_threshold", "seed")
+
+
+def _renamed(given: dict) -> dict:
+    return {"mode" if name == "write_mode" else name: value for name, value in given.items()}
+
+
+def _checked_splits(wanted: list[str] | None, dataset: Dataset) -> list[str]:
+    if missing := [name for name in wanted or [] if name not in dataset.splits]:
+        raise InputError(f"there is no split {missing[0]} here, only {', '.join(dataset.splits)}")
+    return wanted or list(dataset.splits)
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _from(kind: type, least: float, most: float = float("inf")):
+    def parse(text: str):
+        value = kind(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def _described(encoding) -> str:
+    side = f" {encoding.max_resolution} px" if encoding.max_resolution else ""
+    share = f" {encoding.compress_probability}" if encoding.mode == "proportion" else ""
+    quality = f" q{encoding.jpeg_quality}" if encoding.mode != "raw" else ""
+    return encoding.mode + share + side + quality
+
+
+if __name__ == "__main__":
+    main()

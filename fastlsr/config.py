@@ -1,0 +1,339 @@
+"""The options of a run: frozen dataclasses, and how defaults, a YAML file and the command line become them.
+
+Each section is declared once, as a dataclass whose fields carry help and constraint. fastargs checks and merges
+the values; what it would let pass in silence (unknown keys, `--x=False` being true, environment variables, exit
+status 0 on errors) is closed here, and nowhere else is fastargs known.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import fastargs
+import yaml
+from fastargs.validation import Checker
+
+from fastlsr.errors import InputError
+
+
+def option(default: Any, help: str, *, choices: Sequence[str] = (), low: float = -math.inf, high: float = math.inf) -> Any:
+    """A dataclass field with its help text and the values it admits (a closed range, or a list of names)."""
+    return field(default=default, metadata={"help": help, "choices": tuple(choices), "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the images are and how batches are made of them."""
+
+    dataset: str = option("cifar100", "name of the data set; its files are DIR/DATASET_{train,test}.beton")
+    dir: str = option("data", "folder of the .beton files")
+    train: str = option("", "training .beton, instead of DIR/DATASET_train.beton")
+    val: str = option("", "evaluation .beton, instead of DIR/DATASET_test.beton")
+    batch_size: int = option(256, "images in a batch, in training and in evaluation", low=1)
+    workers: int = option(0, "loader threads; 0 chooses from the cores", low=0)
+    order: str = option("random", "order of an epoch", choices=("random", "quasi_random", "sequential"))
+    os_cache: bool = option(True, "let the operating system cache the file; false reads pages (with quasi_random)")
+    drop_last: bool = option(False, "leave out the last batch of an epoch when it is not full")
+    resolution: int = option(0, "side of the network's input; 0: the images' own up to 64 pixels, else 224", low=0, high=4096)
+    augment: str = option("auto", "training crop; auto: pad_crop for equal images up to 64 pixels, else resized_crop",
+                          choices=("auto", "pad_crop", "resized_crop", "none"))  # fmt: skip
+    flip: bool = option(True, "random horizontal flips in training")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network."""
+
+    name: str = option("resnet18", "resnet8 resnet18 resnet20 resnet56 for small images, or any timm model (timm/NAME)")
+    pretrained: str = option("", "weights to start from: a file, `timm` for timm's own download, or nothing")
+
+
+@dataclass(frozen=True)
+class Optim:
+    """SGD and the learning rate as a function of the step."""
+
+    lr: float = option(0.1, "peak learning rate (of the head, where backbone_lr is set)", low=0)
+    backbone_lr: float = option(0.0, "peak learning rate of all but the classifier; 0: the same as lr", low=0)
+    momentum: float = option(0.9, "momentum of SGD", low=0, high=1)
+    weight_decay: float = option(1e-4, "L2 penalty on every parameter", low=0)
+    nesterov: bool = option(False, "Nesterov momentum")
+    schedule: str = option("step", "shape of the learning rate", choices=("constant", "step", "multistep", "cosine"))
+    step_epochs: int = option(30, "schedule=step: multiply by gamma every so many epochs", low=1)
+    milestones: str = option("", "schedule=multistep: epochs at which to multiply by gamma, as 80,120")
+    gamma: float = option(0.1, "factor of step and multistep", low=0, high=1)
+    warmup_epochs: float = option(0.0, "epochs of linear warm-up from zero", low=0)
+    accumulate: int = option(1, "batches whose gradients are added up before each optimizer step", low=1)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the network is trained towards; `labels.methods` says which option each method reads."""
+
+    name: str = option("hard", "hard | lsr | tsla | colam")
+    smoothing: float = option(0.1, "weight of the uniform distribution (TSLA's theta)", low=0, high=1)
+    drop_epoch: int = option(-1, "epochs with smoothing before it is dropped (TSLA's s); -1: half of the epochs", low=-1)
+    stages: int = option(10, "stages of equal length (COLAM's m)", low=1)
+    temperature: float = option(1.0, "temperature of the loss and of the soft labels (COLAM's T)", low=1e-3, high=1e3)
+    peers: int = option(0, "random samples of each class whose logits are averaged; 0: all", low=0)
+    label_pass: str = option("in_pass", "class means from the stage's last epoch, or from an extra evaluation pass after it",
+                             choices=("in_pass", "extra"))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long, from which seed, and with what arithmetic."""
+
+    epochs: int = option(200, "epochs in all", low=1)
+    seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1)
+    precision: str = option("bf16", "autocast type of the network", choices=("bf16", "fp32", "fp16"))
+    compile: str = option("auto", "torch.compile; auto takes what is faster on this device", choices=("auto", "on", "off"))
+    channels_last: bool = option(True, "channels-last memory format")
+    deterministic: bool = option(False, "only deterministic kernels (slower on CUDA; the CPU always is)")
+    device: str = option("auto", "auto | cpu | cuda | cuda:N")
+    ema: float = option(0.0, "decay of an exponential moving average of the weights, which is then evaluated; 0: none",
+                        low=0, high=1)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where the results go."""
+
+    dir: str = option("runs", "folder of all runs")
+    name: str = option("", "folder of this run in it; empty: made from data set, model, method, seed and a digest")
+    resume: str = option("auto", "auto continues a run that is there; must: fails if none is; never: refuses if one is",
+                         choices=("auto", "must", "never"))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Log:
+    """Who is told."""
+
+    wandb: str = option("auto", "auto: online with an account, else disabled", choices=("auto", "online", "offline", "disabled"))
+    project: str = option("fastlsr", "W&B project")
+    every: int = option(50, "steps between two looks at the running loss", low=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All options of a run. `given` holds the `section.key` names that a file or the command line set."""
+
+    data: Data = Data()
+    model: Model = Model()
+    optim: Optim = Optim()
+    method: Method = Method()
+    train: Train = Train()
+    run: Run = Run()
+    log: Log = Log()
+    given: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Sections to keys to plain values, as a YAML file would hold them."""
+        return {name: asdict(getattr(self, name)) for name in SECTIONS}
+
+    def as_yaml(self) -> str:
+        """The resolved options as a YAML document that `load` reads back."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False)
+
+    def run_name(self) -> str:
+        """`run.name`, or DATASET-MODEL-METHOD-seedN-DIGEST, where the digest tells apart what changes the result."""
+        if self.run.name:
+            return self.run.name
+        decisive = json.dumps({key: value for key, value in _flat(self.as_dict()).items() if not is_incidental(key)})
+        digest = hashlib.sha256(decisive.encode()).hexdigest()[:6]
+        model = self.model.name.replace("/", "-").replace(":", "-")
+        return f"{self.data.dataset}-{model}-{self.method.name}-seed{self.train.seed}-{digest}"
+
+
+SECTIONS: dict[str, type] = {
+    name: kind for name, kind in get_type_hints(Config).items() if hasattr(kind, "__dataclass_fields__")
+}
+_INCIDENTAL = {"data.dir", "data.train", "data.val", "data.workers", "data.os_cache"}
+
+
+def is_incidental(key: str) -> bool:
+    """Whether a `section.key` leaves a run's numbers as they are (places, threads, logging)."""
+    return key in _INCIDENTAL or key.split(".")[0] in ("run", "log")
+
+
+def differences(one: Config, other: Config) -> list[str]:
+    """`section.key` names, in order, in which two configurations would give different numbers."""
+    left, right = _flat(one.as_dict()), _flat(other.as_dict())
+    return [key for key in left if left[key] != right[key] and not is_incidental(key)]
+
+
+class _Value(Checker):
+    """Reads one option: strict about type, range and choice, whether it comes as a YAML value or as text."""
+
+    def __init__(self, kind: type, choices: tuple[str, ...], low: float, high: float):
+        self.kind, self.choices, self.low, self.high = kind, choices, low, high
+
+    def check(self, value: Any) -> Any:
+        value = _READERS[self.kind](value)
+        if self.choices and value not in self.choices:
+            raise ValueError
+        if self.kind in (int, float) and not self.low <= value <= self.high:
+            raise ValueError
+        return value
+
+    def help(self) -> str:
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        name = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[self.kind]
+        if self.low > -math.inf and self.high < math.inf:
+            return f"{name} from {self.low:g} to {self.high:g}"
+        return f"{name} of at least {self.low:g}" if self.low > -math.inf else name
+
+
+def _read_int(value: Any) -> int:
+    if isinstance(value, (bool, float)):
+        raise ValueError
+    return int(value)
+
+
+def _read_float(value: Any) -> float:
+    if isinstance(value, bool) or not math.isfinite(float(value)):
+        raise ValueError
+    return float(value)
+
+
+def _read_bool(value: Any) -> bool:
+    return {"true": True, "false": False}[str(value).lower()]
+
+
+def _read_str(value: Any) -> str:
+    if isinstance(value, (Mapping, list)):
+        raise ValueError
+    return str(value)
+
+
+_READERS = {int: _read_int, float: _read_float, bool: _read_bool, str: _read_str}
+
+
+def _declare() -> fastargs.Config:
+    """A fastargs configuration with every section and option of the dataclasses, and no value yet."""
+    declared = fastargs.config.Config()
+    for section, kind in SECTIONS.items():
+        types = get_type_hints(kind)
+        fastargs.Section(section, kind.__doc__, config_descriptor=declared).params(**{
+            item.name: fastargs.Param(
+                _Value(types[item.name], *(item.metadata[name] for name in ("choices", "low", "high"))),
+                item.metadata["help"],
+                default=item.default,
+            )
+            for item in fields(kind)
+        })  # fmt: skip
+    return declared
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _read_file(path: str | Path) -> dict[str, Any]:
+    """`section.key` to value from a YAML file."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the config {path}: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, Mapping) or not all(isinstance(key, str) for key in tree):
+        raise InputError(f"{path}: expected sections of options, such as `train: {{epochs: 10}}`")
+    return _flat(tree)
+
+
+def read_arguments(arguments: Sequence[str], flags: Sequence[str] = ()) -> tuple[str, dict[str, str], set[str]]:
+    """(config file or "", overrides as `section.key` to text, flags seen) from a command line.
+
+    Options are spelled `--section.key=value` or `--section.key value`, as a W&B agent does; `--cfg FILE` names the
+    YAML; `flags` are the bare switches this command knows.
+
+    Raises:
+        InputError: for a word that is no option, or an option without its value.
+    """
+    path, overrides, seen = "", {}, set()
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("--"):
+            raise InputError(f"{word!r} is not an option; options are spelled --section.key=value")
+        name, equals, value = word[2:].partition("=")
+        if name in flags and not equals:
+            seen.add(name)
+            continue
+        if not equals:
+            value = next(words, None)
+            if value is None or value.startswith("--"):
+                raise InputError(f"--{name} needs a value: --{name}=value")
+        if name == "cfg":
+            path = value
+        else:
+            overrides[name] = value
+    return path, overrides, seen
+
+
+def load(path: str | Path = "", overrides: Mapping[str, Any] | Sequence[str] = ()) -> Config:
+    """The configuration: defaults, under the YAML file, under the overrides. Environment variables have no say.
+
+    Args:
+        path: a YAML file of sections, or "" for none.
+        overrides: `section.key` to value, or a command line such as `["--train.epochs=3"]`.
+
+    Raises:
+        InputError: for an unknown key (names the nearest), a wrong type, a value out of range, an unreadable file.
+    """
+    if not isinstance(overrides, Mapping):
+        _, overrides, _ = read_arguments(overrides)
+    given = _read_file(path) if path else {}
+    declared = _declare()
+    known = [".".join(entry) for entry in declared.entries]
+    for source, values in ((str(path), given), ("command line", overrides)):
+        for key, value in values.items():
+            _refuse_unknown(source, key, value, known)
+    given = {**given, **overrides}
+    declared.collect(given)
+    for entry, _ in declared.validate("errordict").items():
+        key = ".".join(entry)
+        raise InputError(f"{key}={given[key]!s}: expected {declared.entries[entry].checker.help()}")
+    sections = {
+        section: kind(**{item.name: declared[(section, item.name)] for item in fields(kind)})
+        for section, kind in SECTIONS.items()
+    }
+    return Config(**sections, given=frozenset(given))
+
+
+def from_dict(tree: Mapping[str, Any]) -> Config:
+    """The configuration that `Config.as_dict` gave, as from a checkpoint."""
+    return load(overrides=_flat(tree))
+
+
+def _refuse_unknown(source: str, key: str, value: Any, known: Sequence[str]) -> None:
+    if key not in known:
+        last = {name.split(".")[-1]: name for name in known}
+        close = difflib.get_close_matches(key, known, 1) or [
+            last[name] for name in difflib.get_close_matches(key.split(".")[-1], last, 1)
+        ]
+        hint = f"; did you mean {close[0]}?" if close else f"; sections are {', '.join(SECTIONS)}"
+        raise InputError(f"{source}: unknown option {key}{hint}")
+    if value is None:
+        raise InputError(f"{source}: {key} has no value; leave it out for its default")
+
+
+def usage() -> str:
+    """A line for each option: its name, its default, what it admits, what it means."""
+    lines = []
+    for entry, param in _declare().entries.items():
+        default = str(param.default).lower() if isinstance(param.default, bool) else str(param.default)
+        lines.append(f"  --{'.'.join(entry)}={default or '...'}\n      {param.desc} ({param.checker.help()})")
+    return "\n".join(lines)

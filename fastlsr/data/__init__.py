@@ -1,0 +1,1 @@
+"""Images on disk, in `.beton` files and in batches; the only home of ffcv."""

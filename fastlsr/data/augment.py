@@ -1,0 +1,337 @@
+"""From the bytes of a `.beton` to uint8 batches: decoding, cropping and flipping in one pass over each image.
+
+The kernels are compiled once and cached on disk by numba, whatever the data, the epoch and the seed: FFCV
+compiles its own operations anew in every process, which costs seconds before the first batch. To be cached they
+must hold no addresses, so FFCV's C functions are reached as named symbols.
+
+Randomness is a counter-based hash of (seed, epoch, sample index, draw): an image's augmentation does not depend
+on the batch, thread or run that asks for it. numba's cache knows only the file of the function it was asked for,
+hence all that the kernels call stands in this file.
+"""
+
+import ctypes
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import llvmlite.binding
+import numba
+import numpy as np
+import torch
+from numba import types
+
+from fastlsr.errors import InputError
+
+_threads = torch.get_num_threads()
+from ffcv.fields.basics import IntDecoder  # noqa: E402
+from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder  # noqa: E402
+from ffcv.libffcv import lib as _ffcv_library  # noqa: E402
+from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
+
+torch.set_num_threads(_threads)  # importing ffcv sets it to one
+
+for _name in ("imdecode", "resize", "my_memcpy"):
+    _address = ctypes.cast(getattr(_ffcv_library, _name), ctypes.c_void_p).value
+    llvmlite.binding.add_symbol(f"fastlsr_{_name}", _address)
+# (source, size, height, width, destination, crop height, crop width, x, y, scale, scale, crop?, flip?) -> 0 if good
+_imdecode = types.ExternalFunction(
+    "fastlsr_imdecode", types.int32(types.intp, types.uint64, types.uint32, types.uint32, types.intp, *[types.uint32] * 8)
+)
+# (unused, source, height, width, top, bottom, left, right, destination, height, width), INTER_AREA
+_resize = types.ExternalFunction("fastlsr_resize", types.void(*[types.int64] * 11))
+# (source, destination, bytes)
+_memcpy = types.ExternalFunction("fastlsr_my_memcpy", types.void(types.intp, types.intp, types.uint64))
+
+JPEG = IMAGE_MODES["jpg"]  # the value of `mode` in a .beton
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
+_ONE, _TWO, _THREE = np.uint64(1), np.uint64(2), np.uint64(3)
+_INVERSE_2_53 = 2.0**-53
+# torchvision.transforms.RandomResizedCrop's defaults, those of both papers' ImageNet recipes
+_AREA_LOW, _AREA_HIGH = 0.08, 1.0
+_RATIO_LOW, _RATIO_HIGH = 3 / 4, 4 / 3
+_TRIES = 10
+_FLIP_DRAW = 4 * _TRIES  # the tries use four draws each
+
+_kernel = numba.njit(cache=True, parallel=True, nogil=True, error_model="numpy")
+_function = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+
+class Rows(NamedTuple):
+    """Where the B images of a batch lie in `memory`, and what they are. All arrays are int64[B]."""
+
+    index: np.ndarray  # sample index, the key of its randomness
+    offset: np.ndarray  # first byte
+    size: np.ndarray  # bytes
+    height: np.ndarray  # pixels
+    width: np.ndarray
+    jpeg: np.ndarray  # 1: JPEG, 0: raw RGB
+
+
+@_function
+def _mix(value):
+    """uint64: splitmix64's finaliser, a bijection whose output bits depend on all input bits."""
+    value = (value ^ (value >> np.uint64(30))) * _MULTIPLIER_1
+    value = (value ^ (value >> np.uint64(27))) * _MULTIPLIER_2
+    return value ^ (value >> np.uint64(31))
+
+
+@_function
+def _child(key, number):
+    """uint64: output `number` of the splitmix64 generator in state `key`; distinct numbers give distinct keys."""
+    return _mix(key + (np.uint64(number) + _ONE) * _GOLDEN)
+
+
+@_function
+def sample_key(seed, epoch, index):
+    """uint64: the key of all that is random about sample `index` in `epoch`; each argument is hashed in turn."""
+    return _child(_child(_mix(np.uint64(seed)), epoch), index)
+
+
+@_function
+def uniform(key, draw, low, high):
+    """float64: draw number `draw` of `key`, uniform in [low, high), of 53 random bits."""
+    return low + (high - low) * (np.float64(_child(key, draw) >> np.uint64(11)) * _INVERSE_2_53)
+
+
+@_function
+def below(key, draw, count):
+    """int64: draw number `draw` of `key`, uniform in 0..count-1 up to a bias of count / 2**32."""
+    return np.int64(((_child(key, draw) >> np.uint64(32)) * np.uint64(count)) >> np.uint64(32))
+
+
+@_function
+def random_window(key, height, width):
+    """(top, left, height, width), int64: torchvision's `RandomResizedCrop.get_params` on the draws of `key`.
+
+    Ten tries of an area in 0.08..1 and a log-uniform aspect ratio in 3/4..4/3; if none fits into the image, the
+    largest central window whose ratio is in that range.
+    """
+    area = np.float64(height * width)
+    for attempt in range(_TRIES):
+        target = area * uniform(key, 4 * attempt, _AREA_LOW, _AREA_HIGH)
+        ratio = math.exp(uniform(key, 4 * attempt + 1, math.log(_RATIO_LOW), math.log(_RATIO_HIGH)))
+        w = np.int64(round(math.sqrt(target * ratio)))
+        h = np.int64(round(math.sqrt(target / ratio)))
+        if 0 < w <= width and 0 < h <= height:
+            top = below(key, 4 * attempt + 2, height - h + 1)
+            left = below(key, 4 * attempt + 3, width - w + 1)
+            return top, left, h, w
+    w, h = np.int64(width), np.int64(height)
+    if width < height * _RATIO_LOW:
+        h = np.int64(round(width / _RATIO_LOW))
+    elif width > height * _RATIO_HIGH:
+        w = np.int64(round(height * _RATIO_HIGH))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@_function
+def central_window(height, width):
+    """(top, left, side, side), int64: what Resize(256) and CenterCrop(224) leave of the image, in its own pixels.
+
+    Torchvision resizes the whole image and then crops; one resize of this window reads less and rounds once. The
+    window is rounded to whole source pixels, so the two differ by at most half a source pixel at the edges.
+    """
+    side = np.int64(round(min(height, width) * 224 / 256))
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+@_function
+def copy_window(source, height, width, top, left, flipped, out):
+    """None; `out` uint8[H, W, 3] is the window of `source` uint8[height * width * 3] at (top, left), zero outside it.
+
+    `flipped` mirrors the window left to right.
+    """
+    rows, columns = out.shape[0], out.shape[1]
+    first, last = max(0, -left), min(columns, width - left)
+    if top != 0 or left != 0:
+        out[:] = 0
+    for y in range(max(0, -top), min(rows, height - top)):
+        begin = ((y + top) * width + first + left) * 3
+        if flipped:
+            _copy_reversed(source, begin, out[y].reshape(columns * 3), columns - last, last - first)
+        else:
+            _memcpy(source.ctypes.data + begin, out[y, first].ctypes.data, (last - first) * 3)
+
+
+@_function
+def _copy_reversed(source, begin, line, first, count):
+    """None; `count` pixels of `source` from byte `begin` on are in `line` from pixel `first` on, in reverse."""
+    # Unsigned: numba gives each signed index a branch for negative ones, which costs half of the speed here.
+    origin, target = np.uint64(begin), np.uint64((first + count - 1) * 3)
+    for _ in range(count):
+        line[target] = source[origin]
+        line[target + _ONE] = source[origin + _ONE]
+        line[target + _TWO] = source[origin + _TWO]
+        origin += _THREE
+        target -= _THREE
+
+
+@_function
+def flip_in_place(image):
+    """None; `image` uint8[H, W, 3] is mirrored left to right."""
+    rows, columns = image.shape[0], image.shape[1]
+    for y in range(rows):
+        line = image[y].reshape(columns * 3)
+        for x in range(columns // 2):
+            a, b = x * 3, (columns - 1 - x) * 3
+            for channel in range(3):
+                line[a + channel], line[b + channel] = line[b + channel], line[a + channel]
+
+
+@_function
+def _pixels(memory, rows, i, buffer):
+    """(uint8[height * width * 3], 0) where image `i` is readable, else (garbage, 1): a view of `memory` or `buffer`."""
+    data = memory[rows.offset[i] : rows.offset[i] + rows.size[i]]
+    if not rows.jpeg[i]:
+        return data, 0
+    height, width = rows.height[i], rows.width[i]
+    bad = _imdecode(
+        data.ctypes.data, data.size, height, width, buffer.ctypes.data, height, width, 0, 0, 1, 1, 0, 0
+    )  # turbojpeg warns of damaged data by its return code alone, and leaves grey pixels behind
+    return buffer[: height * width * 3], bad != 0
+
+
+@_function
+def _resize_window(source, height, width, window, out):
+    top, left, h, w = window
+    _resize(
+        0, source.ctypes.data, height, width, top, top + h, left, left + w, out.ctypes.data, out.shape[0], out.shape[1]
+    )
+
+
+@_kernel
+def pad_crops(memory, rows, buffers, out, failed, seed, epoch, pad, flip):
+    """None; `out` uint8[B, H, W, 3]: each image shifted by up to `pad` pixels in both axes, and flipped if `flip`.
+
+    The papers' "pad-4, random crop": black borders before normalisation, as torchvision's `RandomCrop(padding=)`
+    has them. `pad` 0 without `flip` is a plain copy. `failed` uint8[B] is set where an image does not decode.
+    Each row of `buffers` serves one thread; it is typed read-only, since only C writes to it, so that a view of
+    it and of the read-only file have one type.
+    """
+    for worker in numba.prange(len(buffers)):
+        for i in range(worker, len(rows.index), len(buffers)):
+            source, failed[i] = _pixels(memory, rows, i, buffers[worker])
+            key = sample_key(seed, epoch, rows.index[i])
+            top, left = below(key, 0, 2 * pad + 1) - pad, below(key, 1, 2 * pad + 1) - pad
+            flipped = flip and below(key, 2, 2) == 1
+            copy_window(source, rows.height[i], rows.width[i], top, left, flipped, out[i])
+
+
+@_kernel
+def random_resized_crops(memory, rows, buffers, out, failed, seed, epoch, flip):
+    """None; `out` uint8[B, H, W, 3]: `random_window` of each image resized to H x W, and flipped if `flip`.
+
+    The other arguments are those of `pad_crops`.
+    """
+    for worker in numba.prange(len(buffers)):
+        for i in range(worker, len(rows.index), len(buffers)):
+            source, failed[i] = _pixels(memory, rows, i, buffers[worker])
+            height, width = rows.height[i], rows.width[i]
+            key = sample_key(seed, epoch, rows.index[i])
+            _resize_window(source, height, width, random_window(key, height, width), out[i])
+            if flip and below(key, _FLIP_DRAW, 2) == 1:
+                flip_in_place(out[i])
+
+
+@_kernel
+def central_crops(memory, rows, buffers, out, failed):
+    """None; `out` uint8[B, H, W, 3]: `central_window` of each image resized to H x W; arguments as `pad_crops`."""
+    for worker in numba.prange(len(buffers)):
+        for i in range(worker, len(rows.index), len(buffers)):
+            source, failed[i] = _pixels(memory, rows, i, buffers[worker])
+            height, width = rows.height[i], rows.width[i]
+            _resize_window(source, height, width, central_window(height, width), out[i])
+
+
+# Numba's workqueue layer, its last resort, aborts the process when two threads run kernels at once. Every kernel
+# uses all the workers it was given, so that taking turns costs two loaders nothing.
+_one_kernel_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Crop:
+    """What is made of each image: a kernel with its options, called as `run(memory, rows, buffers, out, failed, seed, epoch)`."""
+
+    resolution: int  # side of the square images that come out, pixels
+    run: Callable[..., None]
+
+
+def whole_image(resolution: int) -> Crop:
+    """The images as they are; all must be resolution x resolution."""
+    return Crop(resolution, partial(pad_crops, pad=0, flip=False))
+
+
+def padded_crop(resolution: int, *, flip: bool) -> Crop:
+    """The papers' training crop of small images, padded by an eighth of their side: 4 pixels for 32 x 32."""
+    return Crop(resolution, partial(pad_crops, pad=resolution // 8, flip=flip))
+
+
+def random_resized_crop(resolution: int, *, flip: bool) -> Crop:
+    """The papers' training crop of photographs; see `random_window`."""
+    return Crop(resolution, partial(random_resized_crops, flip=flip))
+
+
+def central_crop(resolution: int) -> Crop:
+    """The papers' evaluation crop of photographs; see `central_window`."""
+    return Crop(resolution, lambda memory, rows, buffers, out, failed, **_: central_crops(memory, rows, buffers, out, failed))
+
+
+class ImageDecoder(SimpleRGBImageDecoder):
+    """The first operation of FFCV's image pipeline: decodes, crops and flips straight into the batch's memory.
+
+    `epoch` is set before each epoch. JPEGs pass through one buffer per worker, where FFCV's own decoders hold
+    max height x max width x 3 bytes for every image of every batch under way; raw images pass through none.
+    """
+
+    def __init__(self, table: Rows, crop: Crop, *, seed: int, workers: int, file: str):
+        super().__init__()
+        self.epoch = 0
+        self._table, self._crop, self._seed, self._file = table, crop, np.uint64(seed), file
+        largest = int((table.height * table.width * 3 * table.jpeg).max())
+        self._buffers = np.empty((workers, largest), dtype=np.uint8)
+        self._buffers.flags.writeable = False  # a type for numba, not a protection: see `pad_crops`
+
+    def declare_state_and_memory(self, previous_state):
+        """uint8[resolution, resolution, 3] for each image."""
+        shape, dtype = (self._crop.resolution, self._crop.resolution, 3), np.dtype("u1")
+        return replace(previous_state, jit_mode=True, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
+
+    def generate_code(self):
+        """The function FFCV calls for each batch; it raises `InputError` naming the first image that does not decode."""
+
+        def decode(batch_indices, destination, metadata, storage):
+            rows = Rows(*(column[batch_indices] for column in self._table))
+            rows = rows._replace(offset=storage.locate(rows.offset))
+            failed = np.zeros(len(batch_indices), dtype=np.uint8)
+            with _one_kernel_at_a_time:
+                self._crop.run(
+                    storage.memory, rows, self._buffers, destination, failed, seed=self._seed, epoch=self.epoch
+                )
+            if failed.any():
+                index = rows.index[failed.argmax()]
+                raise InputError(f"{self._file}: the JPEG of sample {index} is damaged; write the file again")
+            return destination
+
+        return decode
+
+
+class ColumnDecoder(IntDecoder):
+    """FFCV's decoder of an integer field, as int64[B] rather than [B, 1], and without a loop over the samples."""
+
+    def declare_state_and_memory(self, previous_state):
+        """One int64 for each sample."""
+        return replace(previous_state, jit_mode=True, shape=(), dtype=self.dtype), AllocationQuery((), self.dtype)
+
+    def generate_code(self):
+        """The function FFCV calls for each batch."""
+
+        def decode(batch_indices, destination, metadata, storage):
+            destination[:] = metadata[batch_indices]
+            return destination
+
+        return decode

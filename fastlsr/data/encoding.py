@@ -1,0 +1,191 @@
+"""One image file or array -> the bytes a `.beton` stores for it. Runs in the writer's worker processes.
+
+Pixels follow FFCV's `RGBImageField` (area resize to a longest side, JPEG by OpenCV). That class is not called
+because it decides `proportion` by an unseeded generator, and because `import ffcv` would cost each worker seconds.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from fastlsr.errors import InputError
+
+WRITE_MODES = ("raw", "jpg", "smart", "proportion")
+JPG, RAW = 0, 1  # FFCV's IMAGE_MODES
+_LARGEST_SIDE = 2**16 - 1  # FFCV stores sides as uint16
+_JPEG_END = b"\xff\xd9"
+_AS_RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images are stored.
+
+    mode: raw (pixels), jpg, smart (JPEG where the pixels take more than `smart_threshold` bytes),
+        proportion (JPEG for a `compress_probability` share of the images, drawn by (seed, position)).
+    max_resolution: longest side in pixels, larger images are shrunk; 0 keeps every size.
+    """
+
+    mode: str = "raw"
+    max_resolution: int = 0
+    jpeg_quality: int = 90
+    compress_probability: float = 0.5
+    smart_threshold: int = 2**18
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Encoded images in order.
+
+    stored: the bytes of each image, uint8 [size].
+    rows: (mode, width, height, size in bytes) of each image.
+    sums, squares: int per channel, over all stored pixels; integers, so that no order of adding changes them.
+    bad: (position in the chunk, why) of images that could not be read; these have no entry elsewhere.
+    """
+
+    stored: Sequence[np.ndarray]
+    rows: Sequence[tuple[int, int, int, int]]
+    sums: tuple[int, ...]
+    squares: tuple[int, ...]
+    bad: tuple[tuple[int, str], ...] = ()
+
+
+def encode_images(images: Sequence[Path | np.ndarray], positions: range, encoding: Encoding) -> Chunk:
+    """The images encoded one by one; those that cannot be read are listed in `bad`.
+
+    Args:
+        images: files, or arrays uint8 [H, W, 3].
+        positions: of the images in the whole list of samples; decides `proportion`.
+    """
+    stored, rows, bad = [], [], []
+    sums = squares = np.zeros(3, dtype=np.int64)
+    for at, (image, position) in enumerate(zip(images, positions)):
+        try:
+            pixels = shrunk(load_rgb(image), encoding.max_resolution)
+        except InputError as error:
+            bad.append((at, str(error)))
+            continue
+        mode = mode_of(pixels, position, encoding)
+        kept = jpeg(pixels, encoding.jpeg_quality) if mode == JPG else np.ascontiguousarray(pixels).reshape(-1)
+        stored.append(kept)
+        rows.append((mode, pixels.shape[1], pixels.shape[0], kept.nbytes))
+        image_sums, image_squares = channel_sums(pixels)
+        sums, squares = sums + image_sums, squares + image_squares
+    return Chunk(stored, rows, tuple(sums.tolist()), tuple(squares.tolist()), tuple(bad))
+
+
+def copy_images(images: np.ndarray) -> Chunk:
+    """What `encode_images` makes of raw arrays uint8 [N, H, W, 3], without a step for each image."""
+    count, height, width, channels = images.shape
+    images = np.ascontiguousarray(images)
+    rows = [(RAW, width, height, height * width * channels)] * count
+    sums, squares = channel_sums(images.reshape(count * height, width, channels))
+    return Chunk(images.reshape(count, -1), rows, tuple(sums.tolist()), tuple(squares.tolist()))
+
+
+def load_rgb(image: Path | np.ndarray) -> np.ndarray:
+    """The pixels, uint8 [H, W, 3]. Grey, palette, CMYK become RGB, alpha is dropped, EXIF orientation is ignored:
+    all as `torchvision.datasets` does.
+
+    Raises:
+        InputError: naming a file that is missing, empty, truncated or no image. Damage inside JPEG data that
+            its decoder papers over is not seen.
+    """
+    if isinstance(image, np.ndarray):
+        return image
+    try:
+        with open(image, "rb") as file:
+            pixels = _decoded(file.read())
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise a dozen unrelated types for damaged files
+        raise InputError(f"{image}: {_reason(image, error)}") from None
+    if max(pixels.shape) > _LARGEST_SIDE:
+        raise InputError(f"{image}: a side is longer than {_LARGEST_SIDE} pixels")
+    return pixels
+
+
+def _decoded(data: bytes) -> np.ndarray:
+    """The pixels of an image file. Pillow decides what the file is and whether it is whole.
+
+    OpenCV decodes the ordinary JPEG, from the same libjpeg-turbo to the same pixels, in about 60% of the time. It
+    would not tell a truncated one, so it gets only those that close with the end-of-image marker: entropy-coded
+    data that ends so cannot make the decoder ask for more.
+    """
+    with Image.open(io.BytesIO(data)) as opened:
+        if opened.format == "JPEG" and opened.mode in ("RGB", "L") and data.endswith(_JPEG_END):
+            pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), _AS_RGB)
+            if pixels is not None and pixels.shape == (opened.height, opened.width, 3):
+                return pixels
+        return np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))
+
+
+def shrunk(pixels: np.ndarray, max_resolution: int) -> np.ndarray:
+    """`pixels` with the longest side at most `max_resolution` (0: as they are), by area averaging as in FFCV."""
+    height, width = pixels.shape[:2]
+    if not 0 < max_resolution < max(height, width):
+        return pixels
+    ratio = max_resolution / max(height, width)
+    size = max(1, int(ratio * width)), max(1, int(ratio * height))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def mode_of(pixels: np.ndarray, position: int, encoding: Encoding) -> int:
+    """JPG or RAW: how this image is stored."""
+    compress = {
+        "raw": False,
+        "jpg": True,
+        "smart": pixels.nbytes > encoding.smart_threshold,
+        "proportion": uniform(encoding.seed, position) < encoding.compress_probability,
+    }
+    return JPG if compress[encoding.mode] else RAW
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that depends on (seed, position) alone: two rounds of the splitmix64 finalizer."""
+    state = _mixed(_mixed(seed) + position)
+    return (state >> 11) / 2**53
+
+
+def jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """The JPEG file's bytes, uint8 [n], of RGB pixels; OpenCV's encoder and its 4:2:0, as in FFCV."""
+    done, encoded = cv2.imencode(
+        ".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [int(cv2.IMWRITE_JPEG_QUALITY), quality]
+    )
+    if not done:
+        raise InputError(f"an image of {pixels.shape[1]}x{pixels.shape[0]} pixels cannot be stored as JPEG")
+    return encoded.reshape(-1)
+
+
+def channel_sums(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per channel the sum of the values and of their squares, int64 [3] each.
+
+    Exact: for bytes OpenCV adds in integers. The norm comes back as the square of a rounded root, off by some
+    1e-16 of itself, which rounding to the integer removes.
+    """
+    squares = [round(cv2.norm(channel, cv2.NORM_L2SQR)) for channel in cv2.split(pixels)]
+    return np.array(cv2.sumElems(pixels)[:3], dtype=np.int64), np.array(squares, dtype=np.int64)
+
+
+def _mixed(state: int) -> int:
+    mask = 2**64 - 1
+    state = (state + 0x9E3779B97F4A7C15) & mask
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+    return state ^ (state >> 31)
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "the image does not exist"
+    if isinstance(error, OSError) and error.errno:
+        return f"the image cannot be opened ({error.strerror})"
+    if path.is_file() and path.stat().st_size == 0:
+        return "the image is empty (0 bytes)"
+    return f"the image cannot be decoded ({str(error).splitlines()[0] if str(error) else type(error).__name__})"

@@ -1,0 +1,162 @@
+"""The JSON beside each `.beton`: what it holds, and the proof that it is still that file."""
+
+import hashlib
+import json
+import os
+import time
+import types
+import typing
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from fastlsr.errors import InputError
+
+_HASH_BLOCK_BYTES = 1 << 20
+# A file changed this shortly before it was hashed can be changed again within one tick of the file system's
+# clock, which no time stamp would show. Such a file is not stamped: the next `verify` hashes it again.
+_SETTLED_NANOSECONDS = 200_000_000
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a `.beton` file holds. `bytes` and `sha256` are those of the whole file."""
+
+    dataset: str
+    split: str
+    count: int  # samples in the file
+    classes: tuple[str, ...]  # names; the position is the label
+    class_counts: tuple[int, ...]  # samples of each class in this split
+    heights: tuple[int, int]  # (smallest, largest) as stored, pixels
+    widths: tuple[int, int]
+    mean: tuple[float, float, float]  # of the pixels in [0, 1] after resizing and before JPEG compression
+    std: tuple[float, float, float]  # over all pixels of the split, each pixel with the same weight
+    options: dict  # what the writer was asked for
+    bytes: int
+    sha256: str
+    versions: dict  # of the libraries that decode, resize and compress
+    skipped: tuple[str, ...]  # what `--skip-bad` left out, and why
+
+
+def manifest_path(beton: Path) -> Path:
+    """The manifest's path: `cifar100_train.beton` -> `cifar100_train.json`."""
+    return Path(beton).with_suffix(".json")
+
+
+def read_manifest(beton: Path) -> Manifest:
+    """The manifest of `beton`, its values' types checked; the `.beton` itself is not opened.
+
+    Raises:
+        InputError: the `.beton` or its manifest is missing, or the manifest is not one.
+    """
+    beton, path = Path(beton), manifest_path(Path(beton))
+    if not beton.is_file():
+        raise InputError(f"{beton} does not exist; data_prep/write_ffcv.py writes it")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{beton} has no manifest {path.name} beside it; write it again") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    return _parsed(values, path)
+
+
+def write_manifest(manifest: Manifest, beton: Path) -> None:
+    """None; the manifest of `beton` is on disk, whole or not at all, and says the same for the same values."""
+    write_atomically(manifest_path(beton), json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
+
+
+def verify(beton: Path) -> Manifest:
+    """The manifest of `beton`, after the file's size and digest were found to be the manifest's.
+
+    A verified file leaves a hidden stamp beside it, so that the digest is computed once for each state of the
+    file (size, times, inode), not at each start of a training.
+
+    Raises:
+        InputError: as `read_manifest`, or the file is truncated, altered, or another than the manifest's.
+    """
+    beton = Path(beton)
+    manifest = read_manifest(beton)
+    state = beton.stat()
+    if state.st_size != manifest.bytes:
+        raise InputError(f"{beton} has {state.st_size} bytes, its manifest says {manifest.bytes}; write it again")
+    stamp = {**_identity(state), "sha256": manifest.sha256}
+    if _read_stamp(beton) == stamp:
+        return manifest
+    settled = time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > _SETTLED_NANOSECONDS
+    if sha256_of(beton) != manifest.sha256:
+        raise InputError(f"{beton} is not the file its manifest describes (its sha256 differs); write it again")
+    if settled and _identity(beton.stat()) == _identity(state):
+        _write_stamp(beton, stamp)
+    return manifest
+
+
+def sha256_of(path: Path) -> str:
+    """The file's sha256 in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """None; `path` holds `text`, and never held a part of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _parsed(values: object, path: Path) -> Manifest:
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a manifest: it holds no JSON object")
+    names = {field.name for field in fields(Manifest)}
+    if values.keys() != names:
+        raise InputError(f"{path} is not a manifest: it lacks or adds {', '.join(sorted(names ^ values.keys()))}")
+    hints = typing.get_type_hints(Manifest)
+    typed = {name: _typed(value, hints[name], f"{path}: {name}") for name, value in values.items()}
+    manifest = Manifest(**typed)
+    if len(manifest.classes) != len(manifest.class_counts) or sum(manifest.class_counts) != manifest.count:
+        raise InputError(f"{path} contradicts itself: class_counts do not add up to count over the classes")
+    return manifest
+
+
+def _typed(value: object, hint: object, name: str) -> object:
+    """`value` as `hint` wants it (lists become tuples); `hint` is a plain type or tuple[...] of one plain type."""
+    if isinstance(hint, types.GenericAlias):
+        wanted = typing.get_args(hint)
+        if not isinstance(value, list) or (wanted[-1] is not Ellipsis and len(value) != len(wanted)):
+            raise InputError(f"{name} is not a list of the right length")
+        return tuple(_typed(item, wanted[0], name) for item in value)
+    if not isinstance(value, hint) or isinstance(value, bool):
+        raise InputError(f"{name} holds {value!r}, not a {hint.__name__}")
+    return value
+
+
+def _identity(state: os.stat_result) -> dict[str, int]:
+    # ctime too: unlike mtime, no ordinary program can set it back.
+    return {"size": state.st_size, "mtime_ns": state.st_mtime_ns, "ctime_ns": state.st_ctime_ns, "inode": state.st_ino}
+
+
+def _stamp_path(beton: Path) -> Path:
+    return beton.with_name(f".{beton.stem}.verified")
+
+
+def _read_stamp(beton: Path) -> dict:
+    try:
+        return json.loads(_stamp_path(beton).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_stamp(beton: Path, stamp: dict) -> None:
+    try:
+        write_atomically(_stamp_path(beton), json.dumps(stamp))
+    except OSError:
+        pass  # a read-only folder: the digest is then computed each time

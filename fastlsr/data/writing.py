@@ -1,0 +1,297 @@
+"""Samples -> a `.beton` file and its manifest; the same bytes for any number of workers.
+
+The file is FFCV's format, written without FFCV's DatasetWriter: that one hangs for ever when a worker fails, draws
+`proportion` without a seed, and lays samples out in the order in which its workers happen to finish. Here workers
+only decode and encode; this process alone places their results, in the order of the samples, and writes.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import importlib.metadata
+import itertools
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+
+import fastlsr
+from fastlsr.data.beton import Layout, finish
+from fastlsr.data.encoding import Chunk, Encoding, copy_images, encode_images
+from fastlsr.data.manifest import Manifest, manifest_path, sha256_of, write_manifest
+from fastlsr.errors import InputError
+
+_FILES_A_CHUNK = 8
+_SLOT_BYTES = 2**23  # shared memory for one chunk: 8 raw images of 500x500 and some more
+_ARRAYS_A_CHUNK = 512
+_CHUNKS_AHEAD = 3  # encoded and not yet written, for each worker: bounds the memory
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images and their labels, in file order.
+
+    images: uint8 [N, H, W, 3], or N image files.
+    labels: int64 [N], 0-based.
+    """
+
+    images: np.ndarray | Sequence[Path]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def write_beton(
+    samples: Samples,
+    path: Path,
+    *,
+    dataset: str,
+    split: str,
+    classes: Sequence[str],
+    encoding: Encoding = Encoding(),
+    options: dict | None = None,
+    workers: int = 1,
+    skip_bad: bool = False,
+    on_progress: Callable[[int], None] = lambda images: None,
+) -> Manifest:
+    """The manifest of the file now at `path`, fields image, label and index (0..N-1, the position in the file).
+
+    `path` appears whole or not at all, its manifest after it; what was there before stays until then, and no
+    `.beton` is ever beside another one's manifest.
+
+    Args:
+        options: noted in the manifest, besides the encoding.
+        workers: processes that decode and encode; 1 does it in this one.
+        on_progress: told how many more of the samples are done.
+
+    Raises:
+        InputError: no sample; a label outside the classes; an image cannot be read (and not `skip_bad`); a worker
+            died; the disk is full or read-only; another process is writing `path`.
+    """
+    path = Path(path)
+    _check(samples, classes, workers)
+    with _partial_file(path) as (partial, file):
+        written = _write(samples, file, encoding, workers=workers, skip_bad=skip_bad, on_progress=on_progress)
+        manifest = Manifest(
+            dataset=dataset,
+            split=split,
+            classes=tuple(classes),
+            options={**asdict(encoding), **(options or {})},
+            bytes=partial.stat().st_size,
+            sha256=sha256_of(partial),
+            versions=_versions(),
+            skipped=tuple(written.skipped),
+            **_facts(written, len(classes)),
+        )
+        manifest_path(path).unlink(missing_ok=True)
+        os.replace(partial, path)
+    _publish(manifest, path)
+    return manifest
+
+
+@dataclass
+class _Written:
+    """What has gone into the file so far."""
+
+    layout: Layout
+    sums: list[int] = field(default_factory=lambda: [0, 0, 0])  # per channel; Python's integers, so no overflow
+    squares: list[int] = field(default_factory=lambda: [0, 0, 0])
+    skipped: list[str] = field(default_factory=list)
+
+    def add(self, chunk: Chunk, labels: np.ndarray, file: BinaryIO) -> None:
+        """None; the chunk's samples are in the file, each where the layout puts it."""
+        for label, (mode, width, height, size), stored in zip(labels.tolist(), chunk.rows, chunk.stored):
+            free = self.layout.end
+            start = self.layout.place(label=label, mode=mode, width=width, height=height, size=size)
+            if start != free:
+                file.seek(start)  # past the end: the gap before the next page reads as zeros
+            file.write(stored)
+        self.sums = [total + more for total, more in zip(self.sums, chunk.sums)]
+        self.squares = [total + more for total, more in zip(self.squares, chunk.squares)]
+
+
+def _write(
+    samples: Samples, file: BinaryIO, encoding: Encoding, *, workers: int, skip_bad: bool, on_progress: Callable
+) -> _Written:
+    written = _Written(Layout.for_samples(len(samples)))
+    file.seek(written.layout.end)
+    for positions, chunk in _encoded(samples, encoding, workers):
+        if chunk.bad and not skip_bad:
+            raise InputError(f"{chunk.bad[0][1]}; --skip-bad leaves such images out")
+        labels = np.delete(samples.labels[positions.start : positions.stop], [at for at, _ in chunk.bad])
+        written.add(chunk, labels, file)
+        written.skipped.extend(why for _, why in chunk.bad)
+        on_progress(len(positions))
+    if not written.layout.rows:
+        raise InputError(f"not one of the images could be read: {written.skipped[0]}")
+    finish(file, written.layout)
+    file.flush()
+    os.fsync(file.fileno())
+    return written
+
+
+def _encoded(samples: Samples, encoding: Encoding, workers: int) -> Iterator[tuple[range, Chunk]]:
+    """(positions, encoded images) for each chunk of the samples, in order; a chunk is good until the next."""
+    arrays = isinstance(samples.images, np.ndarray)
+    size = _ARRAYS_A_CHUNK if arrays else _FILES_A_CHUNK
+    chunks = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
+    parts = (samples.images[positions.start : positions.stop] for positions in chunks)
+    if arrays and encoding.mode == "raw" and not 0 < encoding.max_resolution < max(samples.images.shape[1:3]):
+        return zip(chunks, map(copy_images, parts))
+    tasks = ((part, positions, encoding) for part, positions in zip(parts, chunks))
+    workers = min(workers, len(chunks))
+    return zip(chunks, _in_processes(tasks, workers) if workers > 1 else (encode_images(*task) for task in tasks))
+
+
+def _in_processes(tasks: Iterator[tuple], workers: int) -> Iterator[Chunk]:
+    """The chunks in the order of the tasks, at most a few for each worker under way at once."""
+    # Spawned, not forked: this process may hold the threads of torch, numba or OpenCV, whose locks a fork copies.
+    context = multiprocessing.get_context("spawn")
+    slots = workers * _CHUNKS_AHEAD
+    shared = context.RawArray("B", slots * _SLOT_BYTES)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(shared,))
+    pending: deque[Future] = deque()
+    try:
+        # Slot n is written again only by task n + slots, submitted after the caller is done with chunk n.
+        for slot, task in zip(itertools.cycle(range(slots)), tasks):
+            if len(pending) == slots:
+                yield _taken(*pending.popleft().result(), shared)
+            pending.append(pool.submit(_encode_into, slot, *task))
+        while pending:
+            yield _taken(*pending.popleft().result(), shared)
+    except BrokenProcessPool:
+        raise InputError("a worker process died (out of memory, or killed); fewer --workers need less") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(shared: ctypes.Array) -> None:
+    global _shared
+    _shared = shared
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _encode_into(slot: int, images: Sequence, positions: range, encoding: Encoding) -> tuple[int, Chunk]:
+    """(slot, chunk), the images' bytes left in the shared slot, for a pipe would copy them four times.
+
+    A chunk that the slot cannot hold goes through the pipe after all, and -1 stands for the slot.
+    """
+    chunk = encode_images(images, positions, encoding)
+    if sum(stored.nbytes for stored in chunk.stored) > _SLOT_BYTES:
+        return -1, chunk
+    into, taken = _slot(_shared, slot), 0
+    for stored in chunk.stored:
+        into[taken : taken + stored.nbytes] = stored
+        taken += stored.nbytes
+    return slot, replace(chunk, stored=())
+
+
+def _taken(slot: int, chunk: Chunk, shared: ctypes.Array) -> Chunk:
+    """The chunk with its images' bytes, as views of the slot."""
+    if slot < 0:
+        return chunk
+    ends = list(itertools.accumulate(size for *_, size in chunk.rows))
+    whole = _slot(shared, slot)
+    return replace(chunk, stored=[whole[start:end] for start, end in zip([0, *ends], ends)])
+
+
+def _slot(shared: ctypes.Array, slot: int) -> np.ndarray:
+    return np.frombuffer(shared, dtype=np.uint8, count=_SLOT_BYTES, offset=slot * _SLOT_BYTES)
+
+
+def _exit_with_parent() -> None:
+    # Without this, workers of a parent killed by SIGKILL would wait for their next task for ever.
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _partial_file(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """(path, open file) of the hidden file that becomes `path`; removed however the block is left.
+
+    It is locked, so that two writers of one `.beton` do not mix; what a killed writer left is written over.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    with file:
+        _lock(file, partial, path)
+        try:
+            file.truncate(0)
+            yield partial, file
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _lock(file: BinaryIO, partial: Path, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The other writer may have finished between our opening and our locking: then this is its finished file.
+        ours = partial.exists() and os.path.samestat(os.fstat(file.fileno()), partial.stat())
+    except BlockingIOError:
+        ours = False
+    if not ours:
+        raise InputError(f"{path} is being written by another process")
+
+
+def _publish(manifest: Manifest, path: Path) -> None:
+    try:
+        write_manifest(manifest, path)
+    except BaseException:
+        path.unlink(missing_ok=True)  # a file without manifest is of no use
+        raise
+
+
+def _facts(written: _Written, classes: int) -> dict:
+    """What the manifest says of the stored images."""
+    labels, _, widths, heights, _, _ = np.array(written.layout.rows, dtype=np.int64).T
+    mean, std = _mean_and_std(written.sums, written.squares, int((widths * heights).sum()))
+    return {
+        "count": len(labels),
+        "class_counts": tuple(np.bincount(labels, minlength=classes).tolist()),
+        "heights": (int(heights.min()), int(heights.max())),
+        "widths": (int(widths.min()), int(widths.max())),
+        "mean": mean,
+        "std": std,
+    }
+
+
+def _mean_and_std(sums: Sequence[int], squares: Sequence[int], pixels: int) -> tuple[tuple, tuple]:
+    """Per channel of values v/255: mean and population standard deviation, from exact integer sums."""
+    mean = tuple(total / (255 * pixels) for total in sums)
+    # n*sum(v^2) - sum(v)^2 in whole numbers: the difference of two near numbers loses nothing.
+    std = tuple(math.sqrt(pixels * square - total**2) / (255 * pixels) for total, square in zip(sums, squares))
+    return mean, std
+
+
+def _versions() -> dict[str, str]:
+    named = {name: importlib.metadata.version(name) for name in ("ffcv", "numpy", "pillow")}
+    return {**named, "fastlsr": fastlsr.__version__, "opencv": cv2.__version__}
+
+
+def _check(samples: Samples, classes: Sequence[str], workers: int) -> None:
+    if len(samples) == 0:
+        raise InputError("there is no image to write")
+    if samples.labels.min() < 0 or samples.labels.max() >= len(classes):
+        raise InputError(f"a label lies outside the {len(classes)} classes")
+    if workers < 1:
+        raise InputError("--workers must be at least 1")

@@ -1,0 +1,240 @@
+"""Everything a run holds between its first and its last step, and how it is saved and restored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fastlsr.config import Config
+from fastlsr.data.loader import Loader
+from fastlsr.data.manifest import Manifest
+from fastlsr.engine.evaluation import evaluate
+from fastlsr.engine.runtime import choose_compile
+from fastlsr.engine.schedule import Schedule, build_optimizer, set_learning_rate
+from fastlsr.engine.step import Classifier, TrainStep
+from fastlsr.errors import InputError
+from fastlsr.labels.class_means import ClassMeans, choose_peers
+from fastlsr.labels.methods import Phase, phases
+from fastlsr.labels.targets import Targets
+from fastlsr.models import build_model, expected_normalization, head_parameters
+
+
+Normalization = tuple[Sequence[float], Sequence[float]]
+
+
+@dataclass
+class Position:
+    """How far a run is: `epochs` whole epochs and `batches` of the one under way."""
+
+    epochs: int = 0
+    batches: int = 0
+
+
+def split_paths(config: Config) -> tuple[Path, Path]:
+    """The training and the evaluation `.beton` of a configuration."""
+    folder, name = Path(config.data.dir), config.data.dataset
+    train = Path(config.data.train) if config.data.train else folder / f"{name}_train.beton"
+    val = Path(config.data.val) if config.data.val else folder / f"{name}_test.beton"
+    return train, val
+
+
+def build_classifier(config: Config, manifest: Manifest, resolution: int) -> tuple[Classifier, Normalization]:
+    """The configured network for a split's classes, seeded, and the mean and std it normalises by.
+
+    Those are the ones its pre-trained weights expect, or else the split's own.
+    """
+    torch.manual_seed(config.train.seed)
+    classes, pretrained = len(manifest.classes), config.model.pretrained
+    model = build_model(config.model.name, classes=classes, pretrained=pretrained, resolution=resolution)
+    normalization = expected_normalization(model, pretrained) or (manifest.mean, manifest.std)
+    return wrap(model, normalization, config), normalization
+
+
+def wrap(model: nn.Module, normalization: Normalization, config: Config) -> Classifier:
+    """The model as a classifier of uint8 images, in the configured precision and memory format."""
+    precision, channels_last = config.train.precision, config.train.channels_last
+    return Classifier(model, *normalization, precision=precision, channels_last=channels_last)
+
+
+def average(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of the model's weights and buffers, at first equal to them."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+class Session:
+    """A run under way: data, network, targets, optimizer, and its position.
+
+    Args:
+        config: the options.
+        device: where to train.
+
+    Raises:
+        InputError: for data, weights or options that do not fit.
+    """
+
+    def __init__(self, config: Config, device: torch.device):
+        self.config, self.device = config, device
+        self.position = Position()
+        self.phases = phases(config.method, config.train.epochs)
+        train, val = split_paths(config)
+        self.train = Loader(train, config.data, train=True, seed=config.train.seed, device=device)
+        self.test = Loader(val, config.data, train=False, seed=config.train.seed, device=device)
+        if self.train.manifest.classes != self.test.manifest.classes:
+            raise InputError(f"{train} and {val} have different classes")
+        network, self.normalization = build_classifier(config, self.train.manifest, self.train.resolution)
+        self.network = network.to(device)
+        self.classes = len(self.train.manifest.classes)
+        self.schedule = Schedule(config.optim, config.train.epochs, math.ceil(len(self.train) / config.optim.accumulate))
+        self.optimizer = build_optimizer(self.network.model, head_parameters(self.network.model), config.optim)
+        self.targets = Targets(self.classes, table=any(phase.soft for phase in self.phases), device=device)
+        learns = any(phase.learns for phase in self.phases)
+        self.means = ClassMeans(self.classes, self.train.manifest.count, device=device) if learns else None
+        self.learned = torch.eye(self.classes, device=device) if learns else None
+        extra = any(phase.learns == "extra" for phase in self.phases)
+        self.plain = Loader(train, config.data, train=False, seed=0, device=device) if extra else None
+        self.ema = average(self.network.model, config.train.ema) if config.train.ema else None
+        self.compile: bool | None = None
+        self.wandb_id: str | None = None
+
+    def prepare_steps(self, say: Callable[[str], None]) -> None:
+        """Makes the training step and the evaluation's forward pass; decides on compiling unless a resume did."""
+        if self.compile is None:
+            size = self.train.resolution
+            images = torch.randint(0, 256, (self.config.data.batch_size, 3, size, size), dtype=torch.uint8)
+            images = images.to(self.device, memory_format=torch.channels_last)
+            steps = len(self.train) * self.config.train.epochs
+            self.compile = choose_compile(self.config.train.compile, self.network, images, steps, say)
+        self.step = TrainStep(self.network, self.optimizer, self.targets, self.means, compile=self.compile)
+        evaluated = self.network if self.ema is None else self.network.around(self.ema.module)
+        self.evaluated: nn.Module = evaluated
+        self.forward = torch.compile(evaluated, dynamic=False) if self.compile else evaluated
+
+    def phase_at(self, epoch: int) -> tuple[int, Phase, int]:
+        """(0-based number, phase, its first epoch) of the phase that 0-based `epoch` belongs to."""
+        first = 0
+        for number, phase in enumerate(self.phases):
+            if epoch < first + phase.epochs:
+                return number, phase, first
+            first += phase.epochs
+        raise IndexError(epoch)
+
+    def enter_epoch(self) -> None:
+        """Prepares targets and class means for the epoch at hand, when the run is at its beginning."""
+        if self.position.batches:
+            return
+        number, phase, first = self.phase_at(self.position.epochs)
+        if self.position.epochs == first:
+            self.targets.enter(phase)
+            if self.targets.table is not None and self.learned is not None:
+                self.targets.table.copy_(self.learned)
+        if phase.learns == "in_pass" and self.position.epochs == first + phase.epochs - 1:
+            self.means.start(self.peers(number, phase))
+        self.step.totals.values.zero_()
+
+    def peers(self, number: int, phase: Phase) -> Tensor:
+        """float32[N]: which training samples the class means of phase `number` are taken over."""
+        seed = self.config.train.seed
+        return torch.from_numpy(choose_peers(self.train.labels, phase.peers, seed=seed, stage=number))
+
+    def class_counts(self) -> Tensor:
+        """float64[K]: training images of each class."""
+        return torch.tensor(self.train.manifest.class_counts, dtype=torch.float64)
+
+    def steps_done(self) -> int:
+        """Optimizer steps since the run's beginning."""
+        inside = self.position.batches // self.config.optim.accumulate
+        return self.position.epochs * self.schedule.steps_per_epoch + inside
+
+    def learn_soft_labels(self) -> list[int]:
+        """Turns the class means of the phase that just ended into `learned`; returns the classes without a sample."""
+        number, phase, _ = self.phase_at(self.position.epochs)
+        if phase.learns == "extra":
+            self.means.start(self.peers(number, phase))
+            self._label_pass()
+        self.means.stop()
+        self.learned, missing = self.means.soft_labels(phase.temperature, former=self.learned)
+        return missing
+
+    @torch.inference_mode()
+    def _label_pass(self) -> None:
+        """The textbook pass of COLAM Alg. 1, lines 10-14: every training sample once, as evaluation would see it."""
+        self.network.eval()
+        for images, labels, index in self.plain.epoch(0):
+            self.means.update(self.network(images), labels, index)
+        self.network.train()
+
+    def evaluate(self) -> dict[str, float]:
+        """Test metrics of the network, or of its moving average where there is one."""
+        self.evaluated.eval()
+        metrics = evaluate(self.forward, self.test.epoch(0), self.targets)
+        self.network.train()
+        return metrics
+
+    def accumulate(self, images: Tensor, labels: Tensor, index: Tensor) -> bool:
+        """Takes in the batch at hand; moves the weights, and answers True, when it is the last of its group."""
+        group, size = self.config.optim.accumulate, self.config.data.batch_size
+        first = self.position.batches - self.position.batches % group
+        if self.position.batches == first:
+            set_learning_rate(self.optimizer, self.schedule.factor(self.steps_done()))
+        last = min(first + group, len(self.train))
+        self.step.accumulate(images, labels, index, samples=min(last * size, self.train.manifest.count) - first * size)
+        self.position.batches += 1
+        if self.position.batches < last:
+            return False
+        self.step.update()
+        if self.ema:
+            self.ema.update_parameters(self.network.model)
+        return True
+
+    def last_learning_rate(self) -> float:
+        """The peak group's rate at the last step of the epoch that just ended."""
+        return self.config.optim.lr * self.schedule.factor(self.steps_done() - 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, as tensors and plain values."""
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return {
+            "config": self.config.as_dict(),
+            "position": [self.position.epochs, self.position.batches],
+            "compile": self.compile,
+            "normalization": [list(values) for values in self.normalization],
+            "wandb_id": self.wandb_id,
+            "model": self.network.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.step.scaler.state_dict(),
+            "targets": self.targets.state_dict(),
+            "means": self.means.state_dict() if self.means else None,
+            "learned": self.learned,
+            "totals": self.step.totals.values,
+            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+        }
+
+    def load_before_steps(self, state: dict[str, Any]) -> None:
+        """Restores weights, targets and position, and what `prepare_steps` is to know."""
+        self.compile = state["compile"]
+        self.wandb_id = state["wandb_id"]
+        self.position = Position(*state["position"])
+        self.network.model.load_state_dict(state["model"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        self.targets.load_state_dict(state["targets"])
+
+    def load_after_steps(self, state: dict[str, Any]) -> None:
+        """Restores the rest, once `prepare_steps` has made what holds it."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step.scaler.load_state_dict(state["scaler"])
+        if self.means:
+            self.means.load_state_dict(state["means"])
+            self.learned = state["learned"].to(self.device)
+        self.step.totals.values.copy_(state["totals"])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)

@@ -1,0 +1,164 @@
+"""One training step: normalise, network, targets, loss, backward, class means, optimizer; no host synchronisation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastlsr.labels.class_means import ClassMeans
+from fastlsr.labels.losses import soft_target_cross_entropy
+from fastlsr.labels.targets import Targets
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Classifier(nn.Module):
+    """A network that takes uint8 images: it normalises them on the device, under autocast, and answers logits.
+
+    Args:
+        model: from float [B, 3, H, W] to logits [B, K].
+        mean, std: per channel, of pixels in [0, 1].
+        precision: "bf16", "fp16" or "fp32".
+        channels_last: memory format of images and weights.
+    """
+
+    def __init__(
+        self, model: nn.Module, mean: Sequence[float], std: Sequence[float], *, precision: str, channels_last: bool
+    ):
+        super().__init__()
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.to(memory_format=self.format)
+        self.dtype = AUTOCAST[precision]
+        scale = [1 / (255 * s) for s in std]
+        shift = [-m / s for m, s in zip(mean, std, strict=True)]
+        self.register_buffer("scale", torch.tensor(scale).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", torch.tensor(shift).view(1, 3, 1, 1), persistent=False)
+
+    def around(self, model: nn.Module) -> Classifier:
+        """A classifier with this one's normalisation and precision around another model."""
+        other = copy.copy(self)
+        other._modules = {"model": model}
+        return other
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, K], in the autocast type, of uint8 [B, 3, H, W]."""
+        normalised = (images * self.scale + self.shift).contiguous(memory_format=self.format)
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.model(normalised)
+
+
+class Totals:
+    """Sums over an epoch, kept on the device and read without waiting for it.
+
+    Attributes:
+        values: float64[5]: sum of the losses, correct predictions, samples, steps done, and the first step whose
+            loss was not finite, counted from 1 (0: none).
+    """
+
+    def __init__(self, device: torch.device):
+        self.values = torch.zeros(5, dtype=torch.float64, device=device)
+        self._host = torch.zeros(5, dtype=torch.float64, pin_memory=device.type == "cuda")
+        self._copied: torch.cuda.Event | None = None
+
+    def update(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Adds a batch: float32[B] losses, logits [B, K], int64[B] labels."""
+        loss_sum, correct, seen, steps, bad_step = self.values.unbind()
+        batch_loss = losses.sum(dtype=torch.float64)
+        steps = steps + 1
+        bad_step = torch.where((bad_step == 0) & ~batch_loss.isfinite(), steps, bad_step)
+        correct = correct + (logits.argmax(1) == labels).sum()
+        self.values.copy_(torch.stack([loss_sum + batch_loss, correct, seen + len(labels), steps, bad_step]))
+
+    def read(self) -> EpochTotals:
+        """The sums so far. This waits for the device: for the end of an epoch."""
+        return EpochTotals(*self.values.tolist())
+
+    def read_late(self) -> EpochTotals:
+        """The sums as of an earlier call of this, without waiting for the device: for inside an epoch."""
+        if self.values.device.type != "cuda":
+            return self.read()
+        late = self._host.clone()
+        if self._copied is None or self._copied.query():
+            late = self._host.clone()
+            self._host.copy_(self.values, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        return EpochTotals(*late.tolist())
+
+
+@dataclass(frozen=True)
+class EpochTotals:
+    """What `Totals` held, on the host."""
+
+    loss_sum: float
+    correct: float
+    seen: float
+    steps: float
+    bad_step: float
+
+    @property
+    def loss(self) -> float:
+        """Mean training objective, in nats."""
+        return self.loss_sum / max(self.seen, 1)
+
+    @property
+    def top1(self) -> float:
+        """Accuracy on the training batches, in percent."""
+        return 100 * self.correct / max(self.seen, 1)
+
+
+class TrainStep:
+    """Trains on a batch; `compute` is the part that torch.compile may fuse.
+
+    Args:
+        network: in training mode.
+        targets, means: what the loss reads, and what the step adds its logits to (None where no phase learns).
+        compile: whether to compile.
+    """
+
+    def __init__(
+        self,
+        network: Classifier,
+        optimizer: torch.optim.Optimizer,
+        targets: Targets,
+        means: ClassMeans | None,
+        *,
+        compile: bool,
+    ):
+        device = targets.mix.device
+        self.network, self.optimizer, self.targets, self.means = network, optimizer, targets, means
+        self.totals = Totals(device)
+        self.scale = torch.ones((), device=device)
+        self._scale = 1.0
+        self.scaler = torch.amp.GradScaler(device.type, enabled=network.dtype == torch.float16)
+        # Static shapes: the ragged last batch gets a graph of its own instead of a slower dynamic one.
+        self.compute: Callable[..., Tensor] = (
+            torch.compile(self._compute, dynamic=False) if compile else self._compute
+        )
+
+    def _compute(self, images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        logits = self.network(images)
+        objective, losses = soft_target_cross_entropy(
+            logits, labels, self.targets.mix, self.targets.table, self.scale
+        )
+        self.totals.update(losses, logits.detach(), labels)
+        if self.means is not None:
+            self.means.update(logits, labels, index)
+        return objective
+
+    def accumulate(self, images: Tensor, labels: Tensor, index: Tensor, *, samples: int) -> None:
+        """Adds a batch's gradient, as its share of a mean over `samples` samples."""
+        if samples != self._scale:
+            self.scale.fill_(1 / samples)
+            self._scale = samples
+        self.scaler.scale(self.compute(images, labels, index)).backward()
+
+    def update(self) -> None:
+        """Moves the weights by the gradients added up, and clears those."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)

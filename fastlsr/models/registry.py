@@ -1,0 +1,107 @@
+"""Names of networks, and how one is built."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastlsr.errors import InputError
+from fastlsr.models import pretrained as weights
+from fastlsr.models.resnet import cifar_resnet, resnet18
+
+# Number of classes -> network. They win over timm's models of the same name, which `timm/NAME` reaches.
+SMALL_IMAGE_NETWORKS: Mapping[str, Callable[[int], nn.Module]] = {
+    "resnet8": partial(cifar_resnet, depth=8),
+    "resnet18": resnet18,
+    "resnet20": partial(cifar_resnet, depth=20),
+    "resnet56": partial(cifar_resnet, depth=56),
+}
+LARGEST_SMALL_IMAGE = 64
+FORCE_TIMM = "timm/"
+
+
+def build_model(name: str, *, classes: int, pretrained: str = "", resolution: int) -> nn.Module:
+    """The network `name` for `classes` classes, in train mode, on the default device (`torch.device(...)` applies).
+
+    Args:
+        name: one of `SMALL_IMAGE_NETWORKS`, any timm model (with or without a tag of its weights), or `timm/NAME`.
+        classes: outputs of the classifier.
+        pretrained: "" for the network's own initialisation, "timm" for timm's download, or a file of weights
+            (see `pretrained.load_weights`). `expected_normalization` says how the inputs must then be normalised.
+        resolution: side of the square images, in pixels.
+
+    Raises:
+        InputError: for an unknown name (with the nearest known ones), a network that does not take such images, and
+            weights that cannot be had or do not fit.
+    """
+    if name in SMALL_IMAGE_NETWORKS:
+        return _build_small(name, classes=classes, pretrained=pretrained, resolution=resolution)
+    return _build_timm(name.removeprefix(FORCE_TIMM), classes=classes, pretrained=pretrained, resolution=resolution)
+
+
+def _build_small(name: str, *, classes: int, pretrained: str, resolution: int) -> nn.Module:
+    if resolution > LARGEST_SMALL_IMAGE:
+        raise InputError(
+            f"model.name={name} is the network for images up to {LARGEST_SMALL_IMAGE} pixels, these have {resolution}: "
+            f"take {_timm_counterpart(name)}, or set data.resolution"
+        )
+    if pretrained == "timm":
+        raise InputError(f"model.pretrained=timm: {name} is not timm's; take {_timm_counterpart(name)}")
+    model = SMALL_IMAGE_NETWORKS[name](classes)
+    if pretrained:
+        weights.load_weights(model, Path(pretrained))
+    return model
+
+
+def _build_timm(name: str, *, classes: int, pretrained: str, resolution: int) -> nn.Module:
+    import timm  # here, since it takes seconds that the own networks can do without
+
+    _refuse_unknown(name)
+    options = _size_option(name, resolution)
+    if pretrained == "timm":
+        return weights.download(name, classes=classes, **options)
+    try:
+        model = timm.create_model(name, num_classes=classes, **options)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"model.name={name} cannot be built for {resolution} pixels: {reason}") from error
+    if pretrained:
+        weights.load_weights(model, Path(pretrained))
+    return model
+
+
+def _size_option(name: str, resolution: int) -> dict[str, Any]:
+    """timm's `img_size`, for the models (transformers, mostly) that are made for one size of image, if it is another."""
+    import timm
+
+    source = timm.get_pretrained_cfg(name)
+    if source is None or not source.fixed_input_size or tuple(source.input_size[1:]) == (resolution, resolution):
+        return {}
+    return {"img_size": resolution}
+
+
+def _refuse_unknown(name: str) -> None:
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    known_tags = timm.list_pretrained(f"{architecture}.*") if tag else []
+    if "/" in name or ":" in name or not timm.is_model(architecture):
+        known = {known.lower(): known for known in [*SMALL_IMAGE_NETWORKS, *timm.list_models()]}
+        near = [known[close] for close in difflib.get_close_matches(architecture.lower(), known, 3)]
+    elif tag and name not in known_tags:
+        near = difflib.get_close_matches(name, known_tags, 3, cutoff=0.0)
+    else:
+        return
+    hint = f"the nearest names are {', '.join(near)}" if near else "see timm.list_models()"
+    raise InputError(f"model.name={name} is not known: {hint}")
+
+
+def _timm_counterpart(name: str) -> str:
+    import timm
+
+    return f"{FORCE_TIMM}{name}" if timm.is_model(name) else f"a timm model, such as {FORCE_TIMM}resnet18"

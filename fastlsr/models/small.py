@@ -1,0 +1,48 @@
+"""What every own network for small images has in common: a feature extractor, a global mean and one linear layer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class SmallImageNetwork(nn.Module):
+    """Logits of small images: `features`, the mean over the positions, then the linear classifier `fc`.
+
+    A family supplies only `features`, a module from float[B, 3, H, W] to float[B, D, h, w]. The methods bear the
+    names that timm's models give them, so that code which needs the classifier or what enters it (a learning rate of
+    its own, penultimate features, class templates) takes one path for all models.
+    """
+
+    def __init__(self, features: nn.Module, *, num_features: int, classes: int):
+        super().__init__()
+        self.features = features
+        self.num_features = num_features
+        self.fc = nn.Linear(num_features, classes)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Feature maps, float[B, D, h, w]."""
+        return self.features(images)
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits float[B, K] of the feature maps, or what enters the classifier, float[B, D], for `pre_logits`."""
+        pooled = features.mean((2, 3))
+        return pooled if pre_logits else self.fc(pooled)
+
+    def get_classifier(self) -> nn.Linear:
+        """The layer whose output is the logits."""
+        return self.fc
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, float[B, K], of normalised images, float[B, 3, H, W]."""
+        return self.forward_head(self.forward_features(images))
+
+
+def he_initialise(module: nn.Module) -> None:
+    """Draws the weight of a convolution from N(0, 2 / fan_out); meant for `Module.apply`.
+
+    He et al. 2015 (arXiv:1502.01852, Eqs. 10 and 14), to which He et al. 2016 refer for all their networks. The paper
+    derives fan_in and fan_out and calls either sufficient; fan_out is taken here. It says nothing of normalisation and
+    classifier layers, which keep PyTorch's defaults.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

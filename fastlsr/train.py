@@ -1,0 +1,251 @@
+"""Trains one run: python -m fastlsr.train --cfg FILE --section.key=value [--dry-run].
+
+Reads downward: main -> train -> train_epoch -> one step. Exit codes: 0 done, 1 failed, 2 wrong input, 130 and 143
+stopped by SIGINT and SIGTERM with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from fastlsr.config import Config, differences, from_dict, load, read_arguments, usage
+from fastlsr.data.manifest import read_manifest
+from fastlsr.engine import checkpoint
+from fastlsr.engine.log import RunLog, results_table, wandb_mode, write_json
+from fastlsr.engine.runtime import choose_device, environment, peak_memory_bytes, set_up_torch
+from fastlsr.engine.schedule import Schedule
+from fastlsr.engine.session import Session, build_classifier, split_paths
+from fastlsr.engine.step import EpochTotals
+from fastlsr.errors import InputError, exit_on_input_error
+from fastlsr.labels.methods import METHODS, options_of, phases
+
+
+class TrainingFailed(Exception):
+    """Training cannot go on, through no fault of the input's form; the message says where it stopped."""
+
+
+class StopRequest:
+    """Remembers SIGINT or SIGTERM until the step under way is done; a second signal acts at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, _frame: object) -> None:
+        self.signal = number
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code of a run as the command line asks for it."""
+    with exit_on_input_error():
+        words = sys.argv[1:] if arguments is None else arguments
+        path, overrides, flags = read_arguments(words, flags=("dry-run", "help"))
+        if "help" in flags:
+            print(f"{__doc__}\nOptions, with their defaults:\n{usage()}")
+            return 0
+        config = load(path, overrides)
+        warn_of_unused(config)
+        if "dry-run" in flags:
+            print(describe(config))
+            return 0
+        try:
+            return train(config)
+        except TrainingFailed as error:
+            print(f"failed: {error}", file=sys.stderr)
+            return 1
+
+
+def warn_of_unused(config: Config) -> None:
+    """Names, in one line on stderr, the method options that were set and that the method does not read."""
+    used = {"method.name", *(f"method.{name}" for name in options_of(config.method.name))}
+    unused = sorted(key for key in config.given if key.startswith("method.") and key not in used)
+    if unused:
+        print(f"warning: method {config.method.name} does not use {', '.join(unused)}", file=sys.stderr)
+
+
+def describe(config: Config) -> str:
+    """The resolved options, the phases, the learning rate where it turns, and the network's size.
+
+    Raises:
+        InputError: as training would.
+    """
+    train, _ = split_paths(config)
+    manifest = read_manifest(train)
+    choose_device(config.train.device)
+    resolution = config.data.resolution or (manifest.heights[1] if manifest.heights[1] <= 64 else 224)
+    network, _ = build_classifier(config, manifest, resolution)
+    count = sum(parameter.numel() for parameter in network.model.parameters())
+    batches = manifest.count / config.data.batch_size
+    batches = math.floor(batches) if config.data.drop_last else math.ceil(batches)
+    schedule = Schedule(config.optim, config.train.epochs, math.ceil(batches / config.optim.accumulate))
+    first, lines = 1, [config.as_yaml(), f"run: {Path(config.run.dir) / config.run_name()}", "phases:"]
+    for number, phase in enumerate(phases(config.method, config.train.epochs), start=1):
+        lines.append(f"  {number}. epochs {first} to {first + phase.epochs - 1}: {phase}")
+        first += phase.epochs
+    lines.append("learning rate:")
+    lines += [f"  from epoch {epoch + 1}: {rate:.6g}" for epoch, rate in schedule.milestones()]
+    lines.append(f"model: {config.model.name}, {count:,} parameters, {len(manifest.classes)} classes")
+    lines.append(f"data: {manifest.count:,} training images, {batches:,} batches an epoch")
+    return "\n".join(lines)
+
+
+def train(config: Config) -> int:
+    """Trains the configured run, from its checkpoint where there is one; returns the exit code.
+
+    Raises:
+        InputError: before anything is written.
+        TrainingFailed: with the last good checkpoint kept.
+    """
+    folder = Path(config.run.dir) / config.run_name()
+    state, remark = find_checkpoint(config, folder)
+    device = choose_device(config.train.device)
+    wandb_mode(config.log.wandb)
+    started = time.perf_counter()
+    log = RunLog(folder, config)
+    log.say(f"run: {folder}")
+    if remark:
+        log.say(f"warning: {remark}")
+    session = Session(config, device)
+    set_up_torch(device, deterministic=config.train.deterministic)
+    if state:
+        session.load_before_steps(state)
+    session.prepare_steps(log.say)
+    if state:
+        session.load_after_steps(state)
+        log.say(f"resuming after {session.position.epochs} epochs and {session.position.batches} batches")
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.replace_file(folder / "config.yaml", lambda part: part.write_text(config.as_yaml(), encoding="utf-8"))
+    write_json(folder / "environment.json", environment(device))
+    log.open(epochs_done=session.position.epochs, wandb_id=session.wandb_id)
+    session.wandb_id = log.wandb_id
+    log.say(f"ready after {time.perf_counter() - started:.1f} s; training on {device}")
+    code = 1
+    try:
+        code = run_epochs(session, log, StopRequest())
+    finally:
+        log.close(code)
+    return code
+
+
+def find_checkpoint(config: Config, folder: Path) -> tuple[dict | None, str]:
+    """(state or None, remark): what `run.resume` says to go on from.
+
+    Raises:
+        InputError: if that is not there, should not be there, or belongs to other options.
+    """
+    state, remark = checkpoint.load(folder)
+    if state is None:
+        if config.run.resume == "must":
+            raise InputError(f"run.resume=must: {folder} has no checkpoint")
+        return None, remark
+    if config.run.resume == "never":
+        raise InputError(f"run.resume=never: {folder} holds a run already; take another run.name")
+    changed = differences(config, from_dict(state["config"]))
+    if changed:
+        raise InputError(f"{folder} was trained with other values of {', '.join(changed)}; take another run.name")
+    return state, remark
+
+
+def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
+    """Runs the epochs that are left: train, evaluate, learn soft labels, log, checkpoint. Returns the exit code."""
+    config = session.config
+    while session.position.epochs < config.train.epochs:
+        start = time.perf_counter()
+        number, phase, first = session.phase_at(session.position.epochs)
+        totals, speed = train_epoch(session, log, stop)
+        if stop.signal is not None:
+            checkpoint.save(log.folder, session.state_dict())
+            log.say(f"stopped by {signal.Signals(stop.signal).name}; the same command goes on from {log.folder}")
+            return 128 + stop.signal
+        metrics = session.evaluate()
+        is_last = session.position.epochs == first + phase.epochs - 1
+        if phase.learns and is_last:
+            learn_soft_labels(session, log, number)
+        session.position.epochs, session.position.batches = session.position.epochs + 1, 0
+        log.row({
+            "epoch": session.position.epochs,
+            "phase": number + 1,
+            "lr": session.last_learning_rate(),
+            "train/loss": totals.loss,
+            "train/top1": totals.top1,
+            **{f"test/{name}": value for name, value in metrics.items()},
+            **speed,
+            "target_entropy": session.targets.mean_entropy(session.class_counts()),
+            "seconds": time.perf_counter() - start,
+            "peak_memory_bytes": peak_memory_bytes(session.device),
+        })  # fmt: skip
+        checkpoint.save(log.folder, session.state_dict())
+        log.summary(finished=session.position.epochs == config.train.epochs)
+    log.console.print(results_table(log.summary(finished=True)))
+    log.say(f"results: {log.folder}")
+    return 0
+
+
+def train_epoch(session: Session, log: RunLog, stop: StopRequest) -> tuple[EpochTotals, dict[str, float]]:
+    """(totals, speed) of the epoch at hand, from the batch that the run's position names; ends early at a stop.
+
+    Nothing in the loop waits for the device.
+    """
+    session.enter_epoch()
+    position, totals = session.position, session.step.totals
+    epoch, batches, first = position.epochs + 1, len(session.train), position.batches
+    log.start_epoch(epoch, batches, first)
+    start = time.perf_counter()
+    try:
+        for images, labels, index in session.train.epoch(position.epochs, first_batch=first):
+            stepped = session.accumulate(images, labels, index)
+            if position.batches % session.config.log.every == 0:
+                so_far = totals.read_late()
+                refuse_non_finite(so_far, epoch, log)
+                log.advance(epoch, batches, position.batches, f"loss {so_far.loss:.4f}")
+            if stepped and stop.signal is not None:
+                break
+    finally:
+        log.end_progress()
+    whole = totals.read()
+    refuse_non_finite(whole, epoch, log)
+    seconds = time.perf_counter() - start
+    seen = min(position.batches * session.config.data.batch_size, session.train.manifest.count)
+    done_before = first * session.config.data.batch_size
+    wait = session.train.wait_seconds / seconds
+    return whole, {"images_per_second": (seen - done_before) / seconds, "data_wait": wait}
+
+
+def refuse_non_finite(totals: EpochTotals, epoch: int, log: RunLog) -> None:
+    """Stops the run at a loss that is no number.
+
+    Raises:
+        TrainingFailed: names epoch and step, and the checkpoint that is left.
+    """
+    if totals.bad_step:
+        raise TrainingFailed(
+            f"the loss is not finite at epoch {epoch}, step {totals.bad_step:.0f}; "
+            f"{log.folder} keeps the checkpoint of the last whole epoch"
+        )
+
+
+def learn_soft_labels(session: Session, log: RunLog, number: int) -> None:
+    """Makes the soft labels of the phase that just ended and keeps a copy in the run's folder."""
+    missing = session.learn_soft_labels()
+    if missing:
+        names = ", ".join(session.train.manifest.classes[label] for label in missing[:5])
+        log.say(f"warning: no sample of {len(missing)} classes was seen ({names}); they keep their former soft label")
+    folder = log.folder / "soft_labels"
+    folder.mkdir(exist_ok=True)
+    table = {"soft_labels": session.learned.cpu().contiguous(), "count": session.means.count.cpu()}
+    path = folder / f"stage_{number + 1:02d}.safetensors"
+    checkpoint.replace_file(path, lambda part: save_file(table, part))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

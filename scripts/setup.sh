@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Makes .venv with everything that fastlsr needs, from nothing; returns within a second where that is already so.
+# PYTHON=... picks the interpreter; without it the newest suitable one is taken.
+# Exit code 2: there is something that the user must mend, and the last lines say what.
+set -eu
+cd "$(dirname "$0")/.."
+
+venv=.venv
+stamp=$venv/fastlsr-setup.sha256
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
+
+# Prints "3.11" for an interpreter that really runs (a pyenv shim may exist and not work), else nothing.
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
+
+suitable() { case "$1" in 3.10 | 3.11 | 3.12) true ;; *) false ;; esac; }
+
+# Prints the real interpreter behind a shim or a venv, so that .venv may be remade from what it was made of.
+base_of() { "$1" -c 'import sys; print(sys._base_executable)'; }
+
+pick_python() {
+    local candidate version="" candidates=("$venv/bin/python" python3.12 python3.11 python3.10 python3)
+    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
+        version=$(version_of "$candidate")
+        if suitable "$version"; then
+            base_of "$candidate"
+            return
+        fi
+    done
+    fail "Python 3.10, 3.11 or 3.12 is needed, and $candidate is ${version:-not there or does not run};" \
+        "install one, or name it: make setup PYTHON=/path/to/python3.12"
+}
+
+# The key names the checkout too: a copied .venv would go on importing fastlsr from the old place.
+wanted_key() { { pwd -P; cat pyproject.toml constraints.txt; } | sha256sum; }
+
+ready() {
+    local version
+    version=$(version_of $venv/bin/python)
+    [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(wanted_key)" ] && [ -n "$version" ] &&
+        { [ -z "${PYTHON:-}" ] || [ "$(version_of "$PYTHON")" = "$version" ]; }
+}
+
+# Prints how to run something as root: nothing for root itself, else sudo, which must not wait where nobody can type.
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        echo ""
+    elif [ -t 0 ]; then
+        echo "sudo"
+    else
+        echo "sudo -n"
+    fi
+}
+
+install_system_packages() {
+    local python=$1 packages root
+    packages=$("$python" -m fastlsr.system --apt || true)
+    if [ -n "$packages" ] && command -v apt-get >/dev/null; then
+        root=$(as_root)
+        if [ -z "$root" ] || command -v sudo >/dev/null; then
+            say "installing system packages: $packages"
+            $root env DEBIAN_FRONTEND=noninteractive apt-get update -qq >&2 || say "apt-get update failed"
+            # shellcheck disable=SC2086  # both are lists of words
+            $root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+                -o DPkg::Lock::Timeout=120 $packages >&2 || say "apt-get install failed"
+        fi
+    fi
+    missing=$("$python" -m fastlsr.system) || fail "system packages are missing and could not be installed from here.
+$missing
+Install them in one of these ways, then run the same command again."
+}
+
+make_venv() {
+    local python=$1
+    if [ "$(version_of $venv/bin/python)" != "$(version_of "$python")" ] ||
+        ! $venv/bin/python -m pip --version >/dev/null 2>&1; then
+        say "making $venv with Python $(version_of "$python")"
+        "$python" -m venv --clear $venv
+    fi
+}
+
+install_packages() {
+    say "installing the packages of pyproject.toml at the versions of constraints.txt (about 5 GB)"
+    # By environment, since `-c` does not reach the isolated build of FFCV; newer pips call that PIP_BUILD_CONSTRAINT.
+    PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+        $venv/bin/python -m pip install --disable-pip-version-check --no-input -e '.[test]' >&2
+}
+
+if ready; then
+    exit 0
+fi
+python=$(pick_python)
+install_system_packages "$python"
+make_venv "$python"
+rm -f "$stamp"
+install_packages
+wanted_key >"$stamp"
+say "done; 'make doctor' says whether everything works"

@@ -1,0 +1,89 @@
+"""Data that several test files share, each built once a session by the package's own writer."""
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastlsr.data.encoding import Encoding
+from fastlsr.data.sources import SOURCES, Dataset, read_dataset
+from fastlsr.data.writing import write_beton
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images beside the checkout; tests that want it are skipped where it is absent."""
+    folder = _REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("../shared/data is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unpacked(real_data, tmp_path_factory):
+    """archive name -> the folder it was unpacked into, once a session."""
+    folders = {}
+
+    def unpack(name: str) -> Path:
+        if name not in folders:
+            if not (real_data / name).is_file():
+                pytest.skip(f"../shared/data/{name} is not here")
+            folder = tmp_path_factory.mktemp("unpacked")
+            with tarfile.open(real_data / name) as archive:
+                archive.extractall(folder, filter="data")
+            folders[name] = folder
+        return folders[name]
+
+    return unpack
+
+
+@pytest.fixture(scope="session")
+def cifar100_dir(unpacked) -> Path:
+    """The folder that holds `cifar-100-python`, as torchvision wants it."""
+    return unpacked("cifar-100-python.tar.xz")
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory) -> Path:
+    """digits_train.beton (1,438 images of 8x8) and digits_test.beton (359)."""
+    out = tmp_path_factory.mktemp("digits")
+    _write_all("digits", read_dataset("digits", None, out), out, SOURCES["digits"].encoding)
+    return out
+
+
+@pytest.fixture(scope="session")
+def photo_tree(tmp_path_factory) -> Path:
+    """train/CLASS and test/CLASS with 48 small JPEGs of 4 classes, every size another, 40 to 110 pixels."""
+    root = tmp_path_factory.mktemp("photo_tree")
+    for at in range(48):
+        folder = root / ("test" if at % 4 == 3 else "train") / f"class_{at // 12}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(at)).save(folder / f"{at:02d}.jpg", quality=92)
+    return root
+
+
+@pytest.fixture(scope="session")
+def small_photos_dir(photo_tree, tmp_path_factory) -> Path:
+    """photos_train.beton (36 images, 4 classes) and photos_test.beton (12), JPEG and raw mixed."""
+    out = tmp_path_factory.mktemp("photos")
+    encoding = Encoding(mode="proportion", compress_probability=0.5, max_resolution=100)
+    _write_all("photos", read_dataset("folder", photo_tree, out), out, encoding)
+    return out
+
+
+def picture(seed: int) -> np.ndarray:
+    """A smooth coloured picture, uint8 [H, W, 3], its size and content a function of `seed`."""
+    random = np.random.default_rng(seed)
+    height, width = (int(side) for side in random.integers(40, 111, 2))
+    small = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _write_all(name: str, dataset: Dataset, out: Path, encoding: Encoding) -> None:
+    for split, samples in dataset.splits.items():
+        path = out / f"{name}_{split}.beton"
+        write_beton(samples, path, dataset=name, split=split, classes=dataset.classes, encoding=encoding)

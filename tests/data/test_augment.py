@@ -1,0 +1,181 @@
+"""The kernels: pixels against plain numpy, randomness against its distribution, crops against torchvision."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import CenterCrop, RandomResizedCrop, Resize
+
+from fastlsr.data import augment
+from fastlsr.data.augment import Rows, below, central_window, random_window, sample_key, uniform
+
+DRAWS = 20_000
+
+
+def smooth_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """uint8 [height, width, 3]: low frequencies only, like a photograph out of focus."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def raw_batch(images: np.ndarray, index: np.ndarray | None = None) -> tuple[np.ndarray, Rows]:
+    """(memory, rows) of uint8 [B, H, W, 3] images, as they lie in a raw .beton."""
+    count, height, width, _ = images.shape
+    size = height * width * 3
+    memory = images.reshape(-1).copy()
+    memory.flags.writeable = False
+    columns = [np.full(count, value) for value in (size, height, width, 0)]
+    return memory, Rows(np.arange(count) if index is None else index, np.arange(count) * size, *columns)
+
+
+def run(crop: augment.Crop, memory, rows: Rows, *, seed: int = 0, epoch: int = 0, workers: int = 2) -> np.ndarray:
+    """uint8 [B, H, W, 3]: what `crop` makes of raw images."""
+    buffers = np.empty((workers, 0), dtype=np.uint8)
+    buffers.flags.writeable = False
+    out = np.full((len(rows.index), crop.resolution, crop.resolution, 3), 77, dtype=np.uint8)
+    failed = np.zeros(len(out), dtype=np.uint8)
+    crop.run(memory, rows, buffers, out, failed, seed=np.uint64(seed), epoch=epoch)
+    assert not failed.any()
+    return out
+
+
+def keys(count: int = DRAWS, *, seed: int = 0, epoch: int = 0) -> list:
+    return [np.uint64(sample_key(np.uint64(seed), epoch, index)) for index in range(count)]
+
+
+def chi_square(counts: np.ndarray) -> float:
+    expected = counts.sum() / len(counts)
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def plain_pad_crop(image: np.ndarray, top: int, left: int, flipped: bool, pad: int) -> np.ndarray:
+    padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    window = padded[top : top + image.shape[0], left : left + image.shape[1]]
+    return window[:, ::-1] if flipped else window
+
+
+@pytest.mark.parametrize(("side", "pad"), [(32, 4), (8, 1)])
+def test_pad_crop_and_flip_equal_plain_numpy_given_the_same_draws(side, pad):
+    images = np.random.default_rng(1).integers(1, 256, (200, side, side, 3), dtype=np.uint8)
+    out = run(augment.padded_crop(side, flip=True), *raw_batch(images), seed=5, epoch=3)
+    for image, key, cropped in zip(images, keys(200, seed=5, epoch=3), out, strict=True):
+        top, left = below(key, 0, 2 * pad + 1), below(key, 1, 2 * pad + 1)
+        assert np.array_equal(cropped, plain_pad_crop(image, top, left, below(key, 2, 2) == 1, pad))
+
+
+def test_the_whole_image_is_copied_unchanged():
+    images = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    assert np.array_equal(run(augment.whole_image(8), *raw_batch(images)), images)
+
+
+@pytest.mark.parametrize("crop", [augment.padded_crop(16, flip=True), augment.random_resized_crop(16, flip=True)])
+def test_an_image_is_augmented_alike_wherever_in_a_batch_and_on_however_many_threads(crop):
+    images = np.random.default_rng(1).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+    memory, rows = raw_batch(images)
+    reversed_rows = Rows(*(column[::-1].copy() for column in rows))
+    forwards = run(crop, memory, rows, workers=1)
+    assert np.array_equal(forwards, run(crop, memory, rows, workers=3))
+    assert np.array_equal(forwards, run(crop, memory, reversed_rows)[::-1])
+
+
+@pytest.mark.parametrize("crop", [augment.padded_crop(16, flip=True), augment.random_resized_crop(16, flip=True)])
+@pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}])
+def test_another_seed_or_epoch_augments_otherwise(crop, other):
+    memory, rows = raw_batch(np.random.default_rng(1).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8))
+    same = (run(crop, memory, rows) == run(crop, memory, rows, **other)).all(axis=(1, 2, 3))
+    assert same.mean() < 0.2
+
+
+def test_flip_mirrors_half_of_the_resized_crops():
+    memory, rows = raw_batch(np.stack([smooth_image(40, 50)] * 400))
+    flipped = run(augment.random_resized_crop(16, flip=True), memory, rows)
+    straight = run(augment.random_resized_crop(16, flip=False), memory, rows)
+    mirrored = (flipped == straight[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (mirrored | (flipped == straight).all(axis=(1, 2, 3))).all()
+    assert 160 < mirrored.sum() < 240  # four standard deviations
+
+
+@pytest.mark.parametrize(("draw", "count"), [(0, 9), (1, 9), (2, 2)])
+def test_integer_draws_are_uniform_over_samples(draw, count):
+    counts = np.bincount([below(key, draw, count) for key in keys()], minlength=count)
+    assert len(counts) == count
+    assert chi_square(counts) < 26.2  # 8 degrees of freedom: the 99.9th percentile
+
+
+def test_draws_are_uniform_over_epochs_of_one_sample():
+    counts = np.bincount(
+        [below(np.uint64(sample_key(np.uint64(0), epoch, 17)), 0, 9) for epoch in range(DRAWS)], minlength=9
+    )
+    assert chi_square(counts) < 26.2
+
+
+def test_different_draws_of_a_sample_are_independent():
+    pairs = [below(key, 0, 4) * 4 + below(key, 1, 4) for key in keys()]
+    assert chi_square(np.bincount(pairs, minlength=16)) < 37.7  # 15 degrees of freedom
+
+
+def test_uniform_draws_fill_their_range_and_stay_inside():
+    draws = np.array([uniform(key, 0, -1.0, 3.0) for key in keys()])
+    assert draws.min() >= -1.0 and draws.max() < 3.0
+    assert chi_square(np.histogram(draws, bins=20, range=(-1, 3))[0]) < 43.8  # 19 degrees of freedom
+
+
+def test_keys_of_all_seeds_epochs_and_samples_differ():
+    made = {sample_key(np.uint64(s), e, i) for s in range(20) for e in range(20) for i in range(50)}
+    assert len(made) == 20 * 20 * 50
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (60, 400), (300, 50)])
+def test_random_windows_are_distributed_as_torchvisions(height, width):
+    """The last two sizes are so narrow that the central fallback is used often."""
+    ours = np.array([random_window(key, height, width) for key in keys(4000)], dtype=np.float64)
+    torch.manual_seed(0)
+    image = torch.empty(1, height, width)
+    theirs = np.array(
+        [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)], dtype=np.float64
+    )
+    assert (ours[:, :2] >= 0).all() and (ours[:, 0] + ours[:, 2] <= height).all() and (ours[:, 1] + ours[:, 3] <= width).all()
+    for column in range(4):
+        assert kolmogorov_distance(ours[:, column], theirs[:, column]) < 1.95 * np.sqrt(2 / 4000)  # p = 0.001
+    assert kolmogorov_distance(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]) < 1.95 * np.sqrt(2 / 4000)
+
+
+def kolmogorov_distance(a: np.ndarray, b: np.ndarray) -> float:
+    places = np.concatenate([a, b])
+    below_a = np.searchsorted(np.sort(a), places, side="right") / len(a)
+    below_b = np.searchsorted(np.sort(b), places, side="right") / len(b)
+    return float(np.abs(below_a - below_b).max())
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (300, 300), (150, 200)])
+def test_the_central_crop_is_torchvisions_within_rounding(height, width):
+    image = smooth_image(height, width)
+    ours = run(augment.central_crop(224), *raw_batch(image[None]))[0]
+    theirs = np.asarray(CenterCrop(224)(Resize(256)(Image.fromarray(image))))
+    difference = np.abs(ours.astype(int) - theirs)
+    assert difference.mean() < 2 and difference.max() < 12
+    shifted = np.abs(np.roll(ours, 4, axis=1).astype(int) - theirs).mean()
+    assert shifted > 2 * difference.mean()  # the twin: four pixels off is seen
+
+
+def test_the_central_window_of_256_pixels_is_224_wide():
+    assert central_window(256, 256) == (16, 16, 224, 224)
+    assert central_window(256, 512) == (16, 144, 224, 224)
+
+
+def test_a_resized_crop_of_a_jpeg_is_that_of_its_pixels():
+    image = smooth_image(90, 120)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=95, subsampling=0)
+    data = np.frombuffer(file.getvalue(), dtype=np.uint8)
+    jpeg = Rows(*(np.array([value]) for value in (0, 0, len(data), 90, 120, 1)))
+    crop, out = augment.random_resized_crop(32, flip=True), np.empty((1, 32, 32, 3), dtype=np.uint8)
+    buffers = np.empty((1, 90 * 120 * 3), dtype=np.uint8)
+    buffers.flags.writeable = False
+    failed = np.zeros(1, dtype=np.uint8)
+    crop.run(data, jpeg, buffers, out, failed, seed=np.uint64(0), epoch=0)
+    expected = run(crop, *raw_batch(image[None]))
+    assert not failed[0]
+    assert np.abs(out.astype(int) - expected).mean() < 3  # turbojpeg's fast transform is that coarse

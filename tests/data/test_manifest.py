@@ -1,0 +1,104 @@
+"""A `.beton` is taken for what its manifest says only while it is that very file."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from fastlsr.data.manifest import manifest_path, read_manifest, verify, write_manifest
+from fastlsr.errors import InputError
+
+
+@pytest.fixture
+def beton(digits_dir, tmp_path):
+    """A copy of the digits' test split that a test may damage."""
+    for name in ("digits_test.beton", "digits_test.json"):
+        shutil.copy(digits_dir / name, tmp_path / name)
+    return tmp_path / "digits_test.beton"
+
+
+def test_a_manifest_read_back_is_the_manifest_written(beton):
+    manifest = replace(read_manifest(beton), skipped=("a.jpg: empty",))
+    write_manifest(manifest, beton)
+    assert read_manifest(beton) == manifest
+
+
+def test_equal_manifests_are_equal_files(beton):
+    before = manifest_path(beton).read_bytes()
+    write_manifest(read_manifest(beton), beton)
+    assert manifest_path(beton).read_bytes() == before
+
+
+def test_an_untouched_file_is_verified_each_time(beton):
+    assert verify(beton) == verify(beton) == read_manifest(beton)
+
+
+def test_one_altered_byte_is_refused_though_size_and_time_are_put_back(beton):
+    verify(beton)
+    before = beton.stat()
+    with open(beton, "r+b") as file:
+        file.seek(before.st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    os.utime(beton, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(InputError, match="digits_test.beton.*sha256"):
+        verify(beton)
+
+
+@pytest.mark.parametrize("change", [-1, 1], ids=["truncated", "lengthened"])
+def test_another_size_is_refused(beton, change):
+    os.truncate(beton, beton.stat().st_size + change)
+    with pytest.raises(InputError, match="digits_test.beton has .* bytes"):
+        verify(beton)
+
+
+def test_another_splits_manifest_is_refused(beton, digits_dir):
+    shutil.copy(digits_dir / "digits_train.json", manifest_path(beton))
+    with pytest.raises(InputError, match="its manifest says"):
+        verify(beton)
+
+
+def test_the_digest_is_spared_only_by_a_stamp_of_this_very_state(beton):
+    with open(beton, "r+b") as file:
+        file.write(b"\0")
+    state = beton.stat()
+    stamp = {"size": state.st_size, "mtime_ns": state.st_mtime_ns, "ctime_ns": state.st_ctime_ns,
+             "inode": state.st_ino, "sha256": read_manifest(beton).sha256}  # fmt: skip
+    beton.with_name(".digits_test.verified").write_text(json.dumps(stamp))
+    verify(beton)  # no digest was computed: it would differ
+    beton.with_name(".digits_test.verified").write_text(json.dumps({**stamp, "inode": state.st_ino + 1}))
+    with pytest.raises(InputError, match="sha256"):
+        verify(beton)
+
+
+def test_a_missing_beton_and_a_missing_manifest_are_told_apart(beton):
+    manifest_path(beton).unlink()
+    with pytest.raises(InputError, match="no manifest digits_test.json"):
+        read_manifest(beton)
+    beton.unlink()
+    with pytest.raises(InputError, match="does not exist"):
+        read_manifest(beton)
+
+
+DAMAGE = {
+    "no JSON": lambda values: "{",
+    "no object": lambda values: "[]",
+    "a key missing": lambda values: json.dumps({key: values[key] for key in values if key != "classes"}),
+    "a key too many": lambda values: json.dumps({**values, "extra": 1}),
+    "a wrong type": lambda values: json.dumps({**values, "count": "359"}),
+    "a wrong item": lambda values: json.dumps({**values, "mean": [0.1, 0.2, "0.3"]}),
+    "a wrong length": lambda values: json.dumps({**values, "std": [0.1, 0.2]}),
+    "another count": lambda values: json.dumps({**values, "count": 360}),
+    "a class missing": lambda values: json.dumps({**values, "classes": values["classes"][:-1]}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_manifest_is_refused_by_name(beton, damage):
+    values = json.loads(manifest_path(beton).read_text())
+    manifest_path(beton).write_text(DAMAGE[damage](values))
+    with pytest.raises(InputError, match="digits_test.json"):
+        read_manifest(beton)

@@ -1,0 +1,115 @@
+"""The fused loss against hand-worked values, float64, torch's own losses, and itself under torch.compile."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from fastlsr.labels.losses import losses_and_gradients, soft_target_cross_entropy
+
+ONE = torch.ones(())
+
+
+def mix(hard=1.0, uniform=0.0, soft=0.0, temperature=1.0):
+    return torch.tensor([hard, uniform, soft, 1 / temperature])
+
+
+def problem(batch, classes, seed=0, spread=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(batch, classes, generator=generator)
+    labels = torch.randint(classes, (batch,), generator=generator)
+    table = torch.rand(classes, classes, generator=generator)
+    return logits, labels, table / table.sum(1, keepdim=True)
+
+
+def dense(labels, classes, weights, table):
+    hard, uniform, soft, _ = weights.double()
+    return hard * functional.one_hot(labels, classes) + uniform / classes + soft * table.double()[labels]
+
+
+def test_two_classes_by_hand():
+    logits, labels = torch.tensor([[0.0, math.log(3)]]), torch.tensor([1])
+    losses, gradients = losses_and_gradients(logits, labels, mix(0.8, 0.2), None, ONE)
+    # p = (1/4, 3/4), q = (0.1, 0.9)
+    torch.testing.assert_close(losses, torch.tensor([-0.1 * math.log(1 / 4) - 0.9 * math.log(3 / 4)]))
+    torch.testing.assert_close(gradients, torch.tensor([[0.25 - 0.1, 0.75 - 0.9]]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 9),
+    classes=st.integers(2, 40),
+    seed=st.integers(0, 1000),
+    weights=st.tuples(*[st.floats(0.0, 1.0)] * 3).filter(lambda w: sum(w) > 0.1),
+    temperature=st.sampled_from([0.1, 0.5, 1.0, 2.0, 10.0]),
+)
+def test_loss_and_gradient_are_those_of_the_dense_targets_in_float64(batch, classes, seed, weights, temperature):
+    logits, labels, table = problem(batch, classes, seed)
+    weights = mix(*(w / sum(weights) for w in weights), temperature)
+    losses, gradients = losses_and_gradients(logits, labels, weights, table, ONE)
+
+    exact = logits.double().requires_grad_()
+    reference = -(dense(labels, classes, weights, table) * (exact / temperature).log_softmax(1)).sum(1)
+    reference.sum().backward()
+    torch.testing.assert_close(losses.double(), reference.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradients.double(), exact.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4, 1.0])
+def test_label_smoothing_is_torchs_own(smoothing):
+    logits, labels, _ = problem(32, 10)
+    objective, _ = soft_target_cross_entropy(logits, labels, mix(1 - smoothing, smoothing), None, torch.tensor(1 / 32))
+    torch.testing.assert_close(objective, functional.cross_entropy(logits, labels, label_smoothing=smoothing))
+
+
+def test_the_objective_passes_its_gradient_on_like_autograd_does():
+    logits, labels, table = problem(8, 5)
+    fused, plain = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    objective, _ = soft_target_cross_entropy(fused, labels, mix(0.2, 0.3, 0.5), table, torch.tensor(1 / 8))
+    (7 * objective).backward()
+    rows = dense(labels, 5, mix(0.2, 0.3, 0.5), table).float()
+    (7 * functional.cross_entropy(plain, rows)).backward()
+    torch.testing.assert_close(fused.grad, plain.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_any_logit_type_is_computed_in_float32_and_gets_its_own_type_of_gradient(dtype):
+    logits, labels, table = problem(16, 100)
+    rounded = logits.to(dtype).requires_grad_()
+    objective, losses = soft_target_cross_entropy(rounded, labels, mix(0.5, 0.0, 0.5), table, torch.tensor(1 / 16))
+    objective.backward()
+    expected, _ = losses_and_gradients(rounded.detach().float(), labels, mix(0.5, 0.0, 0.5), table, ONE)
+    assert losses.dtype == torch.float32 and rounded.grad.dtype == dtype
+    torch.testing.assert_close(losses, expected)
+
+
+@pytest.mark.parametrize("size", [1e4, 1e30])
+def test_extreme_logits_give_finite_losses_and_gradients(size):
+    logits = torch.tensor([[size, -size, 0.0], [-size, -size, -size]])
+    table = torch.full((3, 3), 1 / 3)
+    losses, gradients = losses_and_gradients(logits, torch.tensor([1, 2]), mix(0.5, 0.2, 0.3), table, ONE)
+    assert losses.isfinite().all() and gradients.isfinite().all()
+
+
+def test_gradients_sum_to_zero_over_classes_and_vanish_at_the_target():
+    logits, labels, table = problem(16, 7)
+    _, gradients = losses_and_gradients(logits, labels, mix(0.3, 0.3, 0.4), table, ONE)
+    torch.testing.assert_close(gradients.sum(1), torch.zeros(16), atol=1e-6, rtol=0)
+    _, at_target = losses_and_gradients(table.log()[labels], labels, mix(0, 0, 1), table, ONE)
+    torch.testing.assert_close(at_target, torch.zeros(16, 7), atol=1e-6, rtol=0)
+
+
+def test_a_table_of_one_hot_rows_is_the_hard_loss():
+    logits, labels, _ = problem(16, 7)
+    soft = losses_and_gradients(logits, labels, mix(0, 0, 1), torch.eye(7), ONE)
+    torch.testing.assert_close(soft, losses_and_gradients(logits, labels, mix(), None, ONE))
+
+
+def test_the_compiled_kernel_is_the_eager_one():
+    logits, labels, table = problem(64, 30)
+    compiled = torch.compile(losses_and_gradients, dynamic=False)
+    arguments = logits, labels, mix(0.2, 0.2, 0.6, 2.0), table, torch.tensor(1 / 64)
+    torch.testing.assert_close(compiled(*arguments), losses_and_gradients(*arguments))

@@ -1,0 +1,215 @@
+"""Weights from files and from timm's download: what loads, what stays fresh, and what every bad input is told."""
+
+import os
+import subprocess
+import sys
+from collections import OrderedDict
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from fastlsr.errors import InputError
+from fastlsr.models import build_model, expected_normalization
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HEAD = {"fc.weight", "fc.bias"}
+
+
+def small(*, classes=10, seed=0, pretrained="", name="resnet8"):
+    torch.manual_seed(seed)
+    return build_model(name, classes=classes, resolution=32, pretrained=str(pretrained))
+
+
+def write(path, state):
+    (save_file if path.suffix == ".safetensors" else torch.save)(state, path)
+    return path
+
+
+def trained_state(**options):
+    """A state that no initialisation gives: every entry moved away from where it starts."""
+    return {key: value + 1 for key, value in small(seed=1, **options).state_dict().items()}
+
+
+def differing(one, other):
+    return {key for key in one if not torch.equal(one[key], other[key])}
+
+
+def refusal(path, **options):
+    with pytest.raises(InputError) as caught:
+        small(pretrained=path, **options)
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message
+    return message
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
+def test_a_file_of_each_kind_gives_the_model_its_weights(tmp_path, suffix):
+    state = trained_state()
+    assert not differing(small(pretrained=write(tmp_path / f"w{suffix}", state)).state_dict(), state)
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_wrapper_and_prefixes_are_stripped(tmp_path, wrapper, prefix):
+    state = trained_state()
+    wrapped = {wrapper: {prefix + key: value for key, value in state.items()}, "epoch": 3}
+    assert not differing(small(pretrained=write(tmp_path / "w.pt", wrapped)).state_dict(), state)
+
+
+@pytest.mark.parametrize("classes", [2, 9, 11])
+def test_only_a_classifier_for_another_number_of_classes_stays_fresh(tmp_path, classes):
+    state = trained_state()
+    fresh = small(classes=classes).state_dict()
+    loaded = small(classes=classes, pretrained=write(tmp_path / "w.pt", state)).state_dict()
+    assert differing(loaded, fresh) == set(loaded) - HEAD
+    assert not differing({key: loaded[key] for key in set(loaded) - HEAD}, state)
+
+
+def test_a_classifier_of_the_same_number_of_classes_is_loaded(tmp_path):
+    state = trained_state()
+    assert torch.equal(small(pretrained=write(tmp_path / "w.pt", state)).fc.weight, state["fc.weight"])
+
+
+def test_half_precision_weights_are_loaded_into_float32(tmp_path):
+    state = {key: value.half() if value.is_floating_point() else value for key, value in trained_state().items()}
+    loaded = small(pretrained=write(tmp_path / "w.safetensors", state)).state_dict()
+    assert all(torch.equal(loaded[key], state[key].to(loaded[key].dtype)) for key in loaded)
+
+
+def test_torchvision_s_file_loads_into_timm_s_network(tmp_path):
+    state = torchvision.models.resnet18(num_classes=1000).state_dict()
+    path = write(tmp_path / "w.pth", state)
+    model = build_model("timm/resnet18", classes=7, pretrained=str(path), resolution=64)
+    assert model.fc.out_features == 7
+    assert not differing({key: value for key, value in state.items() if key not in HEAD}, model.state_dict())
+
+
+def test_an_old_file_without_batch_counters_loads(tmp_path):
+    state = OrderedDict((key, value) for key, value in trained_state().items() if "num_batches" not in key)
+    path = write(tmp_path / "w.pt", state)
+    assert differing(state, small(pretrained=path).state_dict()) == set()
+
+
+def test_a_timm_file_loads_into_its_timm_model(tmp_path):
+    source = timm.create_model("mobilenetv3_small_050", num_classes=5)
+    path = write(tmp_path / "w.safetensors", source.state_dict())
+    model = build_model("mobilenetv3_small_050", classes=5, pretrained=str(path), resolution=64)
+    assert not differing(source.state_dict(), model.state_dict())
+
+
+def test_missing_file_is_refused(tmp_path):
+    assert "no such file" in refusal(tmp_path / "none.pt")
+
+
+def test_a_folder_is_refused(tmp_path):
+    assert "no such file" in refusal(tmp_path)
+
+
+def test_other_suffix_is_refused(tmp_path):
+    (tmp_path / "w.bin").write_bytes(b"x")
+    assert ".safetensors, .pt, .pth" in refusal(tmp_path / "w.bin")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
+@pytest.mark.parametrize("content", [b"", b"not weights at all", bytes(range(256)) * 9])
+def test_a_file_that_is_no_weights_is_refused(tmp_path, suffix, content):
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(content)
+    assert "not readable" in refusal(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, suffix, share):
+    path = write(tmp_path / f"w{suffix}", trained_state())
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert "not readable" in refusal(path)
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.system, ("exit 1",)
+
+
+def test_code_in_a_file_is_refused_and_does_not_run(tmp_path, monkeypatch):
+    path = tmp_path / "w.pt"
+    torch.save({"state_dict": Harmful()}, path)
+    ran = []
+    monkeypatch.setattr(os, "system", ran.append)
+    assert "not readable" in refusal(path)
+    assert ran == []
+
+
+@pytest.mark.parametrize("content", [{}, [1, 2], 3, {"epoch": 3}, {"model": {}}, {"state_dict": 5}, torch.zeros(2)])
+def test_a_file_of_something_else_is_refused(tmp_path, content):
+    assert "no state dict" in refusal(write(tmp_path / "w.pt", content))
+
+
+def test_missing_keys_are_named(tmp_path):
+    state = trained_state()
+    del state["features.stem.0.weight"]
+    assert "1 missing (features.stem.0.weight)" in refusal(write(tmp_path / "w.pt", state))
+
+
+def test_a_file_without_classifier_is_refused(tmp_path):
+    state = {key: value for key, value in trained_state().items() if key not in HEAD}
+    assert "missing (fc.weight, fc.bias)" in refusal(write(tmp_path / "w.pt", state))
+
+
+def test_unexpected_keys_are_named(tmp_path):
+    assert "unexpected (extra.weight)" in refusal(write(tmp_path / "w.pt", trained_state() | {"extra.weight": torch.ones(1)}))
+
+
+def test_only_the_first_keys_are_named(tmp_path):
+    message = refusal(write(tmp_path / "w.pt", small(name="resnet20").state_dict()))
+    assert "unexpected" in message and ", ...)" in message and len(message) < 400
+
+
+def test_another_shape_is_named_with_both_shapes(tmp_path):
+    state = trained_state() | {"features.stem.0.weight": torch.zeros(16, 3, 7, 7)}
+    assert "features.stem.0.weight has shape (16, 3, 7, 7), the model's (16, 3, 3, 3)" in refusal(write(tmp_path / "w.pt", state))
+
+
+def test_a_classifier_of_another_width_is_refused_not_replaced(tmp_path):
+    state = trained_state() | {"fc.weight": torch.zeros(7, 128)}
+    assert "fc.weight has shape (7, 128)" in refusal(write(tmp_path / "w.pt", state))
+
+
+def test_timm_s_weights_want_imagenet_s_statistics_and_a_new_network_the_data_s_own():
+    with torch.device("meta"):
+        of_timm = build_model("timm/resnet18", classes=3, resolution=224)
+        own = build_model("resnet18", classes=3, resolution=32)
+    assert expected_normalization(of_timm, "timm") == expected_normalization(of_timm, "w.pth") == IMAGENET
+    assert expected_normalization(of_timm, "") is None
+    assert expected_normalization(own, "w.pth") is None
+
+
+def test_statistics_are_the_tag_s_own():
+    with torch.device("meta"):
+        model = build_model("inception_v3.tf_in1k", classes=3, resolution=299)
+    assert expected_normalization(model, "timm") == ((0.5,) * 3, (0.5,) * 3)
+
+
+def test_a_model_for_which_timm_has_no_weights_is_refused():
+    with pytest.raises(InputError, match="timm has no weights for coatnet_0_224 .it has: none"):
+        build_model("coatnet_0_224", classes=3, pretrained="timm", resolution=224)
+
+
+OFFLINE = """
+from fastlsr.errors import exit_on_input_error
+from fastlsr.models import build_model
+with exit_on_input_error():
+    build_model("timm/resnet18", classes=3, pretrained="timm", resolution=64)
+"""
+
+
+def test_no_network_is_one_line_and_no_random_weights(tmp_path):
+    # A process of its own: the Hugging Face client reads its environment once, when it is imported.
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", OFFLINE], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: model.pretrained=timm: no weights for resnet18: ")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,87 @@
+"""Names: own networks first, timm's for all else, and what a wrong one is told."""
+
+import pytest
+import torch
+
+from fastlsr.errors import InputError
+from fastlsr.models import build_model, head_parameters
+from fastlsr.models.small import SmallImageNetwork
+
+
+def refusal(name, *, classes=10, resolution=32, pretrained=""):
+    with pytest.raises(InputError) as caught:
+        build_model(name, classes=classes, resolution=resolution, pretrained=pretrained)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def on_meta(name, *, classes=10, resolution=224):
+    with torch.device("meta"):
+        return build_model(name, classes=classes, resolution=resolution)
+
+
+def test_own_network_wins_and_the_prefix_reaches_timm_s():
+    assert isinstance(on_meta("resnet18", resolution=32), SmallImageNetwork)
+    assert on_meta("timm/resnet18").conv1.kernel_size == (7, 7)
+
+
+def test_any_other_name_is_timm_s_with_and_without_prefix_or_tag():
+    names = ["resnet34", "timm/resnet34", "timm/resnet34.tv_in1k"]
+    assert len({type(on_meta(name)) for name in names}) == 1
+    assert all(on_meta(name, classes=7).num_classes == 7 for name in names)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("timm/resnet18", 11.69), ("timm/resnet50", 25.56), ("timm/resnet101", 44.55)])
+def test_timm_s_networks_of_the_papers_have_the_parameters_of_the_literature(name, millions):
+    count = sum(parameter.numel() for parameter in on_meta(name, classes=1000).parameters())
+    assert count == pytest.approx(millions * 1e6, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224", "vgg11"])
+def test_head_of_a_timm_model_is_its_classifier(name):
+    model = on_meta(f"timm/{name}", classes=7)
+    assert [parameter.shape[0] for parameter in head_parameters(model)] == [7, 7]
+    assert 2 < len(list(model.parameters()))
+
+
+def test_head_of_a_distilled_model_is_both_its_classifiers():
+    assert [p.shape[0] for p in head_parameters(on_meta("deit_tiny_distilled_patch16_224", classes=7))] == [7] * 4
+
+
+def test_a_transformer_is_built_for_the_images_it_gets():
+    model = build_model("vit_tiny_patch16_224", classes=3, resolution=32)
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("resnet19", "resnet18"),
+        ("ResNet20", "resnet20"),
+        ("timm/resnet100", "resnet101"),
+        ("efficentnet_b0", "efficientnet_b0"),
+        ("resnet18.tv", "resnet18.tv_in1k"),
+    ],
+)
+def test_an_unknown_name_is_told_the_nearest(name, nearest):
+    assert nearest in refusal(name)
+
+
+@pytest.mark.parametrize("name", ["no such thing at all", "hf-hub:timm/resnet18", "../resnet18", "timm/", ""])
+def test_a_name_that_is_no_model_is_refused_without_a_network(name):
+    assert "not known" in refusal(name)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet18", "resnet20", "resnet56"])
+def test_a_small_image_network_refuses_photographs_and_names_timm_s(name):
+    assert "timm/resnet18" in refusal(name, resolution=224)
+    build_model(name, classes=2, resolution=64)
+
+
+def test_timm_s_weights_are_refused_for_an_own_network():
+    assert "timm/resnet18" in refusal("resnet18", pretrained="timm")
+
+
+def test_a_size_that_a_model_cannot_take_is_one_line():
+    assert "100 pixels" in refusal("timm/maxvit_tiny_tf_224", resolution=100)

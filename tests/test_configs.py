@@ -1,0 +1,91 @@
+"""Every shipped YAML: its header, its options, its phases, its network."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastlsr.config import load
+from fastlsr.data.sources import SOURCES
+from fastlsr.labels.methods import METHODS, phases
+from fastlsr.models import build_model
+
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+FIELDS = ["paper", "table", "data", "command", "duration", "expected"]
+SHIPPED = (
+    "quickstart tsla_cifar100 tsla_dogs tsla_cub colam_cifar10 colam_cifar100 colam_imagenet "
+    "colam_flowers102 colam_aircraft colam_dtd colam_cub"
+).split()
+
+of_each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+
+
+def header(path):
+    """The comment lines that the file begins with, without their marks."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
+
+
+def test_every_experiment_has_its_config():
+    assert set(SHIPPED) <= {path.stem for path in CONFIGS}
+
+
+@of_each_config
+def test_header_has_every_field_in_order(path):
+    found = [line.split(":")[0] for line in header(path) if re.match(rf"({'|'.join(FIELDS)}):\s*\S", line)]
+    assert found == FIELDS
+
+
+@of_each_config
+def test_header_s_commands_name_this_config_and_its_data_set(path):
+    text = "\n".join(header(path))
+    assert f"command: python -m fastlsr.train --cfg configs/{path.name}\n" in text
+    assert f"data: python data_prep/write_ffcv.py {load(path).data.dataset}" in text
+
+
+@of_each_config
+def test_data_set_has_a_writer(path):
+    assert load(path).data.dataset in SOURCES
+
+
+@of_each_config
+def test_method_is_the_one_of_the_file_name_and_quoted_in_the_header(path):
+    method = load(path).method.name
+    assert path.stem == "quickstart" or path.stem.startswith(method)
+    assert any(re.match(rf"{method}\b.*\d\d\.\d", line) for line in header(path))
+
+
+@of_each_config
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_phases_of_every_method_add_up_to_the_epochs(path, method):
+    config = load(path, {"method.name": method})
+    made = phases(config.method, config.train.epochs)
+    assert sum(phase.epochs for phase in made) == config.train.epochs
+    assert all(phase.hard + phase.uniform + phase.soft == pytest.approx(1) for phase in made)
+
+
+@of_each_config
+def test_learning_rate_falls_within_the_run(path):
+    config = load(path)
+    falls = [int(epoch) for epoch in config.optim.milestones.split(",") if epoch]
+    if config.optim.schedule == "step":
+        falls = list(range(config.optim.step_epochs, config.train.epochs, config.optim.step_epochs))
+    assert falls == sorted(falls) and all(0 < epoch < config.train.epochs for epoch in falls)
+    assert bool(falls) == (config.optim.schedule in ("step", "multistep"))
+
+
+@of_each_config
+def test_network_is_built(path):
+    config = load(path, {"model.pretrained": ""})
+    with torch.device("meta"):
+        model = build_model(config.model.name, classes=7, resolution=config.data.resolution or 32)
+    assert next(model.parameters()).is_meta
+    assert model.get_classifier().out_features == 7
+
+
+@of_each_config
+def test_a_separate_backbone_rate_belongs_to_pretrained_weights(path):
+    config = load(path)
+    assert not config.optim.backbone_lr or config.model.pretrained
