@@ -92,7 +92,8 @@ class Train:
 
     epochs: int = option(200, "epochs in all", low=1)
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1)
-    precision: str = option("bf16", "autocast type of the network", choices=("bf16", "fp32", "fp16"))
+    precision: str = option("auto", "autocast type of the network; auto: bf16 where the device computes in it, else fp32",
+                            choices=("auto", "bf16", "fp32", "fp16"))  # fmt: skip
     compile: str = option("auto", "torch.compile; auto takes what is faster on this device", choices=("auto", "on", "off"))
     channels_last: bool = option(True, "channels-last memory format")
     deterministic: bool = option(False, "only deterministic kernels (slower on CUDA; the CPU always is)")
@@ -175,6 +176,8 @@ class _Value(Checker):
         self.kind, self.choices, self.low, self.high = kind, choices, low, high
 
     def check(self, value: Any) -> Any:
+        if isinstance(value, bool) and "on" in self.choices:
+            value = "on" if value else "off"  # YAML reads a bare on or off as a boolean
         value = _READERS[self.kind](value)
         if self.choices and value not in self.choices:
             raise ValueError

@@ -21,7 +21,7 @@ from fastlsr.engine import checkpoint
 from fastlsr.engine.log import RunLog, results_table, wandb_mode, write_json
 from fastlsr.engine.runtime import choose_device, environment, peak_memory_bytes, set_up_torch
 from fastlsr.engine.schedule import Schedule
-from fastlsr.engine.session import Session, build_classifier, split_paths
+from fastlsr.engine.session import Session, build, split_paths
 from fastlsr.engine.step import EpochTotals
 from fastlsr.errors import InputError, exit_on_input_error
 from fastlsr.labels.methods import METHODS, options_of, phases
@@ -36,12 +36,18 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._remember)
+
+    def __enter__(self) -> StopRequest:
+        self._former = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
     def _remember(self, number: int, _frame: object) -> None:
         self.signal = number
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in self._former:
             signal.signal(each, signal.SIG_DFL)
 
 
@@ -83,8 +89,8 @@ def describe(config: Config) -> str:
     manifest = read_manifest(train)
     choose_device(config.train.device)
     resolution = config.data.resolution or (manifest.heights[1] if manifest.heights[1] <= 64 else 224)
-    network, _ = build_classifier(config, manifest, resolution)
-    count = sum(parameter.numel() for parameter in network.model.parameters())
+    model, _ = build(config, manifest, resolution)
+    count = sum(parameter.numel() for parameter in model.parameters())
     batches = manifest.count / config.data.batch_size
     batches = math.floor(batches) if config.data.drop_last else math.ceil(batches)
     schedule = Schedule(config.optim, config.train.epochs, math.ceil(batches / config.optim.accumulate))
@@ -115,11 +121,11 @@ def train(config: Config) -> int:
     log.say(f"run: {folder}")
     if remark:
         log.say(f"warning: {remark}")
-    session = Session(config, device)
+    session = Session(config, device, decided=state["decided"] if state else {}, say=log.say)
     set_up_torch(device, deterministic=config.train.deterministic)
     if state:
         session.load_before_steps(state)
-    session.prepare_steps(log.say)
+    session.prepare_steps()
     if state:
         session.load_after_steps(state)
         log.say(f"resuming after {session.position.epochs} epochs and {session.position.batches} batches")
@@ -131,7 +137,8 @@ def train(config: Config) -> int:
     log.say(f"ready after {time.perf_counter() - started:.1f} s; training on {device}")
     code = 1
     try:
-        code = run_epochs(session, log, StopRequest())
+        with StopRequest() as stop:
+            code = run_epochs(session, log, stop)
     finally:
         log.close(code)
     return code

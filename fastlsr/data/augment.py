@@ -33,15 +33,13 @@ from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
 
 torch.set_num_threads(_threads)  # importing ffcv sets it to one
 
-for _name in ("imdecode", "resize", "my_memcpy"):
+for _name in ("imdecode", "my_memcpy"):
     _address = ctypes.cast(getattr(_ffcv_library, _name), ctypes.c_void_p).value
     llvmlite.binding.add_symbol(f"fastlsr_{_name}", _address)
 # (source, size, height, width, destination, crop height, crop width, x, y, scale, scale, crop?, flip?) -> 0 if good
 _imdecode = types.ExternalFunction(
     "fastlsr_imdecode", types.int32(types.intp, types.uint64, types.uint32, types.uint32, types.intp, *[types.uint32] * 8)
 )
-# (unused, source, height, width, top, bottom, left, right, destination, height, width), INTER_AREA
-_resize = types.ExternalFunction("fastlsr_resize", types.void(*[types.int64] * 11))
 # (source, destination, bytes)
 _memcpy = types.ExternalFunction("fastlsr_my_memcpy", types.void(types.intp, types.intp, types.uint64))
 
@@ -130,14 +128,87 @@ def random_window(key, height, width):
 
 
 @_function
-def central_window(height, width):
-    """(top, left, side, side), int64: what Resize(256) and CenterCrop(224) leave of the image, in its own pixels.
+def central_box(height, width, side):
+    """(top, left, row step, column step), float64, source pixels: torchvision's Resize(side * 256/224), CenterCrop(side).
 
-    Torchvision resizes the whole image and then crops; one resize of this window reads less and rounds once. The
-    window is rounded to whole source pixels, so the two differ by at most half a source pixel at the edges.
+    The steps are from one pixel of the result to the next; rounding is torchvision's.
     """
-    side = np.int64(round(min(height, width) * 224 / 256))
-    return (height - side) // 2, (width - side) // 2, side, side
+    short = np.int64(round(side * 256 / 224))
+    tall, wide = short, short
+    if height < width:
+        wide = short * width // height
+    else:
+        tall = short * height // width
+    row_step, column_step = height / tall, width / wide
+    return round((tall - side) / 2) * row_step, round((wide - side) / 2) * column_step, row_step, column_step
+
+
+@_function
+def _taps(origin, step, low, high, count):
+    """(int64[count], float32[count, T]): first source pixel and weights of each pixel of a resized line.
+
+    The triangle filter of PIL and torchvision ("bilinear" with anti-aliasing): as wide as the step, at least one
+    pixel, and cut off outside low..high-1.
+    """
+    reach = max(step, 1.0)
+    most = 2 * np.int64(math.ceil(reach)) + 1
+    starts, weights = np.empty(count, dtype=np.int64), np.zeros((count, most), dtype=np.float32)
+    for x in range(count):
+        centre = origin + (x + 0.5) * step
+        start, stop = max(low, np.int64(centre - reach + 0.5)), min(high, np.int64(centre + reach + 0.5))
+        total = 0.0
+        for k in range(stop - start):
+            total += max(0.0, 1.0 - abs(start + k + 0.5 - centre) / reach)
+        for k in range(stop - start):
+            weights[x, k] = max(0.0, 1.0 - abs(start + k + 0.5 - centre) / reach) / total
+        starts[x] = start
+    return starts, weights
+
+
+@_function
+def resize(source, width, rows, columns, flipped, out):
+    """None; `out` uint8[H, W, 3] is the image `source` (pixels of three bytes, `width` in a row) under two lines of taps.
+
+    Rows first, since that loop runs over whole lines and becomes SIMD code; then columns. Sums are float32, not
+    rounded in between, hence within one grey level of PIL. OpenCV's resize, which FFCV calls, starts threads of its
+    own inside ours, and filters by area where torchvision takes a triangle.
+    """
+    row_starts, row_weights = rows
+    column_starts, column_weights = columns
+    first = column_starts[0]
+    count = column_starts[-1] + column_weights.shape[1] - first
+    line = np.zeros((count + 1) * 3, dtype=np.float32)  # one pixel more: the columns are read four floats at a time
+    inside = np.uint64((min(width, first + count) - first) * 3)
+    for y in range(len(row_starts)):
+        line[:] = 0
+        for k in range(row_weights.shape[1]):
+            weight = row_weights[y, k]
+            if weight > 0:
+                _add_row(source, ((row_starts[y] + k) * width + first) * 3, weight, inside, line)
+        _sum_columns(line, first, column_starts, column_weights, flipped, out[y].reshape(out.shape[1] * 3))
+
+
+@_function
+def _add_row(source, begin, weight, count, line):
+    row = source[begin : begin + np.int64(count)]
+    for at in range(count):
+        line[at] += weight * np.float32(row[at])
+
+
+@_function
+def _sum_columns(line, first, starts, weights, flipped, out):
+    half = np.float32(0.5)
+    for x in range(len(starts)):
+        at = np.uint64((starts[x] - first) * 3)
+        red, green, blue = half, half, half
+        for k in range(weights.shape[1]):
+            weight = weights[x, k]
+            red += weight * line[at]
+            green += weight * line[at + _ONE]
+            blue += weight * line[at + _TWO]
+            at += _THREE
+        target = np.uint64((len(starts) - 1 - x if flipped else x) * 3)
+        out[target], out[target + _ONE], out[target + _TWO] = np.uint8(red), np.uint8(green), np.uint8(blue)
 
 
 @_function
@@ -172,18 +243,6 @@ def _copy_reversed(source, begin, line, first, count):
 
 
 @_function
-def flip_in_place(image):
-    """None; `image` uint8[H, W, 3] is mirrored left to right."""
-    rows, columns = image.shape[0], image.shape[1]
-    for y in range(rows):
-        line = image[y].reshape(columns * 3)
-        for x in range(columns // 2):
-            a, b = x * 3, (columns - 1 - x) * 3
-            for channel in range(3):
-                line[a + channel], line[b + channel] = line[b + channel], line[a + channel]
-
-
-@_function
 def _pixels(memory, rows, i, buffer):
     """(uint8[height * width * 3], 0) where image `i` is readable, else (garbage, 1): a view of `memory` or `buffer`."""
     data = memory[rows.offset[i] : rows.offset[i] + rows.size[i]]
@@ -194,14 +253,6 @@ def _pixels(memory, rows, i, buffer):
         data.ctypes.data, data.size, height, width, buffer.ctypes.data, height, width, 0, 0, 1, 1, 0, 0
     )  # turbojpeg warns of damaged data by its return code alone, and leaves grey pixels behind
     return buffer[: height * width * 3], bad != 0
-
-
-@_function
-def _resize_window(source, height, width, window, out):
-    top, left, h, w = window
-    _resize(
-        0, source.ctypes.data, height, width, top, top + h, left, left + w, out.ctypes.data, out.shape[0], out.shape[1]
-    )
 
 
 @_kernel
@@ -233,19 +284,23 @@ def random_resized_crops(memory, rows, buffers, out, failed, seed, epoch, flip):
             source, failed[i] = _pixels(memory, rows, i, buffers[worker])
             height, width = rows.height[i], rows.width[i]
             key = sample_key(seed, epoch, rows.index[i])
-            _resize_window(source, height, width, random_window(key, height, width), out[i])
-            if flip and below(key, _FLIP_DRAW, 2) == 1:
-                flip_in_place(out[i])
+            top, left, h, w = random_window(key, height, width)
+            lines = _taps(float(top), h / out.shape[1], top, top + h, out.shape[1])
+            columns = _taps(float(left), w / out.shape[2], left, left + w, out.shape[2])
+            resize(source, width, lines, columns, flip and below(key, _FLIP_DRAW, 2) == 1, out[i])
 
 
 @_kernel
 def central_crops(memory, rows, buffers, out, failed):
-    """None; `out` uint8[B, H, W, 3]: `central_window` of each image resized to H x W; arguments as `pad_crops`."""
+    """None; `out` uint8[B, H, W, 3]: the `central_box` of each image; arguments as `pad_crops`."""
     for worker in numba.prange(len(buffers)):
         for i in range(worker, len(rows.index), len(buffers)):
             source, failed[i] = _pixels(memory, rows, i, buffers[worker])
             height, width = rows.height[i], rows.width[i]
-            _resize_window(source, height, width, central_window(height, width), out[i])
+            top, left, row_step, column_step = central_box(height, width, out.shape[1])
+            lines = _taps(top, row_step, 0, height, out.shape[1])
+            columns = _taps(left, column_step, 0, width, out.shape[2])
+            resize(source, width, lines, columns, False, out[i])
 
 
 # Numba's workqueue layer, its last resort, aborts the process when two threads run kernels at once. Every kernel
@@ -277,7 +332,7 @@ def random_resized_crop(resolution: int, *, flip: bool) -> Crop:
 
 
 def central_crop(resolution: int) -> Crop:
-    """The papers' evaluation crop of photographs; see `central_window`."""
+    """The papers' evaluation crop of photographs; see `central_box`."""
     return Crop(resolution, lambda memory, rows, buffers, out, failed, **_: central_crops(memory, rows, buffers, out, failed))
 
 

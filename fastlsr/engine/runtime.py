@@ -56,6 +56,18 @@ def set_up_torch(device: torch.device, *, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True)
 
 
+def choose_precision(wish: str, device: torch.device, say: Callable[[str], None]) -> str:
+    """The autocast type: as wished, or for `auto` bf16 where the device's arithmetic has it, else fp32; it is `say`d.
+
+    A processor without bf16 instructions emulates them, at a fraction of the speed of float32.
+    """
+    if wish != "auto":
+        return wish
+    has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    say("precision: bf16 (auto)" if has_bf16 else f"precision: fp32 (auto: this {device.type} has no bf16 arithmetic)")
+    return "bf16" if has_bf16 else "fp32"
+
+
 def choose_compile(
     wish: str, network: torch.nn.Module, images: torch.Tensor, steps: int, say: Callable[[str], None]
 ) -> bool:

@@ -16,7 +16,7 @@ from fastlsr.config import Config
 from fastlsr.data.loader import Loader
 from fastlsr.data.manifest import Manifest
 from fastlsr.engine.evaluation import evaluate
-from fastlsr.engine.runtime import choose_compile
+from fastlsr.engine.runtime import choose_compile, choose_precision
 from fastlsr.engine.schedule import Schedule, build_optimizer, set_learning_rate
 from fastlsr.engine.step import Classifier, TrainStep
 from fastlsr.errors import InputError
@@ -45,22 +45,15 @@ def split_paths(config: Config) -> tuple[Path, Path]:
     return train, val
 
 
-def build_classifier(config: Config, manifest: Manifest, resolution: int) -> tuple[Classifier, Normalization]:
-    """The configured network for a split's classes, seeded, and the mean and std it normalises by.
+def build(config: Config, manifest: Manifest, resolution: int) -> tuple[nn.Module, Normalization]:
+    """The configured network for a split's classes, seeded, and the mean and std its images are to be normalised by.
 
     Those are the ones its pre-trained weights expect, or else the split's own.
     """
     torch.manual_seed(config.train.seed)
     classes, pretrained = len(manifest.classes), config.model.pretrained
     model = build_model(config.model.name, classes=classes, pretrained=pretrained, resolution=resolution)
-    normalization = expected_normalization(model, pretrained) or (manifest.mean, manifest.std)
-    return wrap(model, normalization, config), normalization
-
-
-def wrap(model: nn.Module, normalization: Normalization, config: Config) -> Classifier:
-    """The model as a classifier of uint8 images, in the configured precision and memory format."""
-    precision, channels_last = config.train.precision, config.train.channels_last
-    return Classifier(model, *normalization, precision=precision, channels_last=channels_last)
+    return model, expected_normalization(model, pretrained) or (manifest.mean, manifest.std)
 
 
 def average(model: nn.Module, decay: float) -> AveragedModel:
@@ -74,13 +67,15 @@ class Session:
     Args:
         config: the options.
         device: where to train.
+        decided: what the run this one resumes made of `auto` options; empty for a new run, which decides itself.
+        say: prints a line.
 
     Raises:
         InputError: for data, weights or options that do not fit.
     """
 
-    def __init__(self, config: Config, device: torch.device):
-        self.config, self.device = config, device
+    def __init__(self, config: Config, device: torch.device, *, decided: dict[str, Any], say: Callable[[str], None]):
+        self.config, self.device, self.decided, self.say = config, device, dict(decided), say
         self.position = Position()
         self.phases = phases(config.method, config.train.epochs)
         train, val = split_paths(config)
@@ -88,8 +83,15 @@ class Session:
         self.test = Loader(val, config.data, train=False, seed=config.train.seed, device=device)
         if self.train.manifest.classes != self.test.manifest.classes:
             raise InputError(f"{train} and {val} have different classes")
-        network, self.normalization = build_classifier(config, self.train.manifest, self.train.resolution)
-        self.network = network.to(device)
+        model, self.normalization = build(config, self.train.manifest, self.train.resolution)
+        if "precision" not in self.decided:
+            self.decided["precision"] = choose_precision(config.train.precision, device, say)
+        self.network = Classifier(
+            model,
+            *self.normalization,
+            precision=self.decided["precision"],
+            channels_last=config.train.channels_last,
+        ).to(device)
         self.classes = len(self.train.manifest.classes)
         self.schedule = Schedule(config.optim, config.train.epochs, math.ceil(len(self.train) / config.optim.accumulate))
         self.optimizer = build_optimizer(self.network.model, head_parameters(self.network.model), config.optim)
@@ -100,21 +102,22 @@ class Session:
         extra = any(phase.learns == "extra" for phase in self.phases)
         self.plain = Loader(train, config.data, train=False, seed=0, device=device) if extra else None
         self.ema = average(self.network.model, config.train.ema) if config.train.ema else None
-        self.compile: bool | None = None
         self.wandb_id: str | None = None
 
-    def prepare_steps(self, say: Callable[[str], None]) -> None:
-        """Makes the training step and the evaluation's forward pass; decides on compiling unless a resume did."""
-        if self.compile is None:
+    def prepare_steps(self) -> None:
+        """Makes the training step and the evaluation's forward pass, compiled or not."""
+        if "compile" not in self.decided:
             size = self.train.resolution
             images = torch.randint(0, 256, (self.config.data.batch_size, 3, size, size), dtype=torch.uint8)
             images = images.to(self.device, memory_format=torch.channels_last)
             steps = len(self.train) * self.config.train.epochs
-            self.compile = choose_compile(self.config.train.compile, self.network, images, steps, say)
-        self.step = TrainStep(self.network, self.optimizer, self.targets, self.means, compile=self.compile)
+            wish = self.config.train.compile
+            self.decided["compile"] = choose_compile(wish, self.network, images, steps, self.say)
+        compile = self.decided["compile"]
+        self.step = TrainStep(self.network, self.optimizer, self.targets, self.means, compile=compile)
         evaluated = self.network if self.ema is None else self.network.around(self.ema.module)
         self.evaluated: nn.Module = evaluated
-        self.forward = torch.compile(evaluated, dynamic=False) if self.compile else evaluated
+        self.forward = torch.compile(evaluated, dynamic=False) if compile else evaluated
 
     def phase_at(self, epoch: int) -> tuple[int, Phase, int]:
         """(0-based number, phase, its first epoch) of the phase that 0-based `epoch` belongs to."""
@@ -203,7 +206,7 @@ class Session:
         return {
             "config": self.config.as_dict(),
             "position": [self.position.epochs, self.position.batches],
-            "compile": self.compile,
+            "decided": self.decided,
             "normalization": [list(values) for values in self.normalization],
             "wandb_id": self.wandb_id,
             "model": self.network.model.state_dict(),
@@ -219,7 +222,6 @@ class Session:
 
     def load_before_steps(self, state: dict[str, Any]) -> None:
         """Restores weights, targets and position, and what `prepare_steps` is to know."""
-        self.compile = state["compile"]
         self.wandb_id = state["wandb_id"]
         self.position = Position(*state["position"])
         self.network.model.load_state_dict(state["model"])

@@ -67,7 +67,7 @@ def _build_timm(name: str, *, classes: int, pretrained: str, resolution: int) ->
         return weights.download(name, classes=classes, **options)
     try:
         model = timm.create_model(name, num_classes=classes, **options)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:  # timm checks in no one way
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"model.name={name} cannot be built for {resolution} pixels: {reason}") from error
     if pretrained:

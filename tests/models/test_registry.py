@@ -83,5 +83,6 @@ def test_timm_s_weights_are_refused_for_an_own_network():
     assert "timm/resnet18" in refusal("resnet18", pretrained="timm")
 
 
-def test_a_size_that_a_model_cannot_take_is_one_line():
-    assert "100 pixels" in refusal("timm/maxvit_tiny_tf_224", resolution=100)
+@pytest.mark.parametrize(("name", "resolution"), [("xcit_nano_12_p8_224", 100), ("gcvit_xxtiny", 8)])
+def test_a_size_that_a_model_cannot_take_is_one_line(name, resolution):
+    assert f"cannot be built for {resolution} pixels" in refusal(name, resolution=resolution)

@@ -1,0 +1,103 @@
+"""Evaluates a finished or stopped run anew: python -m fastlsr.evaluate RUN [--data.val=FILE] [--data.workers=N].
+
+The metrics are those the run logged for its last whole epoch, to the digit, on the same kind of machine.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastlsr.config import Config, load, read_arguments
+from fastlsr.data.loader import Loader
+from fastlsr.engine import checkpoint
+from fastlsr.engine.evaluation import evaluate
+from fastlsr.engine.runtime import choose_device, set_up_torch
+from fastlsr.engine.session import average, split_paths
+from fastlsr.engine.step import Classifier
+from fastlsr.errors import InputError, exit_on_input_error
+from fastlsr.labels.targets import Targets
+from fastlsr.models import build_model
+
+CHANGEABLE = ("data.dir", "data.val", "data.workers", "train.device")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the metrics as one JSON object; the exit code."""
+    with exit_on_input_error():
+        words = sys.argv[1:] if arguments is None else arguments
+        if not words or words[0].startswith("-"):
+            raise InputError(f"usage: python -m fastlsr.evaluate RUN, with {', '.join(f'--{k}' for k in CHANGEABLE)}")
+        print(json.dumps(evaluate_run(Path(words[0]), words[1:]), indent=2))
+    return 0
+
+
+def evaluate_run(folder: Path, words: list[str]) -> dict[str, Any]:
+    """{"epoch": whole epochs trained, "test/NAME": metric...} of a run's newest checkpoint.
+
+    Args:
+        folder: the run's.
+        words: options to change, as on a command line; only where the data is and what computes.
+
+    Raises:
+        InputError: if there is no checkpoint, its last epoch is unfinished, or an option may not change.
+    """
+    state, remark = checkpoint.load(folder)
+    if state is None:
+        raise InputError(f"{folder} holds no checkpoint")
+    if remark:
+        print(f"warning: {remark}", file=sys.stderr)
+    epochs, batches = state["position"]
+    if batches:
+        raise InputError(f"{folder} was stopped inside epoch {epochs + 1}; resume it, or let it finish that epoch")
+    metrics = evaluate_state(state, changed(state["config"], words))
+    return {"epoch": epochs, **{f"test/{name}": value for name, value in metrics.items()}}
+
+
+def changed(tree: dict[str, dict[str, Any]], words: list[str]) -> Config:
+    """The run's configuration with the options of a command line.
+
+    Raises:
+        InputError: for options other than `CHANGEABLE`.
+    """
+    _, overrides, _ = read_arguments(words)
+    for key in overrides:
+        if key not in CHANGEABLE:
+            raise InputError(f"--{key} cannot change in an evaluation; {', '.join(CHANGEABLE)} can")
+    flat = {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
+    return load(overrides={**flat, **overrides})
+
+
+def evaluate_state(state: dict[str, Any], config: Config) -> dict[str, float]:
+    """Test metrics (see `engine.evaluation.evaluate`) of the network in a checkpoint."""
+    device = choose_device(config.train.device)
+    _, val = split_paths(config)
+    loader = Loader(val, config.data, train=False, seed=config.train.seed, device=device)
+    set_up_torch(device, deterministic=config.train.deterministic)
+    classes = len(loader.manifest.classes)
+    model = build_model(config.model.name, classes=classes, pretrained="", resolution=loader.resolution)
+    if state["ema"] is None:
+        model.load_state_dict(state["model"])
+    else:
+        averaged = average(model, config.train.ema)
+        averaged.load_state_dict(state["ema"])
+        model = averaged.module
+    network = Classifier(
+        model,
+        *state["normalization"],
+        precision=state["decided"]["precision"],
+        channels_last=config.train.channels_last,
+    )
+    network.to(device).eval()
+    targets = Targets(classes, table="table" in state["targets"], device=device)
+    targets.load_state_dict(state["targets"])
+    forward = torch.compile(network, dynamic=False) if state["decided"]["compile"] else network
+    return evaluate(forward, loader.epoch(0), targets)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

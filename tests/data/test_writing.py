@@ -1,0 +1,455 @@
+"""What is written can be read by FFCV, is the same for any number of workers, and is there whole or not at all."""
+
+import hashlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastlsr.data import beton
+from fastlsr.data.encoding import Encoding, channel_sums, encode_images, jpeg, load_rgb, shrunk, uniform
+from fastlsr.data.manifest import manifest_path, read_manifest, verify
+from fastlsr.data.sources import read_dataset
+from fastlsr.data.writing import Samples, write_beton
+from fastlsr.errors import InputError
+
+COMMAND = [sys.executable, str(Path(__file__).resolve().parents[2] / "data_prep" / "write_ffcv.py")]
+
+
+def write(samples: Samples, path: Path, **options):
+    classes = [f"class {at}" for at in range(int(max(samples.labels)) + 1)]
+    return write_beton(samples, path, dataset="some", split="train", classes=classes, **options)
+
+
+def random_arrays(count: int = 5, height: int = 4, width: int = 6) -> Samples:
+    images = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    return Samples(images, np.arange(count) % 3)
+
+
+def files(*paths: Path) -> Samples:
+    return Samples(paths, np.zeros(len(paths), dtype=np.int64))
+
+
+def stored(path: Path) -> list[tuple[int, int, int, int, bytes]]:
+    """(mode, width, height, label, bytes) of each sample, read by FFCV's own reader."""
+    from ffcv.reader import Reader
+
+    reader, data = Reader(str(path)), path.read_bytes()
+    sizes = {int(row["ptr"]): int(row["size"]) for row in reader.alloc_table}
+    found = []
+    for image, label, _ in reader.metadata:
+        start = int(image[3])
+        found.append((int(image[0]), int(image[1]), int(image[2]), int(label), data[start : start + sizes[start]]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def photos(photo_tree) -> Samples:
+    return read_dataset("folder", photo_tree, photo_tree).splits["train"]
+
+
+# --- the format
+
+
+def test_the_formats_types_are_ffcvs_own():
+    from ffcv import types
+    from ffcv.fields import IntField, RGBImageField
+
+    ffcvs = types.get_metadata_type([RGBImageField(), IntField(), IntField()])
+    pairs = [(beton.HEADER, types.HeaderType), (beton.DESCRIPTION, types.FieldDescType),
+             (beton.METADATA, ffcvs), (beton.ALLOCATION, types.ALLOC_TABLE_TYPE),
+             (beton.IMAGE, RGBImageField().metadata_type)]  # fmt: skip
+    for ours, theirs in pairs:
+        assert ours.itemsize == theirs.itemsize
+        assert [ours.fields[name][1] for name in ours.names] == [theirs.fields[name][1] for name in theirs.names]
+    assert types.CURRENT_VERSION == 2
+
+
+def test_ffcvs_reader_finds_the_fields_in_order(tmp_path):
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.reader import Reader
+
+    write(random_arrays(), tmp_path / "a.beton")
+    reader = Reader(str(tmp_path / "a.beton"))
+    assert {name: type(handler) for name, handler in reader.handlers.items()} == {
+        "image": RGBImageField, "label": IntField, "index": IntField
+    }  # fmt: skip
+    assert [int(row[2]) for row in reader.metadata] == list(range(5))
+
+
+def test_raw_pixels_labels_and_index_come_back_through_ffcvs_loader(tmp_path):
+    from ffcv import Loader
+    from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
+    from ffcv.loader import OrderOption
+
+    samples = random_arrays(70, 8, 8)
+    write(samples, tmp_path / "a.beton")
+    pipelines = {"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()], "index": [IntDecoder()]}
+    loader = Loader(str(tmp_path / "a.beton"), batch_size=35, num_workers=1, os_cache=False,
+                    order=OrderOption.SEQUENTIAL, drop_last=False, pipelines=pipelines)  # fmt: skip
+    batches = [tuple(np.array(part) for part in batch) for batch in loader]
+    images, labels, index = (np.concatenate(parts) for parts in zip(*batches))
+    assert (images == samples.images).all()
+    assert (labels[:, 0] == samples.labels).all() and (index[:, 0] == np.arange(70)).all()
+
+
+def test_no_sample_crosses_a_page_and_large_samples_make_larger_pages(tmp_path):
+    from ffcv.reader import Reader
+
+    sides = [700, 900, 100, 700, 1300, 50, 700]  # 1300 * 1300 * 3 bytes are more than two of the smallest pages
+    sources = [tmp_path / f"{at}.png" for at in range(len(sides))]
+    for path, side in zip(sources, sides):
+        Image.fromarray(np.full((side, side, 3), side % 251, dtype=np.uint8)).save(path)
+    write(files(*sources), tmp_path / "a.beton")
+    reader = Reader(str(tmp_path / "a.beton"))
+    assert reader.page_size == 2**23
+    first, last = reader.alloc_table["ptr"], reader.alloc_table["ptr"] + reader.alloc_table["size"] - 1
+    assert (first // reader.page_size == last // reader.page_size).all()
+    assert [(width, set(data)) for _, width, _, _, data in stored(tmp_path / "a.beton")] == [
+        (side, {side % 251}) for side in sides
+    ]
+
+
+# --- the pixels
+
+
+def test_files_are_stored_as_pillow_decodes_them(photos, tmp_path):
+    write(photos, tmp_path / "a.beton")
+    for (mode, width, height, label, data), path, expected in zip(stored(tmp_path / "a.beton"), photos.images, photos.labels):
+        pixels = np.asarray(Image.open(path))
+        assert (mode, height, width, label) == (1, *pixels.shape[:2], expected)
+        assert data == pixels.tobytes()
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_fast_jpeg_decoder_gives_pillows_pixels(tmp_path, subsampling, progressive, photos):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees", to be ignored
+    for mode in ("RGB", "L"):
+        path = tmp_path / f"{mode}.jpg"
+        with Image.open(photos.images[0]) as photo:
+            photo.convert(mode).save(path, subsampling=subsampling, progressive=progressive, exif=exif)
+        assert (load_rgb(path) == np.asarray(Image.open(path).convert("RGB"))).all()
+
+
+@pytest.mark.parametrize("mode,suffix", [("L", "png"), ("P", "png"), ("RGBA", "png"), ("CMYK", "jpg"), ("1", "png"), ("LA", "png")])
+def test_every_kind_of_picture_becomes_rgb_as_pillow_converts_it(tmp_path, photos, mode, suffix):
+    path = tmp_path / f"a.{suffix}"
+    with Image.open(photos.images[0]) as photo:
+        photo.convert(mode).save(path)
+    write(files(path), tmp_path / "a.beton")
+    with Image.open(path) as opened:
+        assert opened.mode == mode
+        assert stored(tmp_path / "a.beton")[0][-1] == np.asarray(opened.convert("RGB")).tobytes()
+
+
+def test_jpeg_bytes_and_sizes_are_those_of_ffcvs_own_encoder(photos):
+    from ffcv.fields.rgb_image import encode_jpeg, resizer
+
+    pixels = load_rgb(photos.images[0])
+    assert (jpeg(pixels, 80) == encode_jpeg(pixels, 80)).all()
+    assert (shrunk(pixels, 33) == resizer(pixels, 33)).all()
+
+
+def test_max_resolution_bounds_the_longest_side_and_enlarges_nothing(photos, tmp_path):
+    manifest = write(photos, tmp_path / "a.beton", encoding=Encoding(max_resolution=64))
+    sizes = [(width, height) for _, width, height, _, _ in stored(tmp_path / "a.beton")]
+    originals = [Image.open(path).size for path in photos.images]
+    assert all(max(size) == min(64, max(original)) for size, original in zip(sizes, originals))
+    assert manifest.widths == (min(w for w, _ in sizes), max(w for w, _ in sizes))
+    assert manifest.heights == (min(h for _, h in sizes), max(h for _, h in sizes))
+
+
+def test_a_very_long_image_keeps_at_least_one_pixel():
+    assert shrunk(np.zeros((1, 900, 3), dtype=np.uint8), 100).shape == (1, 100, 3)
+
+
+def test_smart_compresses_above_its_threshold_only(photos, tmp_path):
+    write(photos, tmp_path / "a.beton", encoding=Encoding(mode="smart", smart_threshold=15_000))
+    rows = stored(tmp_path / "a.beton")
+    assert {mode for mode, *_ in rows} == {0, 1}
+    assert all((mode == 0) == (width * height * 3 > 15_000) for mode, width, height, *_ in rows)
+
+
+def test_proportion_draws_about_its_share_by_seed_and_position():
+    drawn = {seed: np.array([uniform(seed, at) for at in range(20_000)]) for seed in (0, 1)}
+    for values in drawn.values():
+        assert abs((values < 0.3).mean() - 0.3) < 0.015 and 0 <= values.min() and values.max() < 1
+    assert abs(np.corrcoef(drawn[0], drawn[1])[0, 1]) < 0.03
+    assert abs(np.corrcoef(drawn[0][1:], drawn[1][:-1])[0, 1]) < 0.03  # not one stream, shifted
+
+
+@pytest.mark.parametrize("probability,modes", [(0.0, {1}), (1.0, {0}), (0.5, {0, 1})])
+def test_proportion_at_its_ends_is_raw_and_jpg(photos, tmp_path, probability, modes):
+    write(photos, tmp_path / "a.beton", encoding=Encoding(mode="proportion", compress_probability=probability))
+    assert {mode for mode, *_ in stored(tmp_path / "a.beton")} == modes
+
+
+def test_jpeg_stays_near_the_pixels(photos, tmp_path):
+    write(photos, tmp_path / "a.beton", encoding=Encoding(mode="jpg", jpeg_quality=95))
+    _, width, height, _, data = stored(tmp_path / "a.beton")[0]
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert decoded.shape == (height, width, 3)
+    assert abs(decoded.astype(int) - load_rgb(photos.images[0])).mean() < 4
+
+
+# --- the statistics
+
+
+def test_mean_and_std_are_numpys_over_all_stored_pixels(photos, tmp_path):
+    manifest = write(photos, tmp_path / "a.beton")
+    pixels = np.concatenate([load_rgb(path).reshape(-1, 3) for path in photos.images]) / 255
+    np.testing.assert_allclose(manifest.mean, pixels.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(manifest.std, pixels.std(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (375, 501), (3000, 2000)])
+def test_channel_sums_are_exact(shape):
+    for pixels in (np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8), np.full((*shape, 3), 255, np.uint8)):
+        sums, squares = channel_sums(pixels)
+        assert (sums == pixels.sum((0, 1), dtype=np.int64)).all()
+        assert (squares == (pixels.astype(np.int64) ** 2).sum((0, 1))).all()
+
+
+def test_one_colour_has_no_deviation(tmp_path):
+    samples = Samples(np.full((3, 5, 5, 3), 51, dtype=np.uint8), np.zeros(3, dtype=np.int64))
+    manifest = write(samples, tmp_path / "a.beton")
+    assert manifest.mean == (0.2, 0.2, 0.2) and manifest.std == (0, 0, 0)
+
+
+def test_the_manifest_counts_classes_and_knows_the_file(tmp_path):
+    manifest = write(random_arrays(), tmp_path / "a.beton")
+    data = (tmp_path / "a.beton").read_bytes()
+    assert manifest.class_counts == (2, 2, 1) and manifest.count == 5
+    assert (manifest.bytes, manifest.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert verify(tmp_path / "a.beton") == manifest == read_manifest(tmp_path / "a.beton")
+
+
+# --- the same bytes
+
+
+@pytest.mark.parametrize("mode", ["raw", "jpg", "proportion"])
+def test_any_number_of_workers_writes_the_same_bytes(photos, tmp_path, mode):
+    encoding = Encoding(mode=mode, max_resolution=90)
+    for workers in (1, 2, 3):
+        write(photos, tmp_path / f"{workers}.beton", encoding=encoding, workers=workers)
+    for suffix in ("beton", "json"):
+        one, two, three = ((tmp_path / f"{workers}.{suffix}").read_bytes() for workers in (1, 2, 3))
+        assert one == two == three
+
+
+def test_chunks_too_large_for_shared_memory_are_the_same_bytes(tmp_path):
+    sources = [tmp_path / f"{at}.png" for at in range(9)]
+    for at, path in enumerate(sources):
+        Image.fromarray(np.full((1000, 1000 + at, 3), at, dtype=np.uint8)).save(path, compress_level=1)
+    for workers in (1, 2):
+        write(files(*sources), tmp_path / f"{workers}.beton", workers=workers)
+    assert (tmp_path / "1.beton").read_bytes() == (tmp_path / "2.beton").read_bytes()
+
+
+def test_raw_arrays_copied_at_once_equal_arrays_encoded_one_by_one():
+    from fastlsr.data.encoding import copy_images
+
+    images = random_arrays().images
+    at_once, one_by_one = copy_images(images), encode_images(images, range(5), Encoding())
+    assert replace(at_once, stored=()) == replace(one_by_one, stored=())
+    assert [row.tobytes() for row in at_once.stored] == [row.tobytes() for row in one_by_one.stored]
+
+
+def test_another_seed_chooses_other_images_to_compress(photos, tmp_path):
+    modes = []
+    for seed in (0, 1):
+        write(photos, tmp_path / "a.beton", encoding=Encoding(mode="proportion", seed=seed))
+        modes.append([mode for mode, *_ in stored(tmp_path / "a.beton")])
+    assert modes[0] != modes[1]
+
+
+# --- bad images
+
+
+def truncated(path: Path, good: bytes) -> None:
+    path.write_bytes(good[: len(good) // 2])
+
+
+def without_its_end(path: Path, good: bytes) -> None:
+    path.write_bytes(good[:-2])
+
+
+def truncated_png(path: Path, good: bytes) -> None:
+    png = io.BytesIO()
+    Image.open(io.BytesIO(good)).save(png, "PNG")
+    path.write_bytes(png.getvalue()[:-600])
+
+
+BAD = {
+    "corrupt": lambda path, good: path.write_bytes(b"\xff\xd8" + bytes(range(256)) * 4),
+    "truncated": truncated,
+    "truncated PNG": truncated_png,
+    "without its last marker": without_its_end,
+    "empty": lambda path, good: path.write_bytes(b""),
+    "missing": lambda path, good: None,
+    "text": lambda path, good: path.write_text("<html>404</html>"),
+    "folder": lambda path, good: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_image_is_named_and_nothing_is_left(photos, tmp_path, kind):
+    bad = tmp_path / "bad.jpg"
+    BAD[kind](bad, photos.images[0].read_bytes())
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="bad.jpg: the image") as refused:
+        write(files(photos.images[0], bad), out / "a.beton")
+    assert "\n" not in str(refused.value)
+    assert list(out.iterdir()) == []
+
+
+def test_a_bad_image_in_a_worker_is_named_and_nothing_is_left(photos, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    truncated(bad, photos.images[0].read_bytes())
+    with pytest.raises(InputError, match="bad.jpg"):
+        write(files(*photos.images, bad, *photos.images), tmp_path / "out" / "a.beton", workers=2)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_older_file_alone(tmp_path):
+    older = write(random_arrays(), tmp_path / "a.beton")
+    with pytest.raises(InputError):
+        write(files(tmp_path / "missing.jpg"), tmp_path / "a.beton")
+    assert verify(tmp_path / "a.beton") == older
+
+
+def test_skipping_lists_what_is_left_out_and_numbers_the_rest_without_gaps(photos, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"")
+    samples = Samples((photos.images[0], bad, photos.images[1], tmp_path / "gone.jpg"), np.array([0, 1, 2, 3]))
+    manifest = write(samples, tmp_path / "a.beton", skip_bad=True)
+    assert [label for _, _, _, label, _ in stored(tmp_path / "a.beton")] == [0, 2]
+    assert manifest.count == 2 and manifest.class_counts == (1, 0, 1, 0)
+    assert ["bad.jpg" in manifest.skipped[0], "gone.jpg" in manifest.skipped[1]] == [True, True]
+    assert verify(tmp_path / "a.beton") == manifest
+
+
+def test_skipping_everything_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="not one of the images"):
+        write(files(tmp_path / "gone.jpg"), tmp_path / "a.beton", skip_bad=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_outside_the_classes_and_no_samples_are_refused(tmp_path):
+    with pytest.raises(InputError, match="outside the 1 classes"):
+        write_beton(random_arrays(), tmp_path / "a.beton", dataset="some", split="train", classes=["one"])
+    with pytest.raises(InputError, match="no image"):
+        write_beton(Samples((), np.zeros(0, int)), tmp_path / "a.beton", dataset="some", split="train", classes=["one"])
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        write(random_arrays(), tmp_path / "file" / "a.beton")
+
+
+# --- killed
+
+
+class Deadly:
+    """Kills the process that unpickles it: a worker."""
+
+    def __reduce__(self):
+        return signal.raise_signal, (signal.SIGKILL,)
+
+
+def test_a_killed_worker_is_an_error_and_nothing_is_left(photos, tmp_path):
+    samples = Samples((*photos.images, Deadly()), np.zeros(len(photos) + 1, dtype=np.int64))
+    with pytest.raises(InputError, match="worker process died"):
+        write(samples, tmp_path / "a.beton", workers=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def stuck(photo_tree, tmp_path):
+    """A writer at work, held up by an image that is a pipe to which nobody writes; (process, its out folder)."""
+    tree, out = tmp_path / "tree", tmp_path / "out"
+    shutil.copytree(photo_tree, tree)
+    os.mkfifo(tree / "train" / "class_0" / "zz.jpg")
+    command = [*COMMAND, "folder", "--data-dir", tree, "--out", out, "--workers", "1", "--splits", "train"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    while not (out / ".folder_train.beton.partial").exists():
+        assert process.poll() is None, process.stderr.read()
+    yield process, out
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_writer_told_to_stop_leaves_nothing(stuck, number, code):
+    process, out = stuck
+    process.send_signal(number)
+    assert process.wait() == code
+    assert list(out.iterdir()) == []
+
+
+def test_a_killed_writer_leaves_nothing_that_looks_finished_and_the_next_one_clears_up(stuck, tmp_path):
+    process, out = stuck
+    with pytest.raises(InputError, match="being written by another process"):
+        write(random_arrays(), out / "folder_train.beton")
+    process.kill()
+    process.wait()
+    assert [path.name for path in out.iterdir()] == [".folder_train.beton.partial"]
+    write(random_arrays(), out / "folder_train.beton")
+    assert sorted(path.name for path in out.iterdir()) == ["folder_train.beton", "folder_train.json"]
+
+
+# --- the command
+
+
+def run(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_writes_the_digits_with_manifests_and_no_bar_in_a_pipe(tmp_path, digits_dir):
+    done = run("digits", "--out", tmp_path)
+    assert done.returncode == 0 and "\r" not in done.stdout + done.stderr
+    for name in ("digits_train.beton", "digits_test.beton"):
+        assert (tmp_path / name).read_bytes() == (digits_dir / name).read_bytes()
+        assert verify(tmp_path / name).classes == tuple("0123456789")
+
+
+def test_the_command_ends_with_2_and_leaves_no_split_when_one_has_a_bad_image(photo_tree, tmp_path):
+    tree, out = tmp_path / "tree", tmp_path / "out"
+    shutil.copytree(photo_tree, tree)
+    (tree / "train" / "class_1" / "aa.jpg").write_bytes(b"")
+    done = run("folder", "--data-dir", tree, "--out", out, "--workers", 1)
+    assert done.returncode == 2 and list(out.iterdir()) == []
+    assert done.stderr.startswith("error: ") and "aa.jpg" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_command_can_skip_choose_splits_and_draw_a_subset(photo_tree, tmp_path):
+    tree, out = tmp_path / "tree", tmp_path / "out"
+    shutil.copytree(photo_tree, tree)
+    (tree / "test" / "class_1" / "aa.jpg").write_bytes(b"")
+    done = run("folder", "--data-dir", tree, "--out", out, "--workers", 1, "--skip-bad", "--splits", "test",
+               "--subset", 13, "--write-mode", "raw")  # fmt: skip
+    assert done.returncode == 0 and "left out: " in done.stderr and "aa.jpg" in done.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["folder_test.beton", "folder_test.json"]
+    manifest = read_manifest(out / "folder_test.beton")
+    assert manifest.count == 12 and len(manifest.skipped) == 1 and manifest.options["mode"] == "raw"
+    assert manifest_path(out / "folder_test.beton").read_text().startswith("{\n")
+
+
+@pytest.mark.parametrize("arguments", [["cifar1000"], ["digits", "--jpeg-quality", "101"], ["digits", "--subset", "0"],
+                                       ["digits", "--splits", "valid"], ["digits", "--splits", ""],
+                                       ["digits", "--compress-probability", "nan"]])  # fmt: skip
+def test_the_command_refuses_a_wrong_option_with_2_and_writes_nothing(tmp_path, arguments):
+    assert run(*arguments, "--out", tmp_path / "out").returncode == 2
+    assert not (tmp_path / "out").exists()

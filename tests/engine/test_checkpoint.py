@@ -1,0 +1,78 @@
+"""Checkpoints are whole or not there, fall back when damaged, and never run code."""
+
+import pickle
+import zipfile
+
+import pytest
+import torch
+
+from fastlsr.engine import checkpoint
+from fastlsr.errors import InputError
+
+
+def test_the_newest_is_loaded(tmp_path):
+    for number in (1, 2):
+        checkpoint.save(tmp_path, {"number": number, "weights": torch.full((3,), float(number))})
+    state, remark = checkpoint.load(tmp_path)
+    assert state["number"] == 2 and torch.equal(state["weights"], torch.full((3,), 2.0)) and remark == ""
+
+
+def test_a_folder_without_checkpoints_has_none(tmp_path):
+    assert checkpoint.load(tmp_path) == (None, "")
+
+
+def flip_a_byte_of_a_tensor(path):
+    content = bytearray(path.read_bytes())
+    at = content.index(torch.full((64,), 2.0).numpy().tobytes())
+    content[at + 100] ^= 1
+    path.write_bytes(content)
+
+
+def cut_in_half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte_of_a_tensor, cut_in_half, lambda path: path.write_bytes(b"")])
+def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, damage):
+    for number in (1, 2):
+        checkpoint.save(tmp_path, {"number": number, "weights": torch.full((64,), float(number))})
+    damage(tmp_path / checkpoint.NEWEST)
+    state, remark = checkpoint.load(tmp_path)
+    assert state["number"] == 1 and "damaged" in remark and checkpoint.BEFORE in remark
+
+
+def test_nothing_but_damaged_checkpoints_is_an_error_not_a_fresh_start(tmp_path):
+    for number in (1, 2):
+        checkpoint.save(tmp_path, {"number": number})
+    for name in (checkpoint.NEWEST, checkpoint.BEFORE):
+        cut_in_half(tmp_path / name)
+    with pytest.raises(InputError, match="damaged"):
+        checkpoint.load(tmp_path)
+
+
+class Intruder:
+    def __reduce__(self):
+        return open, ("intruder", "w")
+
+
+def test_loading_never_runs_what_a_checkpoint_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(tmp_path, {"number": 1})
+    with zipfile.ZipFile(tmp_path / checkpoint.NEWEST, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Intruder()))
+        archive.writestr("archive/version", "3\n")
+    with pytest.raises(InputError, match="damaged"):
+        checkpoint.load(tmp_path)
+    assert not (tmp_path / "intruder").exists()
+
+
+def test_a_kill_while_writing_leaves_the_former_file(tmp_path):
+    checkpoint.save(tmp_path, {"number": 1})
+
+    def write_and_die(path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.replace_file(tmp_path / checkpoint.NEWEST, write_and_die)
+    assert checkpoint.load(tmp_path)[0]["number"] == 1

@@ -1,0 +1,111 @@
+"""Options: defaults under YAML under the command line, and one clear line for whatever is wrong."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastlsr.config import Config, differences, from_dict, is_incidental, load, read_arguments
+from fastlsr.errors import InputError
+
+
+def written(tmp_path, text):
+    path = tmp_path / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_command_line_wins_over_yaml_which_wins_over_defaults(tmp_path):
+    path = written(tmp_path, "optim: {lr: 0.5, momentum: 0.8}\n")
+    made = load(path, ["--optim.lr=0.25"])
+    assert (made.optim.lr, made.optim.momentum, made.optim.gamma) == (0.25, 0.8, 0.1)
+    assert made.given == {"optim.lr", "optim.momentum"}
+
+
+def test_environment_variables_have_no_say(monkeypatch):
+    monkeypatch.setenv("optim.lr", "7")
+    assert load().optim.lr == 0.1
+
+
+@pytest.mark.parametrize("words", [["--data.flip=False"], ["--data.flip", "false"], ["--data.flip=FALSE"]])
+def test_false_is_false_in_every_spelling_of_an_agent(words):
+    assert load(overrides=words).data.flip is False
+
+
+@pytest.mark.parametrize("text", ["optim: {lr: 5e-4}", "optim: {lr: '5e-4'}", "optim:\n  lr: 0.0005"])
+def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path, text):
+    assert load(written(tmp_path, text)).optim.lr == 5e-4
+
+
+@pytest.mark.parametrize(("text", "value"), [("off", "off"), ("on", "on"), ("auto", "auto"), ("'off'", "off")])
+def test_bare_on_and_off_in_yaml_are_choices(tmp_path, text, value):
+    assert load(written(tmp_path, f"train: {{compile: {text}}}")).train.compile == value
+
+
+def test_the_resolved_yaml_reads_back_as_itself(tmp_path):
+    made = load(overrides=["--method.name=tsla", "--optim.milestones=3,5", "--data.flip=false", "--optim.lr=1e-7"])
+    assert load(written(tmp_path, made.as_yaml())) == made == from_dict(made.as_dict())
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--train.epoch=3"], "unknown option train.epoch; did you mean train.epochs"),
+        (["--smoothing=0.1"], "unknown option smoothing; did you mean method.smoothing"),
+        (["--nonsense.key=1"], "sections are data, model"),
+        (["--train.epochs=many"], "train.epochs=many: expected a whole number of at least 1"),
+        (["--train.epochs=1.5"], "train.epochs=1.5"),
+        (["--train.epochs=0"], "train.epochs=0"),
+        (["--optim.lr=nan"], "optim.lr=nan"),
+        (["--optim.lr=-1"], "at least 0"),
+        (["--method.smoothing=1.5"], "from 0 to 1"),
+        (["--data.flip=maybe"], "true or false"),
+        (["--train.precision=fp8"], "one of auto, bf16, fp32, fp16"),
+        (["--train.epochs"], "needs a value"),
+        (["epochs=3"], "not an option"),
+    ],
+)
+def test_a_wrong_word_is_one_clear_line(words, line):
+    with pytest.raises(InputError, match=line) as error:
+        load(overrides=words)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("train: {epoch: 3}", "did you mean train.epochs"),
+        ("train: {epochs: true}", "train.epochs=True"),
+        ("train: {epochs: null}", "train.epochs has no value"),
+        ("train: [1, 2]", "unknown option train"),
+        ("- a\n- b", "expected sections"),
+        ("train: {epochs: 3", "is not YAML"),
+    ],
+)
+def test_a_wrong_file_is_one_clear_line(tmp_path, text, line):
+    with pytest.raises(InputError, match=line) as error:
+        load(written(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="absent.yaml"):
+        load(tmp_path / "absent.yaml")
+
+
+def test_flags_and_the_config_are_told_from_options():
+    assert read_arguments(["--cfg", "a.yaml", "--dry-run", "--a.b", "1"], flags=("dry-run",)) == (
+        "a.yaml", {"a.b": "1"}, {"dry-run"})  # fmt: skip
+
+
+@given(st.sampled_from(["optim.lr", "train.seed", "method.name", "data.batch_size", "model.name"]))
+def test_runs_that_differ_in_what_decides_have_other_names(key):
+    value = {"optim.lr": "0.3", "train.seed": "5", "method.name": "tsla", "data.batch_size": "7", "model.name": "x"}[key]
+    other = load(overrides={key: value})
+    assert differences(Config(), other) == [key] and other.run_name() != Config().run_name()
+
+
+@pytest.mark.parametrize("word", ["--data.workers=3", "--data.dir=elsewhere", "--log.every=7", "--run.dir=there"])
+def test_places_threads_and_logging_leave_the_name_and_the_numbers_alone(word):
+    other = load(overrides=[word])
+    assert differences(Config(), other) == [] and other.run_name() == Config().run_name()
+    assert all(is_incidental(key) for key in other.given)
