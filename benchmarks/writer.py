@@ -127,8 +127,8 @@ def main() -> None:
     print(where())
     spent = {"workers": options.workers, "repeats": options.repeats}
     with tempfile.TemporaryDirectory() as scratch:
-        inputs = {"arrays": (arrays(options.arrays), _RAW),
-                  "photographs": (photographs(options.data_dir, options.images, Path(scratch)), _PROPORTION)}  # fmt: skip
+        photos = photographs(options.data_dir, options.images, Path(scratch))
+        inputs = {"arrays": (arrays(options.arrays), _RAW), "photographs": (photos, _PROPORTION)}
         ratios = {}
         for question, (samples, encoding) in inputs.items():
             taken = compare(samples, encoding, **spent)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 
 from tqdm import tqdm  # noqa: E402
 
-from fastlsr.data.encoding import WRITE_MODES  # noqa: E402
+from fastlsr.data.encoding import WRITE_MODES, Encoding  # noqa: E402
 from fastlsr.data.manifest import manifest_path  # noqa: E402
 from fastlsr.data.sources import SOURCES, Dataset, read_dataset, subset  # noqa: E402
 from fastlsr.data.writing import write_beton  # noqa: E402
@@ -36,16 +36,18 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("dataset", choices=SOURCES, metavar="DATASET", help="one of the names below")
     made.add_argument("--data-dir", type=Path, help="a copy on disk in its official layout; nothing is downloaded")
     made.add_argument("--out", type=Path, default=Path("data"), help="folder for DATASET_{train,test}.beton (data)")
-    made.add_argument("--splits", type=_names, help="train, test or train,test; all that the data set has")
+    made.add_argument("--splits", type=_names, metavar="NAMES",
+                      help="train, test or train,test; all that the data set has")  # fmt: skip
     made.add_argument("--subset", type=_from(int, 1), metavar="N", help="N samples of each split, drawn by --seed")
     made.add_argument("--write-mode", choices=WRITE_MODES, help="raw pixels; jpg; smart: jpg above --smart-threshold; "
                       "proportion: jpg for a --compress-probability share, drawn by --seed")  # fmt: skip
-    made.add_argument("--max-resolution", type=_from(int, 0), help="longest side in pixels; 0 keeps every size")
-    made.add_argument("--jpeg-quality", type=_from(int, 1, 100))
-    made.add_argument("--compress-probability", type=_from(float, 0, 1))
+    made.add_argument("--max-resolution", type=_from(int, 0), metavar="PIXELS",
+                      help="longest side; 0 keeps every size")  # fmt: skip
+    made.add_argument("--jpeg-quality", type=_from(int, 1, 100), metavar="Q", help="1 to 100")
+    made.add_argument("--compress-probability", type=_from(float, 0, 1), metavar="P", help="of proportion, 0 to 1")
     made.add_argument("--smart-threshold", type=_from(int, 0), metavar="BYTES", help="of an image's raw pixels")
     made.add_argument("--seed", type=_from(int, 0), help="of --subset and proportion (0)")
-    made.add_argument("--workers", type=_from(int, 0), default=0, help="processes; 0: one for each core")
+    made.add_argument("--workers", type=_from(int, 0), default=0, help="processes; 0, the default: one a core")
     made.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and list them")
     return made
 
@@ -89,7 +91,7 @@ def _write_split(options: argparse.Namespace, dataset: Dataset, split: str) -> P
         classes=dataset.classes,
         encoding=dataclasses.replace(SOURCES[options.dataset].encoding, **_renamed(given)),
         options={"subset": options.subset, "skip_bad": options.skip_bad},
-        workers=options.workers or os.cpu_count(),
+        workers=options.workers or len(os.sched_getaffinity(0)),
         skip_bad=options.skip_bad,
         on_progress=_progress(path.name, len(samples)),
     )
@@ -130,10 +132,15 @@ def _checked_splits(wanted: list[str] | None, dataset: Dataset) -> list[str]:
 
 
 def _names(text: str) -> list[str]:
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise argparse.ArgumentTypeError("names no split")
+    return names
 
 
-def _from(kind: type, least: float, most: float = float("inf")):
+def _from(kind: type, least: float, most: float = float("inf")) -> Callable[[str], float]:
+    """What reads an option's number and refuses one out of range."""
+
     def parse(text: str):
         value = kind(text)
         if not least <= value <= most:
@@ -144,7 +151,7 @@ def _from(kind: type, least: float, most: float = float("inf")):
     return parse
 
 
-def _described(encoding) -> str:
+def _described(encoding: Encoding) -> str:
     side = f" {encoding.max_resolution} px" if encoding.max_resolution else ""
     share = f" {encoding.compress_probability}" if encoding.mode == "proportion" else ""
     quality = f" q{encoding.jpeg_quality}" if encoding.mode != "raw" else ""

@@ -17,11 +17,9 @@ from fastlsr.data.loader import Loader
 from fastlsr.engine import checkpoint
 from fastlsr.engine.evaluation import evaluate
 from fastlsr.engine.runtime import choose_device, set_up_torch
-from fastlsr.engine.session import average, split_paths
-from fastlsr.engine.step import Classifier
+from fastlsr.engine.session import average, build_network, split_paths, wrap
 from fastlsr.errors import InputError, exit_on_input_error
 from fastlsr.labels.targets import Targets
-from fastlsr.models import build_model
 
 CHANGEABLE = ("data.dir", "data.val", "data.workers", "train.device")
 
@@ -79,20 +77,14 @@ def evaluate_state(state: dict[str, Any], config: Config) -> dict[str, float]:
     loader = Loader(val, config.data, train=False, seed=config.train.seed, device=device)
     set_up_torch(device, deterministic=config.train.deterministic)
     classes = len(loader.manifest.classes)
-    model = build_model(config.model.name, classes=classes, pretrained="", resolution=loader.resolution)
+    model = build_network(config, classes, loader.resolution, pretrained="")
     if state["ema"] is None:
         model.load_state_dict(state["model"])
     else:
         averaged = average(model, config.train.ema)
         averaged.load_state_dict(state["ema"])
         model = averaged.module
-    network = Classifier(
-        model,
-        *state["normalization"],
-        precision=state["decided"]["precision"],
-        channels_last=config.train.channels_last,
-    )
-    network.to(device).eval()
+    network = wrap(model, state["decided"], config).to(device).eval()
     targets = Targets(classes, table="table" in state["targets"], device=device)
     targets.load_state_dict(state["targets"])
     forward = torch.compile(network, dynamic=False) if state["decided"]["compile"] else network

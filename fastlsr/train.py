@@ -21,7 +21,7 @@ from fastlsr.engine import checkpoint
 from fastlsr.engine.log import RunLog, results_table, wandb_mode, write_json
 from fastlsr.engine.runtime import choose_device, environment, peak_memory_bytes, set_up_torch
 from fastlsr.engine.schedule import Schedule
-from fastlsr.engine.session import Session, build, split_paths
+from fastlsr.engine.session import Session, build_network, split_paths
 from fastlsr.engine.step import EpochTotals
 from fastlsr.errors import InputError, exit_on_input_error
 from fastlsr.labels.methods import METHODS, options_of, phases
@@ -89,7 +89,7 @@ def describe(config: Config) -> str:
     manifest = read_manifest(train)
     choose_device(config.train.device)
     resolution = config.data.resolution or (manifest.heights[1] if manifest.heights[1] <= 64 else 224)
-    model, _ = build(config, manifest, resolution)
+    model = build_network(config, len(manifest.classes), resolution, pretrained=config.model.pretrained)
     count = sum(parameter.numel() for parameter in model.parameters())
     batches = manifest.count / config.data.batch_size
     batches = math.floor(batches) if config.data.drop_last else math.ceil(batches)

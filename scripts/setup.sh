@@ -60,11 +60,11 @@ install_system_packages() {
     if [ -n "$packages" ] && command -v apt-get >/dev/null; then
         root=$(as_root)
         if [ -z "$root" ] || command -v sudo >/dev/null; then
-            say "installing system packages: $packages"
-            $root env DEBIAN_FRONTEND=noninteractive apt-get update -qq >&2 || say "apt-get update failed"
+            say "installing system packages (a minute or two): $packages"
+            $root env DEBIAN_FRONTEND=noninteractive apt-get update -qq >/dev/null || say "apt-get update failed"
             # shellcheck disable=SC2086  # both are lists of words
             $root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-                -o DPkg::Lock::Timeout=120 $packages >&2 || say "apt-get install failed"
+                -o DPkg::Lock::Timeout=120 $packages >/dev/null || say "apt-get install failed"
         fi
     fi
     missing=$("$python" -m fastlsr.system) || fail "system packages are missing and could not be installed from here.

@@ -38,7 +38,8 @@ for _name in ("imdecode", "my_memcpy"):
     llvmlite.binding.add_symbol(f"fastlsr_{_name}", _address)
 # (source, size, height, width, destination, crop height, crop width, x, y, scale, scale, crop?, flip?) -> 0 if good
 _imdecode = types.ExternalFunction(
-    "fastlsr_imdecode", types.int32(types.intp, types.uint64, types.uint32, types.uint32, types.intp, *[types.uint32] * 8)
+    "fastlsr_imdecode",
+    types.int32(types.intp, types.uint64, types.uint32, types.uint32, types.intp, *[types.uint32] * 8),
 )
 # (source, destination, bytes)
 _memcpy = types.ExternalFunction("fastlsr_my_memcpy", types.void(types.intp, types.intp, types.uint64))
@@ -129,9 +130,10 @@ def random_window(key, height, width):
 
 @_function
 def central_box(height, width, side):
-    """(top, left, row step, column step), float64, source pixels: torchvision's Resize(side * 256/224), CenterCrop(side).
+    """(top, left, row step, column step), float64, source pixels: Resize(side * 256/224) and CenterCrop(side).
 
     The steps are from one pixel of the result to the next; rounding is torchvision's.
+    One resize of this box does the work of torchvision's resize of the whole image and crop of the result.
     """
     short = np.int64(round(side * 256 / 224))
     tall, wide = short, short
@@ -150,7 +152,7 @@ def _taps(origin, step, low, high, count):
     The triangle filter of PIL and torchvision ("bilinear" with anti-aliasing): as wide as the step, at least one
     pixel, and cut off outside low..high-1.
     """
-    reach = max(step, 1.0)
+    reach, widest = max(step, 1.0), 0
     most = 2 * np.int64(math.ceil(reach)) + 1
     starts, weights = np.empty(count, dtype=np.int64), np.zeros((count, most), dtype=np.float32)
     for x in range(count):
@@ -162,12 +164,13 @@ def _taps(origin, step, low, high, count):
         for k in range(stop - start):
             weights[x, k] = max(0.0, 1.0 - abs(start + k + 0.5 - centre) / reach) / total
         starts[x] = start
-    return starts, weights
+        widest = max(widest, stop - start)
+    return starts, weights[:, :widest].copy()
 
 
 @_function
 def resize(source, width, rows, columns, flipped, out):
-    """None; `out` uint8[H, W, 3] is the image `source` (pixels of three bytes, `width` in a row) under two lines of taps.
+    """None; `out` uint8[H, W, 3] is the image `source` (uint8 RGB, `width` pixels in a row) under the taps of both axes.
 
     Rows first, since that loop runs over whole lines and becomes SIMD code; then columns. Sums are float32, not
     rounded in between, hence within one grey level of PIL. OpenCV's resize, which FFCV calls, starts threads of its
@@ -310,10 +313,10 @@ _one_kernel_at_a_time = threading.Lock()
 
 @dataclass(frozen=True)
 class Crop:
-    """What is made of each image: a kernel with its options, called as `run(memory, rows, buffers, out, failed, seed, epoch)`."""
+    """What is made of each image: a kernel of this file with its options set."""
 
     resolution: int  # side of the square images that come out, pixels
-    run: Callable[..., None]
+    run: Callable[..., None]  # (memory, rows, buffers, out, failed, *, seed, epoch)
 
 
 def whole_image(resolution: int) -> Crop:
@@ -333,7 +336,7 @@ def random_resized_crop(resolution: int, *, flip: bool) -> Crop:
 
 def central_crop(resolution: int) -> Crop:
     """The papers' evaluation crop of photographs; see `central_box`."""
-    return Crop(resolution, lambda memory, rows, buffers, out, failed, **_: central_crops(memory, rows, buffers, out, failed))
+    return Crop(resolution, lambda *batch, seed, epoch: central_crops(*batch))
 
 
 class ImageDecoder(SimpleRGBImageDecoder):
@@ -357,7 +360,7 @@ class ImageDecoder(SimpleRGBImageDecoder):
         return replace(previous_state, jit_mode=True, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
 
     def generate_code(self):
-        """The function FFCV calls for each batch; it raises `InputError` naming the first image that does not decode."""
+        """The function FFCV calls for each batch; raises `InputError` naming the first image that does not decode."""
 
         def decode(batch_indices, destination, metadata, storage):
             rows = Rows(*(column[batch_indices] for column in self._table))

@@ -19,7 +19,7 @@ WRITE_MODES = ("raw", "jpg", "smart", "proportion")
 JPG, RAW = 0, 1  # FFCV's IMAGE_MODES
 _LARGEST_SIDE = 2**16 - 1  # FFCV stores sides as uint16
 _JPEG_END = b"\xff\xd9"
-_AS_RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_AS_STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,15 @@ def load_rgb(image: Path | np.ndarray) -> np.ndarray:
 def _decoded(data: bytes) -> np.ndarray:
     """The pixels of an image file. Pillow decides what the file is and whether it is whole.
 
-    OpenCV decodes the ordinary JPEG, from the same libjpeg-turbo to the same pixels, in about 60% of the time. It
-    would not tell a truncated one, so it gets only those that close with the end-of-image marker: entropy-coded
-    data that ends so cannot make the decoder ask for more.
+    OpenCV decodes the ordinary JPEG, from the same libjpeg-turbo to the same pixels, in about 60% of the time. Not
+    every version of it tells a truncated one, so it gets only those that close with the end-of-image marker:
+    entropy-coded data that ends so cannot make the decoder ask for more.
     """
     with Image.open(io.BytesIO(data)) as opened:
         if opened.format == "JPEG" and opened.mode in ("RGB", "L") and data.endswith(_JPEG_END):
-            pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), _AS_RGB)
+            pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), _AS_STORED)
             if pixels is not None and pixels.shape == (opened.height, opened.width, 3):
-                return pixels
+                return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
         return np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))
 
 

@@ -45,7 +45,7 @@ _POLL_SECONDS = 0.2
 
 
 class Batch(NamedTuple):
-    """B samples on the device. Their memory is used again once the next batch is asked for: clone what must live longer."""
+    """B samples on the device. Once the next batch is asked for, their memory is used again: clone what must live on."""
 
     images: torch.Tensor  # uint8 [B, 3, H, W], channels-last in memory
     labels: torch.Tensor  # int64 [B]
@@ -370,7 +370,7 @@ class _EpochThread(threading.Thread):
 
 
 def _operations(decoder: augment.ImageDecoder, device: torch.device) -> dict[str, list]:
-    """FFCV's pipelines of the three fields. Numba's operations come first: FFCV spins for ever on one after ToTensor."""
+    """FFCV's pipelines of the three fields. Decoders come first: FFCV spins for ever on one after ToTensor."""
     to_device = [ToDevice(device, non_blocking=True)] if device.type == "cuda" else []
     return {
         "image": [decoder, ToTensor(), *to_device, ToTorchImage(channels_last=True)],

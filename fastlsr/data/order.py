@@ -33,7 +33,7 @@ def page_wise(pages: np.ndarray, *, group: int, seed: int, epoch: int) -> np.nda
 
 
 class EpochOrder(TraversalOrder):
-    """FFCV's hook for an order. Its own orders draw from RNG(seed + epoch), where seed 0's epoch 1 is seed 1's epoch 0."""
+    """FFCV's hook for an order. Its own draw from RNG(seed + epoch): seed 0's epoch 1 is seed 1's epoch 0."""
 
     def __init__(self, loader, permutation: Callable[..., np.ndarray]):
         super().__init__(loader)

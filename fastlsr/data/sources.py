@@ -85,8 +85,10 @@ def read_dtd(folder: Path, may_download: bool) -> Dataset:
     # torchvision unpacks the official folder `dtd` into another `dtd`
     base = _found("labels/train1.txt", [folder, folder / "dtd", folder / "dtd" / "dtd"])
     lists = {"train": ("train1.txt", "val1.txt"), "test": ("test1.txt",)}
-    files = {split: [name for part in parts for (name,) in _rows(base / "labels" / part, 1)] for split, parts in lists.items()}
-    return _named_by_folder({split: [base / "images" / name for name in names] for split, names in files.items()})
+    return _named_by_folder({
+        split: [base / "images" / name for part in parts for (name,) in _rows(base / "labels" / part, 1)]
+        for split, parts in lists.items()
+    })  # fmt: skip
 
 
 def read_cub200(folder: Path, may_download: bool) -> Dataset:
@@ -147,7 +149,9 @@ SOURCES: dict[str, Source] = {
         "train/ and val/ with class folders, from image-net.org; test is the official val",
     ),
     "flowers102": Source(read_flowers102, _PHOTOGRAPHS, "train is the official train + val", downloads=True),
-    "fgvc_aircraft": Source(read_fgvc_aircraft, _PHOTOGRAPHS, "100 variants, train is the official trainval", downloads=True),
+    "fgvc_aircraft": Source(
+        read_fgvc_aircraft, _PHOTOGRAPHS, "100 variants, train is the official trainval", downloads=True
+    ),
     "dtd": Source(read_dtd, _PHOTOGRAPHS, "official split 1, train is its train + val", downloads=True),
     "folder": Source(
         read_folder, _PHOTOGRAPHS, "any tree train/CLASS, test/CLASS (or val/CLASS); one of CLASS alone is split 80/20"

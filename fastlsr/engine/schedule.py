@@ -21,11 +21,18 @@ class Schedule:
         optim: the options.
         epochs: epochs of the whole run.
         steps_per_epoch: optimizer steps in each.
+
+    Raises:
+        InputError: if the milestones are none.
     """
 
     optim: Optim
     epochs: int
     steps_per_epoch: int
+
+    def __post_init__(self) -> None:
+        if self.optim.schedule == "multistep":
+            parse_milestones(self.optim.milestones)
 
     def factor(self, step: int) -> float:
         """Factor in [0, 1] of the peak learning rate at 0-based optimizer step `step`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastlsr.config import Config
 from fastlsr.data.loader import Loader
-from fastlsr.data.manifest import Manifest
 from fastlsr.engine.evaluation import evaluate
 from fastlsr.engine.runtime import choose_compile, choose_precision
 from fastlsr.engine.schedule import Schedule, build_optimizer, set_learning_rate
@@ -24,9 +23,6 @@ from fastlsr.labels.class_means import ClassMeans, choose_peers
 from fastlsr.labels.methods import Phase, phases
 from fastlsr.labels.targets import Targets
 from fastlsr.models import build_model, expected_normalization, head_parameters
-
-
-Normalization = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclass
@@ -45,15 +41,16 @@ def split_paths(config: Config) -> tuple[Path, Path]:
     return train, val
 
 
-def build(config: Config, manifest: Manifest, resolution: int) -> tuple[nn.Module, Normalization]:
-    """The configured network for a split's classes, seeded, and the mean and std its images are to be normalised by.
-
-    Those are the ones its pre-trained weights expect, or else the split's own.
-    """
+def build_network(config: Config, classes: int, resolution: int, *, pretrained: str) -> nn.Module:
+    """The configured network, seeded, for square images of `resolution` pixels; `pretrained` as in `build_model`."""
     torch.manual_seed(config.train.seed)
-    classes, pretrained = len(manifest.classes), config.model.pretrained
-    model = build_model(config.model.name, classes=classes, pretrained=pretrained, resolution=resolution)
-    return model, expected_normalization(model, pretrained) or (manifest.mean, manifest.std)
+    return build_model(config.model.name, classes=classes, pretrained=pretrained, resolution=resolution)
+
+
+def wrap(model: nn.Module, decided: dict[str, Any], config: Config) -> Classifier:
+    """The model as a classifier of uint8 images, with the precision and normalisation that a run decided on."""
+    precision, channels_last = decided["precision"], config.train.channels_last
+    return Classifier(model, *decided["normalization"], precision=precision, channels_last=channels_last)
 
 
 def average(model: nn.Module, decay: float) -> AveragedModel:
@@ -67,7 +64,8 @@ class Session:
     Args:
         config: the options.
         device: where to train.
-        decided: what the run this one resumes made of `auto` options; empty for a new run, which decides itself.
+        decided: what the run that this one resumes decided on: "precision", "compile" and "normalization" (mean and
+            std, those its pre-trained weights expect or else the training split's). Empty for a new run.
         say: prints a line.
 
     Raises:
@@ -83,16 +81,16 @@ class Session:
         self.test = Loader(val, config.data, train=False, seed=config.train.seed, device=device)
         if self.train.manifest.classes != self.test.manifest.classes:
             raise InputError(f"{train} and {val} have different classes")
-        model, self.normalization = build(config, self.train.manifest, self.train.resolution)
-        if "precision" not in self.decided:
+        manifest, resolution = self.train.manifest, self.train.resolution
+        if decided:
+            model = build_network(config, len(manifest.classes), resolution, pretrained="")
+        else:
+            model = build_network(config, len(manifest.classes), resolution, pretrained=config.model.pretrained)
+            expected = expected_normalization(model, config.model.pretrained) or (manifest.mean, manifest.std)
+            self.decided["normalization"] = [list(values) for values in expected]
             self.decided["precision"] = choose_precision(config.train.precision, device, say)
-        self.network = Classifier(
-            model,
-            *self.normalization,
-            precision=self.decided["precision"],
-            channels_last=config.train.channels_last,
-        ).to(device)
-        self.classes = len(self.train.manifest.classes)
+        self.network = wrap(model, self.decided, config).to(device)
+        self.classes = len(manifest.classes)
         self.schedule = Schedule(config.optim, config.train.epochs, math.ceil(len(self.train) / config.optim.accumulate))
         self.optimizer = build_optimizer(self.network.model, head_parameters(self.network.model), config.optim)
         self.targets = Targets(self.classes, table=any(phase.soft for phase in self.phases), device=device)
@@ -207,7 +205,6 @@ class Session:
             "config": self.config.as_dict(),
             "position": [self.position.epochs, self.position.batches],
             "decided": self.decided,
-            "normalization": [list(values) for values in self.normalization],
             "wandb_id": self.wandb_id,
             "model": self.network.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,

@@ -67,7 +67,7 @@ def _build_timm(name: str, *, classes: int, pretrained: str, resolution: int) ->
         return weights.download(name, classes=classes, **options)
     try:
         model = timm.create_model(name, num_classes=classes, **options)
-    except (AssertionError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:  # timm checks in no one way
+    except (AssertionError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"model.name={name} cannot be built for {resolution} pixels: {reason}") from error
     if pretrained:
@@ -76,7 +76,7 @@ def _build_timm(name: str, *, classes: int, pretrained: str, resolution: int) ->
 
 
 def _size_option(name: str, resolution: int) -> dict[str, Any]:
-    """timm's `img_size`, for the models (transformers, mostly) that are made for one size of image, if it is another."""
+    """timm's `img_size`, for the models (mostly transformers) made for one size of image, if it is another."""
     import timm
 
     source = timm.get_pretrained_cfg(name)

@@ -28,7 +28,12 @@ def write(path: Path, images, encoding: Encoding = Encoding()) -> Path:
     """A .beton of uint8 images [N, H, W, 3] or of image files, labels 0..4 in turn."""
     labels = np.arange(len(images)) % 5
     write_beton(
-        Samples(images=images, labels=labels), path, dataset="made", split="train", classes=list("abcde"), encoding=encoding
+        Samples(images=images, labels=labels),
+        path,
+        dataset="made",
+        split="train",
+        classes=list("abcde"),
+        encoding=encoding,
     )
     return path
 
@@ -73,7 +78,8 @@ def epoch_of(loader: Loader, epoch: int = 0, **options) -> list[tuple[torch.Tens
 
 
 def equal(a: list, b: list) -> bool:
-    return len(a) == len(b) and all(torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
+    pairs = [pair for p, q in zip(a, b, strict=False) for pair in zip(p, q, strict=True)]
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in pairs)
 
 
 def loader_threads() -> list[str]:

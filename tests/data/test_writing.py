@@ -124,10 +124,9 @@ def test_no_sample_crosses_a_page_and_large_samples_make_larger_pages(tmp_path):
 
 def test_files_are_stored_as_pillow_decodes_them(photos, tmp_path):
     write(photos, tmp_path / "a.beton")
-    for (mode, width, height, label, data), path, expected in zip(stored(tmp_path / "a.beton"), photos.images, photos.labels):
+    for row, path, label in zip(stored(tmp_path / "a.beton"), photos.images, photos.labels, strict=True):
         pixels = np.asarray(Image.open(path))
-        assert (mode, height, width, label) == (1, *pixels.shape[:2], expected)
-        assert data == pixels.tobytes()
+        assert row == (1, pixels.shape[1], pixels.shape[0], label, pixels.tobytes())
 
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
@@ -142,7 +141,10 @@ def test_the_fast_jpeg_decoder_gives_pillows_pixels(tmp_path, subsampling, progr
         assert (load_rgb(path) == np.asarray(Image.open(path).convert("RGB"))).all()
 
 
-@pytest.mark.parametrize("mode,suffix", [("L", "png"), ("P", "png"), ("RGBA", "png"), ("CMYK", "jpg"), ("1", "png"), ("LA", "png")])
+KINDS = [("L", "png"), ("P", "png"), ("RGBA", "png"), ("CMYK", "jpg"), ("1", "png"), ("LA", "png")]
+
+
+@pytest.mark.parametrize("mode,suffix", KINDS)
 def test_every_kind_of_picture_becomes_rgb_as_pillow_converts_it(tmp_path, photos, mode, suffix):
     path = tmp_path / f"a.{suffix}"
     with Image.open(photos.images[0]) as photo:
@@ -158,14 +160,16 @@ def test_jpeg_bytes_and_sizes_are_those_of_ffcvs_own_encoder(photos):
 
     pixels = load_rgb(photos.images[0])
     assert (jpeg(pixels, 80) == encode_jpeg(pixels, 80)).all()
-    assert (shrunk(pixels, 33) == resizer(pixels, 33)).all()
+    for side in range(20, 120):
+        assert np.array_equal(shrunk(pixels, side), resizer(pixels, side))
 
 
 def test_max_resolution_bounds_the_longest_side_and_enlarges_nothing(photos, tmp_path):
     manifest = write(photos, tmp_path / "a.beton", encoding=Encoding(max_resolution=64))
     sizes = [(width, height) for _, width, height, _, _ in stored(tmp_path / "a.beton")]
     originals = [Image.open(path).size for path in photos.images]
-    assert all(max(size) == min(64, max(original)) for size, original in zip(sizes, originals))
+    for size, original in zip(sizes, originals):
+        assert size == original if max(original) <= 64 else max(size) in (63, 64)  # FFCV rounds down, so do we
     assert manifest.widths == (min(w for w, _ in sizes), max(w for w, _ in sizes))
     assert manifest.heights == (min(h for _, h in sizes), max(h for _, h in sizes))
 
@@ -215,7 +219,8 @@ def test_mean_and_std_are_numpys_over_all_stored_pixels(photos, tmp_path):
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 3), (375, 501), (3000, 2000)])
 def test_channel_sums_are_exact(shape):
-    for pixels in (np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8), np.full((*shape, 3), 255, np.uint8)):
+    random = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    for pixels in (random, np.full_like(random, 255)):
         sums, squares = channel_sums(pixels)
         assert (sums == pixels.sum((0, 1), dtype=np.int64)).all()
         assert (squares == (pixels.astype(np.int64) ** 2).sum((0, 1))).all()
@@ -241,6 +246,7 @@ def test_the_manifest_counts_classes_and_knows_the_file(tmp_path):
 @pytest.mark.parametrize("mode", ["raw", "jpg", "proportion"])
 def test_any_number_of_workers_writes_the_same_bytes(photos, tmp_path, mode):
     encoding = Encoding(mode=mode, max_resolution=90)
+    photos = Samples(photos.images * 4, np.tile(photos.labels, 4))  # more chunks than there are slots to hold them
     for workers in (1, 2, 3):
         write(photos, tmp_path / f"{workers}.beton", encoding=encoding, workers=workers)
     for suffix in ("beton", "json"):
@@ -448,7 +454,7 @@ def test_the_command_can_skip_choose_splits_and_draw_a_subset(photo_tree, tmp_pa
 
 
 @pytest.mark.parametrize("arguments", [["cifar1000"], ["digits", "--jpeg-quality", "101"], ["digits", "--subset", "0"],
-                                       ["digits", "--splits", "valid"], ["digits", "--splits", ""],
+                                       ["digits", "--splits", "valid"], ["digits", "--splits", ","],
                                        ["digits", "--compress-probability", "nan"]])  # fmt: skip
 def test_the_command_refuses_a_wrong_option_with_2_and_writes_nothing(tmp_path, arguments):
     assert run(*arguments, "--out", tmp_path / "out").returncode == 2

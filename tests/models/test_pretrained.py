@@ -160,7 +160,8 @@ def test_a_file_without_classifier_is_refused(tmp_path):
 
 
 def test_unexpected_keys_are_named(tmp_path):
-    assert "unexpected (extra.weight)" in refusal(write(tmp_path / "w.pt", trained_state() | {"extra.weight": torch.ones(1)}))
+    state = trained_state() | {"extra.weight": torch.ones(1)}
+    assert "unexpected (extra.weight)" in refusal(write(tmp_path / "w.pt", state))
 
 
 def test_only_the_first_keys_are_named(tmp_path):
@@ -170,7 +171,8 @@ def test_only_the_first_keys_are_named(tmp_path):
 
 def test_another_shape_is_named_with_both_shapes(tmp_path):
     state = trained_state() | {"features.stem.0.weight": torch.zeros(16, 3, 7, 7)}
-    assert "features.stem.0.weight has shape (16, 3, 7, 7), the model's (16, 3, 3, 3)" in refusal(write(tmp_path / "w.pt", state))
+    expected = "features.stem.0.weight has shape (16, 3, 7, 7), the model's (16, 3, 3, 3)"
+    assert expected in refusal(write(tmp_path / "w.pt", state))
 
 
 def test_a_classifier_of_another_width_is_refused_not_replaced(tmp_path):

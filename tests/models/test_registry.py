@@ -32,13 +32,17 @@ def test_any_other_name_is_timm_s_with_and_without_prefix_or_tag():
     assert all(on_meta(name, classes=7).num_classes == 7 for name in names)
 
 
-@pytest.mark.parametrize(("name", "millions"), [("timm/resnet18", 11.69), ("timm/resnet50", 25.56), ("timm/resnet101", 44.55)])
+@pytest.mark.parametrize(
+    ("name", "millions"), [("timm/resnet18", 11.69), ("timm/resnet50", 25.56), ("timm/resnet101", 44.55)]
+)
 def test_timm_s_networks_of_the_papers_have_the_parameters_of_the_literature(name, millions):
     count = sum(parameter.numel() for parameter in on_meta(name, classes=1000).parameters())
     assert count == pytest.approx(millions * 1e6, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224", "vgg11"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224", "vgg11"]
+)
 def test_head_of_a_timm_model_is_its_classifier(name):
     model = on_meta(f"timm/{name}", classes=7)
     assert [parameter.shape[0] for parameter in head_parameters(model)] == [7, 7]

@@ -1,0 +1,257 @@
+"""Whole runs on real digits: what they leave behind, and that stopping, killing and resuming changes nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastlsr import evaluate, train
+from fastlsr.config import load
+from fastlsr.engine import checkpoint
+
+TIMES = {"images_per_second", "data_wait", "seconds", "peak_memory_bytes"}
+
+
+@pytest.fixture(scope="module")
+def command(digits_dir):
+    """Options of a short run on the digits, with more of them."""
+    base = {
+        "data.dataset": "digits", "data.dir": digits_dir, "data.batch_size": 256, "data.flip": "false",
+        "model.name": "resnet8", "optim.lr": 0.05, "train.epochs": 4, "train.device": "cpu", "train.precision": "fp32",
+        "train.compile": "off", "log.wandb": "disabled",
+    }  # fmt: skip
+
+    def words(folder, **options):
+        chosen = base | {"run.dir": folder.parent, "run.name": folder.name}
+        chosen |= {key.replace("__", "."): value for key, value in options.items()}
+        return [f"--{key}={value}" for key, value in chosen.items()]
+
+    return words
+
+
+def rows(folder):
+    """The rows of a run without what depends on the clock."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+def weights(folder):
+    return checkpoint.load(folder)[0]["model"]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def colam_run(command, tmp_path_factory):
+    """An uninterrupted COLAM run of two stages that uses all there is to restore."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    options = {"method__name": "colam", "method__stages": 2, "method__temperature": 2.0, "train__ema": 0.9,
+               "optim__accumulate": 2, "optim__warmup_epochs": 1}  # fmt: skip
+    assert train.main(command(folder, **options)) == 0
+    return folder, options
+
+
+def test_a_run_leaves_what_design_names(colam_run):
+    folder, _ = colam_run
+    names = {"config.yaml", "metrics.jsonl", "summary.json", "checkpoint.pt", "environment.json", "soft_labels"}
+    assert names <= {path.name for path in folder.iterdir()}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["finished"] and summary["last"]["epoch"] == 4
+    assert summary["best"]["test/top1"] == max(row["test/top1"] for row in rows(folder))
+    assert {*TIMES, "epoch", "phase", "lr", "train/loss", "train/top1", "test/loss", "test/nll", "test/top1",
+            "test/top5", "test/ece", "target_entropy"} == set(summary["last"])  # fmt: skip
+    assert load(folder / "config.yaml").method.name == "colam"
+
+
+def test_each_stage_keeps_soft_labels_whose_rows_sum_to_one(colam_run):
+    folder, _ = colam_run
+    for stage in (1, 2):
+        kept = load_file(folder / "soft_labels" / f"stage_{stage:02d}.safetensors")
+        torch.testing.assert_close(kept["soft_labels"].sum(1), torch.ones(10))
+        assert kept["count"].sum() == 1438, "every training image was counted once"
+    first = load_file(folder / "soft_labels" / "stage_01.safetensors")["soft_labels"]
+    entropy = torch.special.entr(first.double()).sum(1)
+    assert rows(folder)[0]["target_entropy"] == 0
+    assert rows(folder)[2]["target_entropy"] == pytest.approx(entropy.mean().item(), rel=0.02)
+
+
+def test_evaluate_repeats_the_logged_metrics_exactly(colam_run):
+    folder, _ = colam_run
+    again = evaluate.evaluate_run(folder, [])
+    logged = rows(folder)[-1]
+    assert again == {key: logged[key] for key in again} and len(again) == 6
+
+
+def test_stopping_killing_and_resuming_anywhere_changes_no_bit(colam_run, command, tmp_path):
+    whole, options = colam_run
+    folder = tmp_path / "stopped"
+    words = command(folder, **options)
+    assert run_until(words, "epoch 1/4", signal.SIGTERM) == 143
+    assert checkpoint.load(folder)[0]["position"] != [4, 0]
+    assert run_until(words, "epoch 2/4", signal.SIGINT) == 130
+    assert run_until(words, "epoch 3/4", signal.SIGKILL) == -signal.SIGKILL
+    assert train.main([*words, "--run.resume=must"]) == 0
+    assert rows(folder) == rows(whole)
+    assert same(weights(folder), weights(whole))
+    state, expected = checkpoint.load(folder)[0], checkpoint.load(whole)[0]
+    assert same(state["ema"], expected["ema"]) and same(state["targets"], expected["targets"])
+    assert torch.equal(state["learned"], expected["learned"])
+
+
+def run_until(words, line, number):
+    """The exit code of a training process that is sent a signal as soon as it prints `line`."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "fastlsr.train", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    seen = []
+    for text in process.stdout:
+        seen.append(text)
+        if text.startswith(line):
+            process.send_signal(number)
+            break
+    process.stdout.read()
+    code = process.wait(timeout=120)
+    assert seen[-1].startswith(line), "".join(seen)
+    return code
+
+
+def test_a_damaged_checkpoint_falls_back_and_the_run_ends_the_same(colam_run, command, tmp_path, capsys):
+    whole, options = colam_run
+    folder = tmp_path / "damaged"
+    words = command(folder, **options)
+    assert train.main(words) == 0
+    (folder / checkpoint.NEWEST).write_bytes(b"torn")
+    assert train.main(words) == 0
+    assert "is damaged" in capsys.readouterr().out
+    assert rows(folder) == rows(whole) and same(weights(folder), weights(whole))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"method__name": "tsla", "method__drop_epoch": 0}, {"method__name": "hard"}),
+        ({"method__name": "tsla", "method__drop_epoch": 2}, {"method__name": "lsr"}),
+        ({"method__name": "colam", "method__stages": 1}, {"method__name": "hard"}),
+        ({"method__name": "lsr", "method__smoothing": 0}, {"method__name": "hard"}),
+        ({"data__workers": 2}, {"data__workers": 1}),
+    ],
+    ids=["tsla(0) is hard", "tsla(E) is lsr", "colam of one stage is hard", "lsr(0) is hard", "any number of workers"],
+)
+def test_methods_meet_at_their_ends(command, tmp_path, one, other):
+    for name, options in (("one", one), ("other", other)):
+        assert train.main(command(tmp_path / name, train__epochs=2, **options)) == 0
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "other"))
+    assert rows(tmp_path / "one") == rows(tmp_path / "other")
+
+
+def test_seeds_and_methods_differ(command, tmp_path):
+    runs = [{}, {"train__seed": 1}, {"method__name": "lsr"}]
+    for number, options in enumerate(runs):
+        assert train.main(command(tmp_path / str(number), train__epochs=1, **options)) == 0
+    losses = {rows(tmp_path / str(number))[0]["train/loss"] for number in range(len(runs))}
+    assert len(losses) == len(runs)
+
+
+def test_the_extra_label_pass_sees_every_sample_as_evaluation_would(command, tmp_path):
+    options = {"method__name": "colam", "method__stages": 1, "train__epochs": 1, "method__label_pass": "extra"}
+    assert train.main(command(tmp_path / "run", **options)) == 0
+    kept = load_file(tmp_path / "run" / "soft_labels" / "stage_01.safetensors")
+    assert kept["count"].sum() == 1438
+    assert kept["soft_labels"].argmax(1).tolist() != [0] * 10
+
+
+def test_peers_limit_the_samples_of_each_class(command, tmp_path):
+    options = {"method__name": "colam", "method__stages": 1, "train__epochs": 1, "method__peers": 3}
+    assert train.main(command(tmp_path / "run", **options)) == 0
+    assert load_file(tmp_path / "run" / "soft_labels" / "stage_01.safetensors")["count"].tolist() == [3] * 10
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(command, tmp_path, capsys):
+    words = command(tmp_path / "run", optim__lr=1e30, optim__warmup_epochs=0, train__epochs=3)
+    good = [*command(tmp_path / "run", train__epochs=3)]
+    assert train.main(words) == 1
+    said = capsys.readouterr()
+    assert "not finite at epoch 1, step" in said.err and "nan" not in said.out
+    assert not (tmp_path / "run" / checkpoint.NEWEST).exists()
+    assert train.main(good) == 0, "nothing of the failed run is in the way"
+
+
+def test_a_finished_run_is_not_trained_again(colam_run, command, capsys):
+    folder, options = colam_run
+    before = (folder / checkpoint.NEWEST).read_bytes()
+    assert train.main(command(folder, **options)) == 0
+    assert (folder / checkpoint.NEWEST).read_bytes() == before
+    assert f"results: {folder}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"train__epoch": 3}, "did you mean train.epochs"),
+        ({"data__dir": "nowhere"}, "nowhere"),
+        ({"model__name": "resnet21"}, "resnet2"),
+        ({"method__name": "tlsa"}, "did you mean tsla"),
+        ({"method__name": "colam", "method__stages": 3}, "does not divide"),
+        ({"method__name": "tsla", "method__drop_epoch": 5}, "drop_epoch"),
+        ({"train__device": "cuda:7"}, "CUDA devices"),
+        ({"train__device": "tpu"}, "expected auto, cpu"),
+        ({"optim__schedule": "multistep"}, "optim.milestones"),
+        ({"run__resume": "must"}, "no checkpoint"),
+        ({"model__pretrained": "absent.pth"}, "absent.pth"),
+        ({"log__wandb": "online"}, "wandb login"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["train", "dry-run"])
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(command, tmp_path, capsys, monkeypatch, options, line, dry):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(SystemExit) as exit:
+        train.main([*command(tmp_path / "run", **options), *dry])
+    said = capsys.readouterr().err.strip().splitlines()
+    assert exit.value.code == 2 and said[-1].startswith("error: ") and line in said[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_continued_with_other_options(colam_run, command, capsys):
+    folder, options = colam_run
+    with pytest.raises(SystemExit) as exit:
+        train.main(command(folder, **options | {"optim__lr": 0.5}))
+    assert exit.value.code == 2 and "other values of optim.lr" in capsys.readouterr().err
+
+
+def test_dry_run_prints_options_phases_rates_and_size(command, tmp_path, capsys):
+    words = command(tmp_path / "run", method__name="tsla", method__drop_epoch=3, optim__schedule="multistep",
+                    optim__milestones="2,3")  # fmt: skip
+    assert train.main([*words, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    for text in ("drop_epoch: 3", "epochs 1 to 3: 3 epochs towards 0.9 onehot(y) + 0.1 1/K", "epochs 4 to 4",
+                 "from epoch 3: 0.005", "from epoch 4: 0.0005", "parameters"):  # fmt: skip
+        assert text in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_that_the_method_does_not_use_are_one_warning(command, tmp_path, capsys):
+    words = command(tmp_path / "run", method__name="lsr", method__stages=2, method__temperature=2)
+    assert train.main([*words, "--dry-run"]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert warnings == ["warning: method lsr does not use method.stages, method.temperature"]
+
+
+def test_help_names_every_option(capsys):
+    assert train.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"--{section}." in said for section in ("data", "model", "optim", "method", "train", "run", "log"))
+
+
+def test_wandb_offline_mirrors_the_rows(command, tmp_path):
+    pytest.importorskip("wandb")
+    folder = tmp_path / "run"
+    assert train.main(command(folder, train__epochs=1, log__wandb="offline")) == 0
+    assert list(Path(folder).glob("wandb/offline-run-*/*.wandb"))
