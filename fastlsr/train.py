@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -85,9 +86,9 @@ def describe(config: Config) -> str:
     Raises:
         InputError: as training would.
     """
+    inspect(config)
     train, _ = split_paths(config)
     manifest = read_manifest(train)
-    choose_device(config.train.device)
     resolution = config.data.resolution or (manifest.heights[1] if manifest.heights[1] <= 64 else 224)
     model = build_network(config, len(manifest.classes), resolution, pretrained=config.model.pretrained)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -112,11 +113,8 @@ def train(config: Config) -> int:
         InputError: before anything is written.
         TrainingFailed: with the last good checkpoint kept.
     """
-    folder = Path(config.run.dir) / config.run_name()
-    state, remark = find_checkpoint(config, folder)
-    device = choose_device(config.train.device)
-    wandb_mode(config.log.wandb)
     started = time.perf_counter()
+    folder, device, state, remark = inspect(config)
     log = RunLog(folder, config)
     log.say(f"run: {folder}")
     if remark:
@@ -144,7 +142,18 @@ def train(config: Config) -> int:
     return code
 
 
-def find_checkpoint(config: Config, folder: Path) -> tuple[dict | None, str]:
+def inspect(config: Config) -> tuple[Path, torch.device, dict[str, Any] | None, str]:
+    """(folder, device, state or None, remark): where a run goes, what on, and what it goes on from.
+
+    Raises:
+        InputError: if any of these, or the W&B account, is not to be had.
+    """
+    wandb_mode(config.log.wandb)
+    folder = Path(config.run.dir) / config.run_name()
+    return folder, choose_device(config.train.device), *find_checkpoint(config, folder)
+
+
+def find_checkpoint(config: Config, folder: Path) -> tuple[dict[str, Any] | None, str]:
     """(state or None, remark): what `run.resume` says to go on from.
 
     Raises:

@@ -34,8 +34,14 @@ ALLOWED = {
 # The only homes of these packages.
 HOMES = {"ffcv": "fastlsr/data/", "wandb": "fastlsr/engine/log.py", "fastargs": "fastlsr/config.py"}
 
-# Import names that are not the distribution's own.
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "cv2": "opencv-python"}
+# Import names that are not the distribution's own. tomllib is one only where Python itself does not bring it.
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python",
+    "sklearn": "scikit-learn",
+    "tomllib": "tomli",
+    "yaml": "pyyaml",
+}
 
 
 def imported_names(file: Path, root: Path) -> set[str]:

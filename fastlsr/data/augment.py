@@ -170,7 +170,7 @@ def _taps(origin, step, low, high, count):
 
 @_function
 def resize(source, width, rows, columns, flipped, out):
-    """None; `out` uint8[H, W, 3] is the image `source` (uint8 RGB, `width` pixels in a row) under the taps of both axes.
+    """None; `out` uint8[H, W, 3] is the image `source` (uint8 RGB, `width` pixels in a row) under two lines of taps.
 
     Rows first, since that loop runs over whole lines and becomes SIMD code; then columns. Sums are float32, not
     rounded in between, hence within one grey level of PIL. OpenCV's resize, which FFCV calls, starts threads of its

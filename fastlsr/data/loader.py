@@ -45,7 +45,7 @@ _POLL_SECONDS = 0.2
 
 
 class Batch(NamedTuple):
-    """B samples on the device. Once the next batch is asked for, their memory is used again: clone what must live on."""
+    """B samples on the device. Once the next batch is asked for, the memory is used again: clone what must live on."""
 
     images: torch.Tensor  # uint8 [B, 3, H, W], channels-last in memory
     labels: torch.Tensor  # int64 [B]

@@ -16,7 +16,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
@@ -127,13 +127,15 @@ def _write(
 ) -> _Written:
     written = _Written(Layout.for_samples(len(samples)))
     file.seek(written.layout.end)
-    for positions, chunk in _encoded(samples, encoding, workers):
-        if chunk.bad and not skip_bad:
-            raise InputError(f"{chunk.bad[0][1]}; --skip-bad leaves such images out")
-        labels = np.delete(samples.labels[positions.start : positions.stop], [at for at, _ in chunk.bad])
-        written.add(chunk, labels, file)
-        written.skipped.extend(why for _, why in chunk.bad)
-        on_progress(len(positions))
+    # Closed here, not when it is collected: an error must not leave workers that go on in the background.
+    with contextlib.closing(_encoded(samples, encoding, workers)) as chunks:
+        for positions, chunk in chunks:
+            if chunk.bad and not skip_bad:
+                raise InputError(f"{chunk.bad[0][1]}; --skip-bad leaves such images out")
+            labels = np.delete(samples.labels[positions.start : positions.stop], [at for at, _ in chunk.bad])
+            written.add(chunk, labels, file)
+            written.skipped.extend(why for _, why in chunk.bad)
+            on_progress(len(positions))
     if not written.layout.rows:
         raise InputError(f"not one of the images could be read: {written.skipped[0]}")
     finish(file, written.layout)
@@ -142,17 +144,20 @@ def _write(
     return written
 
 
-def _encoded(samples: Samples, encoding: Encoding, workers: int) -> Iterator[tuple[range, Chunk]]:
+def _encoded(samples: Samples, encoding: Encoding, workers: int) -> Generator[tuple[range, Chunk], None, None]:
     """(positions, encoded images) for each chunk of the samples, in order; a chunk is good until the next."""
     arrays = isinstance(samples.images, np.ndarray)
     size = _ARRAYS_A_CHUNK if arrays else _FILES_A_CHUNK
     chunks = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
     parts = (samples.images[positions.start : positions.stop] for positions in chunks)
-    if arrays and encoding.mode == "raw" and not 0 < encoding.max_resolution < max(samples.images.shape[1:3]):
-        return zip(chunks, map(copy_images, parts))
     tasks = ((part, positions, encoding) for part, positions in zip(parts, chunks))
     workers = min(workers, len(chunks))
-    return zip(chunks, _in_processes(tasks, workers) if workers > 1 else (encode_images(*task) for task in tasks))
+    if arrays and encoding.mode == "raw" and not 0 < encoding.max_resolution < max(samples.images.shape[1:3]):
+        yield from zip(chunks, map(copy_images, parts))
+    elif workers > 1:
+        yield from zip(chunks, _in_processes(tasks, workers))
+    else:
+        yield from zip(chunks, (encode_images(*task) for task in tasks))
 
 
 def _in_processes(tasks: Iterator[tuple], workers: int) -> Iterator[Chunk]:
