@@ -6,7 +6,7 @@ export PYTHON
 
 .PHONY: quickstart test setup doctor
 
-quickstart: data/digits_test.json
+quickstart: data/digits_train.json
 	$(PY) -m fastlsr.train --cfg configs/quickstart.yaml
 
 test: setup
@@ -18,6 +18,6 @@ setup:
 doctor: setup
 	$(PY) -m fastlsr.doctor
 
-# The manifest of the second split is what the writer leaves last, so it stands for all four files.
-data/digits_test.json: | setup
+# The manifest of the training split is what the writer leaves last, so it stands for all four files.
+data/digits_train.json: | setup
 	$(PY) data_prep/write_ffcv.py digits
