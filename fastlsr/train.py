@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from fastlsr.config import Config, differences, from_dict, load, read_arguments, usage
 from fastlsr.data.manifest import read_manifest
 from fastlsr.engine import checkpoint
-from fastlsr.engine.log import RunLog, results_table, wandb_mode, write_json
+from fastlsr.engine.log import Row, RunLog, read_rows, results_table, wandb_mode, write_json
 from fastlsr.engine.runtime import choose_device, environment, peak_memory_bytes, set_up_torch
 from fastlsr.engine.schedule import Schedule
 from fastlsr.engine.session import Session, build_network, split_paths
@@ -70,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
         except TrainingFailed as error:
             print(f"failed: {error}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:  # before the first step, or the second one: nothing is left to save
+            return 128 + signal.SIGINT
 
 
 def warn_of_unused(config: Config) -> None:
@@ -119,6 +121,8 @@ def train(config: Config) -> int:
     log.say(f"run: {folder}")
     if remark:
         log.say(f"warning: {remark}")
+    if state and state["position"][0] == config.train.epochs:
+        return show_results(log, read_rows(folder))
     session = Session(config, device, decided=state["decided"] if state else {}, say=log.say)
     set_up_torch(device, deterministic=config.train.deterministic)
     if state:
@@ -127,7 +131,7 @@ def train(config: Config) -> int:
     if state:
         session.load_after_steps(state)
         log.say(f"resuming after {session.position.epochs} epochs and {session.position.batches} batches")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     checkpoint.replace_file(folder / "config.yaml", lambda part: part.write_text(config.as_yaml(), encoding="utf-8"))
     write_json(folder / "environment.json", environment(device))
     log.open(epochs_done=session.position.epochs, wandb_id=session.wandb_id)
@@ -151,6 +155,18 @@ def inspect(config: Config) -> tuple[Path, torch.device, dict[str, Any] | None, 
     wandb_mode(config.log.wandb)
     folder = Path(config.run.dir) / config.run_name()
     return folder, choose_device(config.train.device), *find_checkpoint(config, folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the run's folder.
+
+    Raises:
+        InputError: if that cannot be done.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the run's folder {folder}: {error.strerror}") from None
 
 
 def find_checkpoint(config: Config, folder: Path) -> tuple[dict[str, Any] | None, str]:
@@ -202,6 +218,12 @@ def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
         })  # fmt: skip
         checkpoint.save(log.folder, session.state_dict())
         log.summary(finished=session.position.epochs == config.train.epochs)
+    return show_results(log, log.rows)
+
+
+def show_results(log: RunLog, rows: list[Row]) -> int:
+    """The exit code of a finished run, once its last and best rows are on the terminal and in `summary.json`."""
+    log.rows = rows
     log.console.print(results_table(log.summary(finished=True)))
     log.say(f"results: {log.folder}")
     return 0

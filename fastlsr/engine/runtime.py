@@ -45,11 +45,10 @@ def cores() -> int:
 
 
 def set_up_torch(device: torch.device, *, deterministic: bool) -> None:
-    """Sets torch's threads (the loader's import leaves one), TF32 for what autocast leaves in float32, determinism."""
+    """Sets torch's threads to the cores, the CUDA device, and determinism (without it cuDNN picks its fastest kernels)."""
     torch.set_num_threads(cores())
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

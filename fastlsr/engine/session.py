@@ -137,7 +137,7 @@ class Session:
                 self.targets.table.copy_(self.learned)
         if phase.learns == "in_pass" and self.position.epochs == first + phase.epochs - 1:
             self.means.start(self.peers(number, phase))
-        self.step.totals.values.zero_()
+        self.step.totals.reset()
 
     def peers(self, number: int, phase: Phase) -> Tensor:
         """float32[N]: which training samples the class means of phase `number` are taken over."""

@@ -63,6 +63,12 @@ class Totals:
         self.values = torch.zeros(5, dtype=torch.float64, device=device)
         self._host = torch.zeros(5, dtype=torch.float64, pin_memory=device.type == "cuda")
         self._copied: torch.cuda.Event | None = None
+        self._late = EpochTotals()
+
+    def reset(self) -> None:
+        """Begins an epoch: all sums are 0."""
+        self.values.zero_()
+        self._late, self._copied = EpochTotals(), None
 
     def update(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Adds a batch: float32[B] losses, logits [B, K], int64[B] labels."""
@@ -81,24 +87,24 @@ class Totals:
         """The sums as of an earlier call of this, without waiting for the device: for inside an epoch."""
         if self.values.device.type != "cuda":
             return self.read()
-        late = self._host.clone()
-        if self._copied is None or self._copied.query():
-            late = self._host.clone()
+        if self._copied is not None and self._copied.query():
+            self._late, self._copied = EpochTotals(*self._host.tolist()), None
+        if self._copied is None:  # else the copy before is still on its way into the same memory
             self._host.copy_(self.values, non_blocking=True)
             self._copied = torch.cuda.Event()
             self._copied.record()
-        return EpochTotals(*late.tolist())
+        return self._late
 
 
 @dataclass(frozen=True)
 class EpochTotals:
     """What `Totals` held, on the host."""
 
-    loss_sum: float
-    correct: float
-    seen: float
-    steps: float
-    bad_step: float
+    loss_sum: float = 0.0
+    correct: float = 0.0
+    seen: float = 0.0
+    steps: float = 0.0
+    bad_step: float = 0.0
 
     @property
     def loss(self) -> float:

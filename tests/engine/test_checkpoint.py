@@ -55,6 +55,7 @@ class Intruder:
         return open, ("intruder", "w")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_loading_never_runs_what_a_checkpoint_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint.save(tmp_path, {"number": 1})
