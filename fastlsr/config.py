@@ -23,7 +23,9 @@ from fastargs.validation import Checker
 from fastlsr.errors import InputError
 
 
-def option(default: Any, help: str, *, choices: Sequence[str] = (), low: float = -math.inf, high: float = math.inf) -> Any:
+def option(
+    default: Any, help: str, *, choices: Sequence[str] = (), low: float = -math.inf, high: float = math.inf
+) -> Any:
     """A dataclass field with its help text and the values it admits (a closed range, or a list of names)."""
     return field(default=default, metadata={"help": help, "choices": tuple(choices), "low": low, "high": high})
 
@@ -41,7 +43,9 @@ class Data:
     order: str = option("random", "order of an epoch", choices=("random", "quasi_random", "sequential"))
     os_cache: bool = option(True, "let the operating system cache the file; false reads pages (with quasi_random)")
     drop_last: bool = option(False, "leave out the last batch of an epoch when it is not full")
-    resolution: int = option(0, "side of the network's input; 0: the images' own up to 64 pixels, else 224", low=0, high=4096)
+    resolution: int = option(
+        0, "side of the network's input; 0: the images' own up to 64 pixels, else 224", low=0, high=4096
+    )
     augment: str = option("auto", "training crop; auto: pad_crop for equal images up to 64 pixels, else resized_crop",
                           choices=("auto", "pad_crop", "resized_crop", "none"))  # fmt: skip
     flip: bool = option(True, "random horizontal flips in training")
@@ -78,11 +82,13 @@ class Method:
 
     name: str = option("hard", "hard | lsr | tsla | colam")
     smoothing: float = option(0.1, "weight of the uniform distribution (TSLA's theta)", low=0, high=1)
-    drop_epoch: int = option(-1, "epochs with smoothing before it is dropped (TSLA's s); -1: half of the epochs", low=-1)
+    drop_epoch: int = option(
+        -1, "epochs with smoothing before it is dropped (TSLA's s); -1: half of the epochs", low=-1
+    )
     stages: int = option(10, "stages of equal length (COLAM's m)", low=1)
     temperature: float = option(1.0, "temperature of the loss and of the soft labels (COLAM's T)", low=1e-3, high=1e3)
     peers: int = option(0, "random samples of each class whose logits are averaged; 0: all", low=0)
-    label_pass: str = option("in_pass", "class means from the stage's last epoch, or from an extra evaluation pass after it",
+    label_pass: str = option("in_pass", "class means from the stage's last epoch, or from an evaluation pass after it",
                              choices=("in_pass", "extra"))  # fmt: skip
 
 
@@ -92,9 +98,11 @@ class Train:
 
     epochs: int = option(200, "epochs in all", low=1)
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1)
-    precision: str = option("auto", "autocast type of the network; auto: bf16 where the device computes in it, else fp32",
+    precision: str = option("auto", "autocast type; auto: bf16 where the device computes in it, else fp32",
                             choices=("auto", "bf16", "fp32", "fp16"))  # fmt: skip
-    compile: str = option("auto", "torch.compile; auto takes what is faster on this device", choices=("auto", "on", "off"))
+    compile: str = option(
+        "auto", "torch.compile; auto takes what is faster on this device", choices=("auto", "on", "off")
+    )
     channels_last: bool = option(True, "channels-last memory format")
     deterministic: bool = option(False, "only deterministic kernels (slower on CUDA; the CPU always is)")
     device: str = option("auto", "auto | cpu | cuda | cuda:N")
@@ -116,7 +124,9 @@ class Run:
 class Log:
     """Who is told."""
 
-    wandb: str = option("auto", "auto: online with an account, else disabled", choices=("auto", "online", "offline", "disabled"))
+    wandb: str = option(
+        "auto", "auto: online with an account, else disabled", choices=("auto", "online", "offline", "disabled")
+    )
     project: str = option("fastlsr", "W&B project")
     every: int = option(50, "steps between two looks at the running loss", low=1)
 

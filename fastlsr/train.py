@@ -25,7 +25,8 @@ from fastlsr.engine.schedule import Schedule
 from fastlsr.engine.session import Session, build_network, split_paths
 from fastlsr.engine.step import EpochTotals
 from fastlsr.errors import InputError, exit_on_input_error
-from fastlsr.labels.methods import METHODS, options_of, phases
+from fastlsr.files import replace_file, replace_text
+from fastlsr.labels.methods import options_of, phases
 
 
 class TrainingFailed(Exception):
@@ -132,7 +133,7 @@ def train(config: Config) -> int:
         session.load_after_steps(state)
         log.say(f"resuming after {session.position.epochs} epochs and {session.position.batches} batches")
     make_folder(folder)
-    checkpoint.replace_file(folder / "config.yaml", lambda part: part.write_text(config.as_yaml(), encoding="utf-8"))
+    replace_text(folder / "config.yaml", config.as_yaml())
     write_json(folder / "environment.json", environment(device))
     log.open(epochs_done=session.position.epochs, wandb_id=session.wandb_id)
     session.wandb_id = log.wandb_id
@@ -282,7 +283,7 @@ def learn_soft_labels(session: Session, log: RunLog, number: int) -> None:
     folder.mkdir(exist_ok=True)
     table = {"soft_labels": session.learned.cpu().contiguous(), "count": session.means.count.cpu()}
     path = folder / f"stage_{number + 1:02d}.safetensors"
-    checkpoint.replace_file(path, lambda part: save_file(table, part))
+    replace_file(path, lambda part: save_file(table, part))
 
 
 if __name__ == "__main__":

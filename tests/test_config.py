@@ -99,7 +99,9 @@ def test_flags_and_the_config_are_told_from_options():
 
 @given(st.sampled_from(["optim.lr", "train.seed", "method.name", "data.batch_size", "model.name"]))
 def test_runs_that_differ_in_what_decides_have_other_names(key):
-    value = {"optim.lr": "0.3", "train.seed": "5", "method.name": "tsla", "data.batch_size": "7", "model.name": "x"}[key]
+    value = {"optim.lr": "0.3", "train.seed": "5", "method.name": "tsla", "data.batch_size": "7", "model.name": "x"}[
+        key
+    ]
     other = load(overrides={key: value})
     assert differences(Config(), other) == [key] and other.run_name() != Config().run_name()
 

@@ -14,13 +14,14 @@ else:
 
 ROOT = Path(__file__).parents[1]
 
-_BASE = {"", "errors"}  # "" is fastlsr/__init__.py itself
+_BASE = {"", "errors", "files"}  # "" is fastlsr/__init__.py itself
 _CORE = _BASE | {"config", "labels", "data", "models", "engine"}
 _ENTRY_POINTS = {"train", "evaluate", "sweep", "teach", "doctor"}
 # What each part of fastlsr may import of fastlsr, besides itself. A part that is not named here has no place yet.
 ALLOWED = {
     "": set(),
     "errors": {""},
+    "files": {""},
     "system": _BASE,
     "config": _BASE,
     "labels": _BASE | {"config"},

@@ -108,7 +108,10 @@ def test_stopping_killing_and_resuming_anywhere_changes_no_bit(colam_run, comman
 def run_until(words, line, number):
     """The exit code of a training process that is sent a signal as soon as it prints `line`."""
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "fastlsr.train", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-u", "-m", "fastlsr.train", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     seen = []
     for text in process.stdout:
@@ -209,7 +212,9 @@ def test_a_finished_run_is_not_trained_again(colam_run, command, capsys):
     ],
 )
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["train", "dry-run"])
-def test_bad_input_is_one_line_exit_code_2_and_nothing_written(command, tmp_path, capsys, monkeypatch, options, line, dry):
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
+    command, tmp_path, capsys, monkeypatch, options, line, dry
+):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with pytest.raises(SystemExit) as exit:

@@ -22,19 +22,20 @@ import numba
 import numpy as np
 import torch
 
+# isort: split  (augment sees to it that importing ffcv leaves torch's threads alone)
+from ffcv.loader import Loader as FFCVLoader
+from ffcv.loader import OrderOption
+from ffcv.loader.epoch_iterator import select_buffer
+from ffcv.pipeline.compiler import Compiler
+from ffcv.reader import Reader
+from ffcv.transforms import ToDevice, ToTensor, ToTorchImage
+
 from fastlsr.config import Data
 from fastlsr.data import augment
 from fastlsr.data.manifest import Manifest, verify
 from fastlsr.data.order import epoch_order, page_of_sample
 from fastlsr.data.storage import MappedFile, PagedFile
 from fastlsr.errors import InputError
-
-# isort: split  (augment sees to it that importing ffcv leaves torch's threads alone)
-from ffcv.loader import Loader as FFCVLoader, OrderOption
-from ffcv.loader.epoch_iterator import select_buffer
-from ffcv.pipeline.compiler import Compiler
-from ffcv.reader import Reader
-from ffcv.transforms import ToDevice, ToTensor, ToTorchImage
 
 FIELDS = ["image", "label", "index"]
 _LARGEST_SMALL_IMAGE = 64  # pixels: up to here equal images are used at their own size

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from fastlsr.errors import InputError
+from fastlsr.files import replace_text
 
 _HASH_BLOCK_BYTES = 1 << 20
 # A file changed this shortly before it was hashed can be changed again within one tick of the file system's
@@ -62,7 +63,7 @@ def read_manifest(beton: Path) -> Manifest:
 
 def write_manifest(manifest: Manifest, beton: Path) -> None:
     """None; the manifest of `beton` is on disk, whole or not at all, and says the same for the same values."""
-    write_atomically(manifest_path(beton), json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
+    replace_text(manifest_path(beton), json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
 
 
 def verify(beton: Path) -> Manifest:
@@ -97,20 +98,6 @@ def sha256_of(path: Path) -> str:
         while block := file.read(_HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """None; `path` holds `text`, and never held a part of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _parsed(values: object, path: Path) -> Manifest:
@@ -157,6 +144,6 @@ def _read_stamp(beton: Path) -> dict:
 
 def _write_stamp(beton: Path, stamp: dict) -> None:
     try:
-        write_atomically(_stamp_path(beton), json.dumps(stamp))
+        replace_text(_stamp_path(beton), json.dumps(stamp))
     except OSError:
         pass  # a read-only folder: the digest is then computed each time

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastlsr.errors import InputError
+from fastlsr.files import replace_file
 
 NEWEST, BEFORE = "checkpoint.pt", "checkpoint.previous.pt"
-
-
-def replace_file(path: Path, write: Callable[[Path], None], *, keep: Path | None = None) -> None:
-    """Puts what `write(temporary path)` writes in the place of `path`: whole and on the disk, or not at all.
-
-    The former file is kept as `keep`, where that is given.
-    """
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    with open(temporary, "rb+") as handle:
-        os.fsync(handle.fileno())
-    if keep is not None and path.exists():
-        os.replace(path, keep)
-    os.replace(temporary, path)
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:

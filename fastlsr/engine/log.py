@@ -13,12 +13,20 @@ from typing import Any
 
 import wandb
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from fastlsr.config import Config
-from fastlsr.engine.checkpoint import replace_file
 from fastlsr.errors import InputError
+from fastlsr.files import replace_text
 
 Row = dict[str, Any]
 SECONDS_BETWEEN_LINES = 30.0
@@ -27,7 +35,7 @@ SECONDS_BETWEEN_LINES = 30.0
 class RunLog:
     """Writes `metrics.jsonl` and `summary.json`, shows progress, and mirrors both to W&B where that is on.
 
-    On a terminal progress is a live bar; piped, it is a plain line an epoch, and one every half minute inside long ones.
+    On a terminal progress is a live bar; piped, a plain line an epoch, and one every half minute inside long ones.
     """
 
     def __init__(self, folder: Path, config: Config):
@@ -120,7 +128,9 @@ class RunLog:
         summary = {"name": self.folder.name, "finished": finished, "last": self.rows[-1], "best": best}
         write_json(self.folder / "summary.json", summary)
         if self.wandb:
-            self.wandb.summary.update({f"{kind}/{key}": v for kind in ("last", "best") for key, v in summary[kind].items()})
+            self.wandb.summary.update(
+                {f"{kind}/{key}": v for kind in ("last", "best") for key, v in summary[kind].items()}
+            )
         return summary
 
     def close(self, exit_code: int) -> None:
@@ -132,7 +142,7 @@ class RunLog:
 
     def _write_rows(self) -> None:
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        replace_file(self.folder / "metrics.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
+        replace_text(self.folder / "metrics.jsonl", text)
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -148,7 +158,7 @@ def read_rows(folder: Path) -> list[Row]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes an indented JSON file, whole or not at all."""
-    replace_file(path, lambda part: part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+    replace_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def wandb_mode(wish: str) -> str:
@@ -165,7 +175,9 @@ def wandb_mode(wish: str) -> str:
     if wish == "auto":
         return "online" if account else "disabled"
     if not account:
-        raise InputError("log.wandb=online: no W&B account; run `wandb login`, set WANDB_API_KEY or take log.wandb=offline")
+        raise InputError(
+            "log.wandb=online: no W&B account; run `wandb login`, set WANDB_API_KEY or take log.wandb=offline"
+        )
     return "online"
 
 

@@ -45,7 +45,7 @@ def cores() -> int:
 
 
 def set_up_torch(device: torch.device, *, deterministic: bool) -> None:
-    """Sets torch's threads to the cores, the CUDA device, and determinism (without it cuDNN picks its fastest kernels)."""
+    """Sets torch's threads to the cores, the CUDA device, and determinism (without it cuDNN may pick any kernel)."""
     torch.set_num_threads(cores())
     if device.type == "cuda":
         torch.cuda.set_device(device)

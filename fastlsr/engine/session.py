@@ -91,7 +91,9 @@ class Session:
             self.decided["precision"] = choose_precision(config.train.precision, device, say)
         self.network = wrap(model, self.decided, config).to(device)
         self.classes = len(manifest.classes)
-        self.schedule = Schedule(config.optim, config.train.epochs, math.ceil(len(self.train) / config.optim.accumulate))
+        self.schedule = Schedule(
+            config.optim, config.train.epochs, math.ceil(len(self.train) / config.optim.accumulate)
+        )
         self.optimizer = build_optimizer(self.network.model, head_parameters(self.network.model), config.optim)
         self.targets = Targets(self.classes, table=any(phase.soft for phase in self.phases), device=device)
         learns = any(phase.learns for phase in self.phases)

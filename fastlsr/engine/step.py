@@ -142,15 +142,11 @@ class TrainStep:
         self._scale = 1.0
         self.scaler = torch.amp.GradScaler(device.type, enabled=network.dtype == torch.float16)
         # Static shapes: the ragged last batch gets a graph of its own instead of a slower dynamic one.
-        self.compute: Callable[..., Tensor] = (
-            torch.compile(self._compute, dynamic=False) if compile else self._compute
-        )
+        self.compute: Callable[..., Tensor] = torch.compile(self._compute, dynamic=False) if compile else self._compute
 
     def _compute(self, images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         logits = self.network(images)
-        objective, losses = soft_target_cross_entropy(
-            logits, labels, self.targets.mix, self.targets.table, self.scale
-        )
+        objective, losses = soft_target_cross_entropy(logits, labels, self.targets.mix, self.targets.table, self.scale)
         self.totals.update(losses, logits.detach(), labels)
         if self.means is not None:
             self.means.update(logits, labels, index)

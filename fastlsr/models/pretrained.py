@@ -137,9 +137,7 @@ def _without_prefixes(key: str) -> str:
     return key
 
 
-def _classifier_to_keep(
-    model: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _classifier_to_keep(model: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The model's own classifier parameters, by name, where the file's have another number of classes (first axis)."""
     head = {id(parameter) for parameter in head_parameters(model)}
     keys = [name for name, parameter in model.named_parameters() if id(parameter) in head and name in state]

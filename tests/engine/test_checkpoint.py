@@ -8,6 +8,7 @@ import torch
 
 from fastlsr.engine import checkpoint
 from fastlsr.errors import InputError
+from fastlsr.files import replace_file
 
 
 def test_the_newest_is_loaded(tmp_path):
@@ -75,5 +76,5 @@ def test_a_kill_while_writing_leaves_the_former_file(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.replace_file(tmp_path / checkpoint.NEWEST, write_and_die)
+        replace_file(tmp_path / checkpoint.NEWEST, write_and_die)
     assert checkpoint.load(tmp_path)[0]["number"] == 1

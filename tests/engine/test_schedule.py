@@ -36,7 +36,9 @@ def test_warmup_rises_by_equal_steps_to_the_peak():
     assert [schedule.factor(step) for step in range(8)] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 1, 1])
 
 
-@given(st.sampled_from(["constant", "step", "multistep", "cosine"]), st.integers(1, 50), st.integers(1, 9), st.floats(0, 5))
+@given(
+    st.sampled_from(["constant", "step", "multistep", "cosine"]), st.integers(1, 50), st.integers(1, 9), st.floats(0, 5)
+)
 def test_every_factor_lies_between_zero_and_one(kind, epochs, per_epoch, warmup):
     schedule = Schedule(Optim(schedule=kind, milestones="3,7", warmup_epochs=warmup), epochs, per_epoch)
     assert all(0 <= schedule.factor(step) <= 1 for step in range(epochs * per_epoch))

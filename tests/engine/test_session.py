@@ -79,3 +79,17 @@ def test_a_restored_session_goes_on_to_the_same_bits(digits_dir, options, stop):
         if not (torch.equal(one[name], other[name]) if torch.is_tensor(one[name]) else one[name] == other[name])
     ]
     assert different == []
+
+
+def test_the_last_batches_of_an_epoch_are_a_step_of_their_own_over_their_own_samples(digits_dir):
+    config = load(overrides={"data.dataset": "digits", "data.dir": str(digits_dir), "model.name": "resnet8",
+                             "train.precision": "fp32", "train.compile": "off", "optim.accumulate": 4})  # fmt: skip
+    session = started(config)
+    session.enter_epoch()
+    stepped, samples = [], []
+    for batch in session.train.epoch(0):
+        stepped.append(session.accumulate(*batch))
+        samples.append(round(1 / session.step.scale.item()))
+    assert stepped == [False, False, False, True, False, True]
+    assert samples == [4 * 256] * 4 + [1438 - 4 * 256] * 2
+    assert all(parameter.grad is None for parameter in session.network.parameters())
