@@ -187,7 +187,7 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     table.add_column("")
     names = ("epoch", "train/loss", "train/top1", "test/nll", "test/top1", "test/top5", "test/ece")
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name.replace("/", "\n"), justify="right")  # two lines: the table fits 80 columns
     for kind in ("last", "best"):
         row = summary[kind]
         table.add_row(kind, *(f"{row[name]:.4g}" if name != "epoch" else str(row[name]) for name in names))
