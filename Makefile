@@ -6,7 +6,9 @@ export PYTHON
 
 .PHONY: quickstart test setup doctor
 
-quickstart: data/digits_train.json
+DIGITS := $(foreach split,train test,data/digits_$(split).beton data/digits_$(split).json)
+
+quickstart: $(DIGITS)
 	$(PY) -m fastlsr.train --cfg configs/quickstart.yaml
 
 test: setup
@@ -18,6 +20,5 @@ setup:
 doctor: setup
 	$(PY) -m fastlsr.doctor
 
-# The manifest of the training split is what the writer leaves last, so it stands for all four files.
-data/digits_train.json: | setup
+$(DIGITS) &: | setup
 	$(PY) data_prep/write_ffcv.py digits

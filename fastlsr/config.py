@@ -165,7 +165,7 @@ class Config:
 SECTIONS: dict[str, type] = {
     name: kind for name, kind in get_type_hints(Config).items() if hasattr(kind, "__dataclass_fields__")
 }
-_INCIDENTAL = {"data.dir", "data.train", "data.val", "data.workers", "data.os_cache"}
+_INCIDENTAL = {"data.dir", "data.workers", "data.os_cache"}
 
 
 def is_incidental(key: str) -> bool:

@@ -1,6 +1,7 @@
-"""Evaluates a finished or stopped run anew: python -m fastlsr.evaluate RUN [--data.val=FILE] [--data.workers=N].
+"""Evaluates a run's newest checkpoint: python -m fastlsr.evaluate RUN [--data.val=FILE] [--data.workers=N].
 
-The metrics are those the run logged for its last whole epoch, to the digit, on the same kind of machine.
+After whole epochs the metrics are those the run logged, to the digit, on the same kind of machine. A run that was
+stopped inside an epoch is evaluated as it is; `batches` then says how many of that epoch's it had seen.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fastlsr.data.loader import Loader
 from fastlsr.engine import checkpoint
 from fastlsr.engine.evaluation import evaluate
 from fastlsr.engine.runtime import choose_device, set_up_torch
-from fastlsr.engine.session import average, build_network, split_paths, wrap
+from fastlsr.engine.session import build_network, split_paths, wrap
 from fastlsr.errors import InputError, exit_on_input_error
 from fastlsr.labels.targets import Targets
 
@@ -35,14 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def evaluate_run(folder: Path, words: list[str]) -> dict[str, Any]:
-    """{"epoch": whole epochs trained, "test/NAME": metric...} of a run's newest checkpoint.
+    """{"epoch": whole epochs trained, "batches": of the next one, "test/NAME": metric...} of the newest checkpoint.
 
     Args:
         folder: the run's.
         words: options to change, as on a command line; only where the data is and what computes.
 
     Raises:
-        InputError: if there is no checkpoint, its last epoch is unfinished, or an option may not change.
+        InputError: if there is no checkpoint, the data has other classes, or an option may not change.
     """
     state, remark = checkpoint.load(folder)
     if state is None:
@@ -50,10 +51,8 @@ def evaluate_run(folder: Path, words: list[str]) -> dict[str, Any]:
     if remark:
         print(f"warning: {remark}", file=sys.stderr)
     epochs, batches = state["position"]
-    if batches:
-        raise InputError(f"{folder} was stopped inside epoch {epochs + 1}; resume it, or let it finish that epoch")
     metrics = evaluate_state(state, changed(state["config"], words))
-    return {"epoch": epochs, **{f"test/{name}": value for name, value in metrics.items()}}
+    return {"epoch": epochs, "batches": batches, **{f"test/{name}": value for name, value in metrics.items()}}
 
 
 def changed(tree: dict[str, dict[str, Any]], words: list[str]) -> Config:
@@ -78,12 +77,9 @@ def evaluate_state(state: dict[str, Any], config: Config) -> dict[str, float]:
     set_up_torch(device, deterministic=config.train.deterministic)
     classes = len(loader.manifest.classes)
     model = build_network(config, classes, loader.resolution, pretrained="")
-    if state["ema"] is None:
-        model.load_state_dict(state["model"])
-    else:
-        averaged = average(model, config.train.ema)
-        averaged.load_state_dict(state["ema"])
-        model = averaged.module
+    if list(loader.manifest.classes) != state["decided"]["classes"]:
+        raise InputError(f"{val} has other classes than the run was trained on")
+    model.load_state_dict(state["ema"] or state["model"])
     network = wrap(model, state["decided"], config).to(device).eval()
     targets = Targets(classes, table="table" in state["targets"], device=device)
     targets.load_state_dict(state["targets"])

@@ -18,9 +18,19 @@ def replace_file(path: Path, write: Callable[[Path], None], *, keep: Path | None
         if keep is not None and path.exists():
             os.replace(path, keep)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    # The new name, too, is on the disk only then.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -6,10 +6,13 @@ stopped by SIGINT and SIGTERM with a checkpoint.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import math
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +20,21 @@ import torch
 from safetensors.torch import save_file
 
 from fastlsr.config import Config, differences, from_dict, load, read_arguments, usage
+from fastlsr.data.loader import Batch, input_resolution
 from fastlsr.data.manifest import read_manifest
 from fastlsr.engine import checkpoint
-from fastlsr.engine.log import Row, RunLog, read_rows, results_table, wandb_mode, write_json
+from fastlsr.engine.log import Row, RunLog, results_table, wandb_mode, write_json
 from fastlsr.engine.runtime import choose_device, environment, peak_memory_bytes, set_up_torch
 from fastlsr.engine.schedule import Schedule
-from fastlsr.engine.session import Session, build_network, split_paths
+from fastlsr.engine.session import Session, TrainingFailed, build_network, data_digests, split_paths
 from fastlsr.engine.step import EpochTotals
 from fastlsr.errors import InputError, exit_on_input_error
 from fastlsr.files import replace_file, replace_text
 from fastlsr.labels.methods import options_of, phases
 
 
-class TrainingFailed(Exception):
-    """Training cannot go on, through no fault of the input's form; the message says where it stopped."""
+class Stopped(Exception):
+    """A stop was asked for outside the training loop."""
 
 
 class StopRequest:
@@ -52,6 +56,18 @@ class StopRequest:
         for each in self._former:
             signal.signal(each, signal.SIG_DFL)
 
+    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, unless a stop is asked for meanwhile.
+
+        Raises:
+            Stopped: then.
+        """
+        with contextlib.closing(batches):
+            for batch in batches:
+                if self.signal is not None:
+                    raise Stopped
+                yield batch
+
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code of a run as the command line asks for it."""
@@ -69,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             return train(config)
         except TrainingFailed as error:
-            print(f"failed: {error}", file=sys.stderr)
+            print(f"failed: {error}; the last checkpoint, if there is one, is good", file=sys.stderr)
             return 1
         except KeyboardInterrupt:  # before the first step, or the second one: nothing is left to save
             return 128 + signal.SIGINT
@@ -90,12 +106,13 @@ def describe(config: Config) -> str:
         InputError: as training would.
     """
     inspect(config)
-    train, _ = split_paths(config)
-    manifest = read_manifest(train)
-    resolution = config.data.resolution or (manifest.heights[1] if manifest.heights[1] <= 64 else 224)
-    model = build_network(config, len(manifest.classes), resolution, pretrained=config.model.pretrained)
+    train, _ = (read_manifest(path) for path in split_paths(config))
+    from_file = config.model.pretrained != "timm"  # else a dry run would download
+    pretrained = config.model.pretrained if from_file else ""
+    resolution, classes = input_resolution(train, config.data), len(train.classes)
+    model = build_network(config, classes, resolution, pretrained=pretrained)
     count = sum(parameter.numel() for parameter in model.parameters())
-    batches = manifest.count / config.data.batch_size
+    batches = train.count / config.data.batch_size
     batches = math.floor(batches) if config.data.drop_last else math.ceil(batches)
     schedule = Schedule(config.optim, config.train.epochs, math.ceil(batches / config.optim.accumulate))
     first, lines = 1, [config.as_yaml(), f"run: {Path(config.run.dir) / config.run_name()}", "phases:"]
@@ -103,9 +120,11 @@ def describe(config: Config) -> str:
         lines.append(f"  {number}. epochs {first} to {first + phase.epochs - 1}: {phase}")
         first += phase.epochs
     lines.append("learning rate:")
-    lines += [f"  from epoch {epoch + 1}: {rate:.6g}" for epoch, rate in schedule.milestones()]
-    lines.append(f"model: {config.model.name}, {count:,} parameters, {len(manifest.classes)} classes")
-    lines.append(f"data: {manifest.count:,} training images, {batches:,} batches an epoch")
+    for epoch, factor in schedule.milestones():
+        backbone = f", backbone {factor * config.optim.backbone_lr:.6g}" if config.optim.backbone_lr else ""
+        lines.append(f"  from epoch {epoch + 1}: {factor * config.optim.lr:.6g}{backbone}")
+    lines.append(f"model: {config.model.name}, {count:,} parameters, {classes} classes, {resolution} pixels")
+    lines.append(f"data: {train.count:,} training images, {batches:,} batches an epoch")
     return "\n".join(lines)
 
 
@@ -123,7 +142,7 @@ def train(config: Config) -> int:
     if remark:
         log.say(f"warning: {remark}")
     if state and state["position"][0] == config.train.epochs:
-        return show_results(log, read_rows(folder))
+        return show_results(log, state["rows"])
     session = Session(config, device, decided=state["decided"] if state else {}, say=log.say)
     set_up_torch(device, deterministic=config.train.deterministic)
     if state:
@@ -132,49 +151,41 @@ def train(config: Config) -> int:
     if state:
         session.load_after_steps(state)
         log.say(f"resuming after {session.position.epochs} epochs and {session.position.batches} batches")
-    make_folder(folder)
-    replace_text(folder / "config.yaml", config.as_yaml())
-    write_json(folder / "environment.json", environment(device))
-    log.open(epochs_done=session.position.epochs, wandb_id=session.wandb_id)
-    session.wandb_id = log.wandb_id
-    log.say(f"ready after {time.perf_counter() - started:.1f} s; training on {device}")
-    code = 1
-    try:
-        with StopRequest() as stop:
-            code = run_epochs(session, log, stop)
-    finally:
-        log.close(code)
-    return code
+    with claim(folder):
+        if remark:
+            checkpoint.set_aside(folder)
+        replace_text(folder / "config.yaml", config.as_yaml())
+        write_json(folder / "environment.json", environment(device) | {"data": session.decided["data"]})
+        log.open(state["rows"] if state else [], wandb_id=session.wandb_id)
+        session.wandb_id = log.wandb_id or session.wandb_id
+        log.say(f"ready after {time.perf_counter() - started:.1f} s; training on {device}")
+        code = 1
+        try:
+            with StopRequest() as stop:
+                code = run_epochs(session, log, stop)
+        finally:
+            log.close(code)
+        return code
 
 
 def inspect(config: Config) -> tuple[Path, torch.device, dict[str, Any] | None, str]:
     """(folder, device, state or None, remark): where a run goes, what on, and what it goes on from.
 
     Raises:
-        InputError: if any of these, or the W&B account, is not to be had.
+        InputError: if any of these, the data or the W&B account, is not to be had, or they do not fit together.
     """
     wandb_mode(config.log.wandb)
+    device = choose_device(config.train.device)
+    digests = data_digests(config)
     folder = Path(config.run.dir) / config.run_name()
-    return folder, choose_device(config.train.device), *find_checkpoint(config, folder)
+    return folder, device, *find_checkpoint(config, folder, digests)
 
 
-def make_folder(folder: Path) -> None:
-    """Makes the run's folder.
-
-    Raises:
-        InputError: if that cannot be done.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the run's folder {folder}: {error.strerror}") from None
-
-
-def find_checkpoint(config: Config, folder: Path) -> tuple[dict[str, Any] | None, str]:
+def find_checkpoint(config: Config, folder: Path, digests: list[str]) -> tuple[dict[str, Any] | None, str]:
     """(state or None, remark): what `run.resume` says to go on from.
 
     Raises:
-        InputError: if that is not there, should not be there, or belongs to other options.
+        InputError: if that is not there, should not be there, or belongs to other options or data.
     """
     state, remark = checkpoint.load(folder)
     if state is None:
@@ -186,96 +197,131 @@ def find_checkpoint(config: Config, folder: Path) -> tuple[dict[str, Any] | None
     changed = differences(config, from_dict(state["config"]))
     if changed:
         raise InputError(f"{folder} was trained with other values of {', '.join(changed)}; take another run.name")
+    if state["decided"]["data"] != digests:
+        raise InputError(f"{folder} was trained on other data of the same name; take another run.name")
     return state, remark
+
+
+@contextlib.contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Makes the run's folder and keeps other processes from training there meanwhile.
+
+    Raises:
+        InputError: if it cannot be made, or another process is at it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")
+    except OSError as error:
+        raise InputError(f"cannot write into the run's folder {folder}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is training {folder}") from None
+        yield
 
 
 def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
     """Runs the epochs that are left: train, evaluate, learn soft labels, log, checkpoint. Returns the exit code."""
-    config = session.config
-    while session.position.epochs < config.train.epochs:
-        start = time.perf_counter()
-        number, phase, first = session.phase_at(session.position.epochs)
-        totals, speed = train_epoch(session, log, stop)
-        if stop.signal is not None:
-            checkpoint.save(log.folder, session.state_dict())
+    while session.position.epochs < session.config.train.epochs:
+        try:
+            row = run_epoch(session, log, stop)
+        except Stopped:
+            session.refuse_broken_weights()
+            checkpoint.save(log.folder, {**session.state_dict(), "rows": log.rows})
             log.say(f"stopped by {signal.Signals(stop.signal).name}; the same command goes on from {log.folder}")
             return 128 + stop.signal
-        metrics = session.evaluate()
-        is_last = session.position.epochs == first + phase.epochs - 1
-        if phase.learns and is_last:
-            learn_soft_labels(session, log, number)
-        session.position.epochs, session.position.batches = session.position.epochs + 1, 0
-        log.row({
-            "epoch": session.position.epochs,
-            "phase": number + 1,
-            "lr": session.last_learning_rate(),
-            "train/loss": totals.loss,
-            "train/top1": totals.top1,
-            **{f"test/{name}": value for name, value in metrics.items()},
-            **speed,
-            "target_entropy": session.targets.mean_entropy(session.class_counts()),
-            "seconds": time.perf_counter() - start,
-            "peak_memory_bytes": peak_memory_bytes(session.device),
-        })  # fmt: skip
-        checkpoint.save(log.folder, session.state_dict())
-        log.summary(finished=session.position.epochs == config.train.epochs)
+        log.row(row)
+        checkpoint.save(log.folder, {**session.state_dict(), "rows": log.rows})
+        log.summary(finished=session.position.epochs == session.config.train.epochs)
     return show_results(log, log.rows)
 
 
+def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row:
+    """The row of the epoch at hand, after which the run's position is the next one's beginning.
+
+    Raises:
+        Stopped: at a stop, wherever it came; the position says where.
+        TrainingFailed: at a loss that is no number.
+    """
+    start = time.perf_counter()
+    number, phase, _ = session.phase_at(session.position.epochs)
+    totals, speed = train_epoch(session, log, stop)
+    metrics = session.evaluate(stop.watch)
+    if not math.isfinite(metrics["nll"]):
+        raise TrainingFailed(f"the test loss is not finite after epoch {session.position.epochs + 1}")
+    if session.phase_ends():
+        learn_soft_labels(session, log, stop, number)
+    session.position.epochs, session.position.batches = session.position.epochs + 1, 0
+    return {
+        "epoch": session.position.epochs,
+        "phase": number + 1,
+        "lr": session.last_learning_rate(),
+        "train/loss": totals.loss,
+        "train/top1": totals.top1,
+        **{f"test/{name}": value for name, value in metrics.items()},
+        **speed,
+        "target_entropy": session.targets.mean_entropy(session.class_counts()),
+        "seconds": time.perf_counter() - start,
+        "peak_memory_bytes": peak_memory_bytes(session.device),
+    }
+
+
 def show_results(log: RunLog, rows: list[Row]) -> int:
-    """The exit code of a finished run, once its last and best rows are on the terminal and in `summary.json`."""
-    log.rows = rows
+    """The exit code of a finished run, once its rows are in their files, the last and best on the terminal."""
+    log.restore(rows)
     log.console.print(results_table(log.summary(finished=True)))
     log.say(f"results: {log.folder}")
     return 0
 
 
 def train_epoch(session: Session, log: RunLog, stop: StopRequest) -> tuple[EpochTotals, dict[str, float]]:
-    """(totals, speed) of the epoch at hand, from the batch that the run's position names; ends early at a stop.
+    """(totals, speed) of the epoch at hand, from the batch that the run's position names.
 
     Nothing in the loop waits for the device.
+
+    Raises:
+        Stopped: after the step under way, at a stop.
+        TrainingFailed: at a loss that is no number.
     """
     session.enter_epoch()
-    position, totals = session.position, session.step.totals
-    epoch, batches, first = position.epochs + 1, len(session.train), position.batches
-    log.start_epoch(epoch, batches, first)
+    position, totals, every = session.position, session.step.totals, session.config.log.every
+    epoch, first, note = position.epochs + 1, position.batches, ""
     start = time.perf_counter()
-    try:
+    with log.progress(epoch, steps=len(session.train)) as advance:
         for images, labels, index in session.train.epoch(position.epochs, first_batch=first):
             stepped = session.accumulate(images, labels, index)
-            if position.batches % session.config.log.every == 0:
+            if position.batches % every == 0:
                 so_far = totals.read_late()
-                refuse_non_finite(so_far, epoch, log)
-                log.advance(epoch, batches, position.batches, f"loss {so_far.loss:.4f}")
+                refuse_non_finite(so_far, epoch)
+                note = f"loss {so_far.loss:.4f}" if so_far.seen else ""
+            advance(position.batches, note)
             if stepped and stop.signal is not None:
-                break
-    finally:
-        log.end_progress()
+                refuse_non_finite(totals.read(), epoch)
+                raise Stopped
     whole = totals.read()
-    refuse_non_finite(whole, epoch, log)
+    refuse_non_finite(whole, epoch)
     seconds = time.perf_counter() - start
-    seen = min(position.batches * session.config.data.batch_size, session.train.manifest.count)
-    done_before = first * session.config.data.batch_size
-    wait = session.train.wait_seconds / seconds
-    return whole, {"images_per_second": (seen - done_before) / seconds, "data_wait": wait}
+    seen = session.samples_before(position.batches) - session.samples_before(first)
+    return whole, {"images_per_second": seen / seconds, "data_wait": session.train.wait_seconds / seconds}
 
 
-def refuse_non_finite(totals: EpochTotals, epoch: int, log: RunLog) -> None:
+def refuse_non_finite(totals: EpochTotals, epoch: int) -> None:
     """Stops the run at a loss that is no number.
 
     Raises:
-        TrainingFailed: names epoch and step, and the checkpoint that is left.
+        TrainingFailed: names epoch and step.
     """
     if totals.bad_step:
-        raise TrainingFailed(
-            f"the loss is not finite at epoch {epoch}, step {totals.bad_step:.0f}; "
-            f"{log.folder} keeps the checkpoint of the last whole epoch"
-        )
+        raise TrainingFailed(f"the loss is not finite at epoch {epoch}, step {totals.bad_step:.0f}")
 
 
-def learn_soft_labels(session: Session, log: RunLog, number: int) -> None:
-    """Makes the soft labels of the phase that just ended and keeps a copy in the run's folder."""
-    missing = session.learn_soft_labels()
+def learn_soft_labels(session: Session, log: RunLog, stop: StopRequest, number: int) -> None:
+    """Makes the soft labels of the phase that just ended, if it learns any, and keeps a copy in the run's folder."""
+    missing = session.learn_soft_labels(stop.watch)
+    if missing is None:
+        return
     if missing:
         names = ", ".join(session.train.manifest.classes[label] for label in missing[:5])
         log.say(f"warning: no sample of {len(missing)} classes was seen ({names}); they keep their former soft label")

@@ -86,6 +86,7 @@ def test_evaluate_repeats_the_logged_metrics_exactly(colam_run):
     folder, _ = colam_run
     again = evaluate.evaluate_run(folder, [])
     logged = rows(folder)[-1]
+    assert again.pop("batches") == 0
     assert again == {key: logged[key] for key in again} and len(again) == 6
 
 
@@ -162,14 +163,6 @@ def test_seeds_and_methods_differ(command, tmp_path):
     assert len(losses) == len(runs)
 
 
-def test_the_extra_label_pass_sees_every_sample_as_evaluation_would(command, tmp_path):
-    options = {"method__name": "colam", "method__stages": 1, "train__epochs": 1, "method__label_pass": "extra"}
-    assert train.main(command(tmp_path / "run", **options)) == 0
-    kept = load_file(tmp_path / "run" / "soft_labels" / "stage_01.safetensors")
-    assert kept["count"].sum() == 1438
-    assert kept["soft_labels"].argmax(1).tolist() != [0] * 10
-
-
 def test_peers_limit_the_samples_of_each_class(command, tmp_path):
     options = {"method__name": "colam", "method__stages": 1, "train__epochs": 1, "method__peers": 3}
     assert train.main(command(tmp_path / "run", **options)) == 0
@@ -181,9 +174,26 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     good = [*command(tmp_path / "run", train__epochs=3)]
     assert train.main(words) == 1
     said = capsys.readouterr()
-    assert "not finite at epoch 1, step" in said.err and "nan" not in said.out
+    assert "not finite" in said.err and "nan" not in said.out
     assert not (tmp_path / "run" / checkpoint.NEWEST).exists()
     assert train.main(good) == 0, "nothing of the failed run is in the way"
+
+
+def test_weights_that_break_in_an_epochs_last_step_do_not_become_a_checkpoint(command, tmp_path, capsys):
+    words = command(tmp_path / "run", optim__lr=1e30, data__batch_size=1438, train__epochs=2)
+    assert train.main(words) == 1
+    assert "test loss is not finite after epoch 1" in capsys.readouterr().err
+    assert not (tmp_path / "run" / checkpoint.NEWEST).exists()
+
+
+def test_a_lost_metrics_file_is_written_again_from_the_checkpoint(command, tmp_path):
+    words = command(tmp_path / "run", train__epochs=2)
+    assert train.main(words) == 0
+    before = rows(tmp_path / "run")
+    for name in ("summary.json", "metrics.jsonl"):
+        (tmp_path / "run" / name).unlink()
+    assert train.main(words) == 0
+    assert rows(tmp_path / "run") == before and (tmp_path / "run" / "summary.json").exists()
 
 
 def test_a_finished_run_is_not_trained_again(colam_run, command, capsys):
@@ -206,6 +216,8 @@ def test_a_finished_run_is_not_trained_again(colam_run, command, capsys):
         ({"train__device": "cuda:7"}, "CUDA devices"),
         ({"train__device": "tpu"}, "expected auto, cpu"),
         ({"optim__schedule": "multistep"}, "optim.milestones"),
+        ({"optim__nesterov": True, "optim__momentum": 0}, "optim.momentum"),
+        ({"data__val": "absent.beton"}, "absent.beton"),
         ({"run__resume": "must"}, "no checkpoint"),
         ({"model__pretrained": "absent.pth"}, "absent.pth"),
         ({"log__wandb": "online"}, "wandb login"),
@@ -222,6 +234,30 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
     said = capsys.readouterr().err.strip().splitlines()
     assert exit.value.code == 2 and said[-1].startswith("error: ") and line in said[-1]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_last_batch_of_one_is_refused_and_not_found_by_batch_norm(command, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit:
+        train.main(command(tmp_path / "run", data__batch_size=479))
+    assert exit.value.code == 2 and "last batch of one" in capsys.readouterr().err
+    assert train.main(command(tmp_path / "run", data__batch_size=479, data__drop_last=True, train__epochs=1)) == 0
+
+
+def test_a_run_is_not_continued_on_other_data(colam_run, command, digits_dir, tmp_path, capsys):
+    folder, options = colam_run
+    for split in ("train", "test"):  # the same names, the splits exchanged
+        other = {"train": "test", "test": "train"}[split]
+        for kind in ("beton", "json"):
+            (tmp_path / f"digits_{split}.{kind}").write_bytes((digits_dir / f"digits_{other}.{kind}").read_bytes())
+    with pytest.raises(SystemExit) as exit:
+        train.main(command(folder, **options | {"data__dir": tmp_path}))
+    assert exit.value.code == 2 and "other data" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_train_one_run(command, tmp_path, capsys):
+    with train.claim(tmp_path / "run"), pytest.raises(SystemExit) as exit:
+        train.main(command(tmp_path / "run"))
+    assert exit.value.code == 2 and "another process" in capsys.readouterr().err
 
 
 def test_a_run_is_not_continued_with_other_options(colam_run, command, capsys):

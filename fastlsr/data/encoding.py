@@ -99,6 +99,8 @@ def load_rgb(image: Path | np.ndarray) -> np.ndarray:
     """
     if isinstance(image, np.ndarray):
         return image
+    if image.exists() and not image.is_file():  # a pipe would be waited for
+        raise InputError(f"{image}: the image is not a regular file")
     try:
         with open(image, "rb") as file:
             pixels = _decoded(file.read())

@@ -178,6 +178,10 @@ def _in_processes(tasks: Iterator[tuple], workers: int) -> Iterator[Chunk]:
             yield _taken(*pending.popleft().result(), shared)
     except BrokenProcessPool:
         raise InputError("a worker process died (out of memory, or killed); fewer --workers need less") from None
+    except BaseException:
+        for process in list((pool._processes or {}).values()):  # one that is stuck would keep shutdown waiting for ever
+            process.kill()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

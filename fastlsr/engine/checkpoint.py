@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -34,13 +33,19 @@ def load(folder: Path) -> tuple[dict[str, Any] | None, str]:
             continue
         try:
             state = _read(folder / name)
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as e:
+        except Exception as e:  # zip, zlib, pickle and torch each have errors of their own for damage
             damage.append(f"{folder / name} is damaged ({str(e).splitlines()[0][:80] if str(e) else type(e).__name__})")
             continue
         return state, f"{damage[0]}; going back to {name}" if damage else ""
     if damage:
         raise InputError("; ".join(damage))
     return None, ""
+
+
+def set_aside(folder: Path) -> None:
+    """Renames the newest checkpoint, which is damaged, so that the next one does not push out the one before it."""
+    if (folder / NEWEST).exists():
+        (folder / NEWEST).replace(folder / "checkpoint.damaged.pt")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -43,70 +42,71 @@ class RunLog:
         self.console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
         self.rows: list[Row] = []
         self.wandb: wandb.Run | None = None
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        self._line_due = 0.0
 
     def say(self, text: str) -> None:
         """Prints a line."""
         self.console.print(text, markup=False)
 
-    def open(self, *, epochs_done: int, wandb_id: str | None) -> None:
-        """Reads back the rows of the first `epochs_done` epochs, dropping any later ones, and starts W&B."""
-        self.rows = read_rows(self.folder)[:epochs_done]
-        if len(self.rows) != epochs_done:
-            raise InputError(f"{self.folder / 'metrics.jsonl'} lacks rows of the {epochs_done} epochs done")
-        self._write_rows()
+    def restore(self, rows: list[Row]) -> None:
+        """Makes `metrics.jsonl` hold these rows and no others."""
+        self.rows = list(rows)
+        replace_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def open(self, rows: list[Row], *, wandb_id: str | None) -> None:
+        """Goes on after `rows`, a checkpoint's, dropping any later ones from the file, and starts W&B.
+
+        Raises:
+            InputError: if W&B is asked for by `log.wandb=online` and cannot be reached; `auto` goes on offline.
+        """
+        self.restore(rows)
         mode = wandb_mode(self.config.log.wandb)
-        if mode != "disabled":
-            self.wandb = wandb.init(
-                project=self.config.log.project,
-                name=self.folder.name,
-                config=self.config.as_dict(),
-                dir=self.folder,
-                mode=mode,
-                id=wandb_id,
-                resume="allow" if wandb_id else None,
-            )
-            self.wandb.define_metric("epoch")
-            self.wandb.define_metric("*", step_metric="epoch")
+        if mode == "disabled":
+            return
+        try:
+            self._start_wandb(mode, wandb_id)
+        except wandb.Error as error:
+            reason = " ".join(str(error).split())[:200]
+            if self.config.log.wandb != "auto" or mode != "online":
+                raise InputError(f"log.wandb={self.config.log.wandb}: {reason}") from None
+            self.say(f"warning: W&B cannot be reached, logging offline ({reason})")
+            self._start_wandb("offline", wandb_id)
+
+    def _start_wandb(self, mode: str, wandb_id: str | None) -> None:
+        self.wandb = wandb.init(
+            project=self.config.log.project,
+            name=self.folder.name,
+            config=self.config.as_dict(),
+            dir=self.folder,
+            mode=mode,
+            id=wandb_id,
+            resume="allow" if wandb_id else None,
+        )
+        self.wandb.define_metric("epoch")
+        self.wandb.define_metric("*", step_metric="epoch")
 
     @property
     def wandb_id(self) -> str | None:
         """The W&B run's id, for a checkpoint."""
         return self.wandb.id if self.wandb else None
 
-    def start_epoch(self, epoch: int, steps: int, done: int) -> None:
-        """Begins the progress of 1-based `epoch`, `done` of whose steps lie behind."""
-        self._line_due = time.monotonic() + SECONDS_BETWEEN_LINES
+    @contextmanager
+    def progress(self, epoch: int, *, steps: int) -> Iterator[Callable[[int, str], None]]:
+        """A function that shows how many of the `steps` of 1-based `epoch` are done, with a few words on the loss."""
+        name = f"epoch {epoch}/{self.config.train.epochs}"
         if self.console.is_terminal:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=self.console,
-                transient=True,
-            )
-            self._progress.start()
-            name = f"epoch {epoch}/{self.config.train.epochs}"
-            self._task = self._progress.add_task(name, total=steps, completed=done, note="")
+            with _bar(self.console) as bar:
+                task = bar.add_task(name, total=steps, note="")
+                yield lambda done, note: bar.update(task, completed=done, note=note)
+        else:
+            due = time.monotonic() + SECONDS_BETWEEN_LINES
 
-    def advance(self, epoch: int, steps: int, done: int, note: str) -> None:
-        """Shows how far the epoch is; `note` is a few words on the running loss."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, note=note)
-        elif time.monotonic() > self._line_due:
-            self._line_due = time.monotonic() + SECONDS_BETWEEN_LINES
-            self.say(f"epoch {epoch}/{self.config.train.epochs}  step {done}/{steps}  {note}")
+            def line(done: int, note: str) -> None:
+                nonlocal due
+                if time.monotonic() > due:
+                    due = time.monotonic() + SECONDS_BETWEEN_LINES
+                    self.say(f"{name}  step {done}/{steps}  {note}")
 
-    def end_progress(self) -> None:
-        """Takes the bar off the terminal."""
-        if self._progress is not None:
-            self._progress.stop()
-        self._progress = self._task = None
+            yield line
 
     def row(self, row: Row) -> None:
         """Keeps an epoch's row in the file, on the terminal and at W&B."""
@@ -134,26 +134,16 @@ class RunLog:
         return summary
 
     def close(self, exit_code: int) -> None:
-        """Ends the terminal's bar and the W&B run."""
-        self.end_progress()
+        """Ends the W&B run."""
         if self.wandb:
             with suppress(Exception):  # a W&B that cannot be reached must not take the results with it
                 self.wandb.finish(exit_code=exit_code)
 
-    def _write_rows(self) -> None:
-        text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        replace_text(self.folder / "metrics.jsonl", text)
 
-
-def read_rows(folder: Path) -> list[Row]:
-    """The rows of a run's `metrics.jsonl`, in order; a line that a kill cut short ends them."""
-    path, rows = folder / "metrics.jsonl", []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+def _bar(console: Console) -> Progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    note = TextColumn("{task.fields[note]}")
+    return Progress(TextColumn("{task.description}"), *columns, note, console=console, transient=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -165,10 +155,13 @@ def wandb_mode(wish: str) -> str:
     """W&B's mode for `log.wandb`: `auto` is WANDB_MODE, else online with an account, else disabled.
 
     Raises:
-        InputError: if `online` is asked for and there is no account: W&B would wait for one to be typed.
+        InputError: if `online` is asked for and there is no account (W&B would wait for one to be typed), or WANDB_MODE
+            is no mode.
     """
-    if wish == "auto" and "WANDB_MODE" in os.environ:
-        return os.environ["WANDB_MODE"]
+    if wish == "auto" and (mode := os.environ.get("WANDB_MODE")):
+        if mode not in ("online", "offline", "disabled"):
+            raise InputError(f"WANDB_MODE={mode}: expected online, offline or disabled")
+        return mode
     if wish in ("offline", "disabled"):
         return wish
     account = wandb.login(prompt=False, verify=False)

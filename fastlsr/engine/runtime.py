@@ -62,7 +62,10 @@ def choose_precision(wish: str, device: torch.device, say: Callable[[str], None]
     """
     if wish != "auto":
         return wish
-    has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.get_device_properties(device).major >= 8
+    else:
+        has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     say("precision: bf16 (auto)" if has_bf16 else f"precision: fp32 (auto: this {device.type} has no bf16 arithmetic)")
     return "bf16" if has_bf16 else "fp32"
 
@@ -90,7 +93,11 @@ def choose_compile(
         say(f"compile: off (auto: {eager * steps:.0f} s of training would not repay compiling)")
         return False
     say("compile: timing the step compiled and not; this takes a minute or more")
-    compiled = _seconds_per_step(network, images, compile=True)
+    try:
+        compiled = _seconds_per_step(network, images, compile=True)
+    except Exception as error:  # no C++ compiler, or a network that does not compile
+        say(f"compile: off (auto: compiling failed: {str(error).strip().splitlines()[0][:100]})")
+        return False
     faster = "on" if compiled < eager else "off"
     say(f"compile: {faster} (auto: {1000 * compiled:.0f} ms a step compiled, {1000 * eager:.0f} ms not)")
     return compiled < eager

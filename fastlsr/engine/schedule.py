@@ -23,7 +23,7 @@ class Schedule:
         steps_per_epoch: optimizer steps in each.
 
     Raises:
-        InputError: if the milestones are none.
+        InputError: if the milestones are none, or Nesterov's momentum is.
     """
 
     optim: Optim
@@ -33,6 +33,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.optim.schedule == "multistep":
             parse_milestones(self.optim.milestones)
+        if self.optim.nesterov and not self.optim.momentum:
+            raise InputError("optim.nesterov=true needs optim.momentum above 0")
 
     def factor(self, step: int) -> float:
         """Factor in [0, 1] of the peak learning rate at 0-based optimizer step `step`."""
@@ -55,10 +57,10 @@ class Schedule:
         return parse_milestones(self.optim.milestones) if self.optim.schedule == "multistep" else []
 
     def milestones(self) -> list[tuple[int, float]]:
-        """(epoch, learning rate at its first step) wherever the rate takes a new course, from epoch 0 on."""
+        """(epoch, factor at its first step) wherever the rate takes a new course, from epoch 0 on."""
         cosine = [self.epochs // 2, self.epochs - 1] if self.optim.schedule == "cosine" else []
         epochs = sorted({0, math.ceil(self.optim.warmup_epochs), *self.boundaries(), *cosine})
-        return [(e, self.optim.lr * self.factor(e * self.steps_per_epoch)) for e in epochs if e < self.epochs]
+        return [(e, self.factor(e * self.steps_per_epoch)) for e in epochs if e < self.epochs]
 
 
 def parse_milestones(text: str) -> list[int]:
@@ -89,7 +91,7 @@ def build_optimizer(model: nn.Module, head: Iterable[nn.Parameter], optim: Optim
         {"params": backbone, "peak_lr": optim.backbone_lr or optim.lr},
         {"params": classifier, "peak_lr": optim.lr},
     ]
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         groups,
         lr=optim.lr,
         momentum=optim.momentum,
@@ -97,6 +99,10 @@ def build_optimizer(model: nn.Module, head: Iterable[nn.Parameter], optim: Optim
         nesterov=optim.nesterov,
         fused=True,
     )
+    # SGD would make its buffers in the first step, uninitialised; when fp16's scaler skips that one, they stay so.
+    for parameter in parameters if optim.momentum else []:
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

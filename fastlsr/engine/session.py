@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fastlsr.config import Config
-from fastlsr.data.loader import Loader
+from fastlsr.config import Config, Data
+from fastlsr.data.loader import Batch, Loader
+from fastlsr.data.manifest import read_manifest
 from fastlsr.engine.evaluation import evaluate
 from fastlsr.engine.runtime import choose_compile, choose_precision
 from fastlsr.engine.schedule import Schedule, build_optimizer, set_learning_rate
-from fastlsr.engine.step import Classifier, TrainStep
+from fastlsr.engine.step import Classifier, MovingAverage, TrainStep
 from fastlsr.errors import InputError
 from fastlsr.labels.class_means import ClassMeans, choose_peers
 from fastlsr.labels.methods import Phase, phases
 from fastlsr.labels.targets import Targets
 from fastlsr.models import build_model, expected_normalization, head_parameters
+
+Watch = Callable[[Iterator[Batch]], Iterator[Batch]]
 
 
 @dataclass
@@ -41,6 +43,18 @@ def split_paths(config: Config) -> tuple[Path, Path]:
     return train, val
 
 
+def data_digests(config: Config) -> list[str]:
+    """The sha256 of the training and the evaluation file, as their manifests have them.
+
+    Raises:
+        InputError: if a file is missing, or the two have different classes.
+    """
+    train, val = (read_manifest(path) for path in split_paths(config))
+    if train.classes != val.classes:
+        raise InputError("{} and {} have different classes".format(*split_paths(config)))
+    return [train.sha256, val.sha256]
+
+
 def build_network(config: Config, classes: int, resolution: int, *, pretrained: str) -> nn.Module:
     """The configured network, seeded, for square images of `resolution` pixels; `pretrained` as in `build_model`."""
     torch.manual_seed(config.train.seed)
@@ -53,9 +67,22 @@ def wrap(model: nn.Module, decided: dict[str, Any], config: Config) -> Classifie
     return Classifier(model, *decided["normalization"], precision=precision, channels_last=channels_last)
 
 
-def average(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of the model's weights and buffers, at first equal to them."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+def refuse_lone_image(model: nn.Module, count: int, data: Data) -> None:
+    """Refuses a last batch of one image for a network with batch normalisation, which has no statistics of one.
+
+    Raises:
+        InputError: then.
+    """
+    normalises = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if normalises and not data.drop_last and min(count, data.batch_size) > 1 and count % data.batch_size == 1:
+        raise InputError(
+            f"data.batch_size={data.batch_size} leaves a last batch of one of {count} images, which batch "
+            "normalisation cannot take; choose another, or data.drop_last=true"
+        )
+
+
+class TrainingFailed(Exception):
+    """Training cannot go on, through no fault of the input's form; the message says where it stopped."""
 
 
 class Session:
@@ -64,8 +91,9 @@ class Session:
     Args:
         config: the options.
         device: where to train.
-        decided: what the run that this one resumes decided on: "precision", "compile" and "normalization" (mean and
-            std, those its pre-trained weights expect or else the training split's). Empty for a new run.
+        decided: what the run that this one resumes decided on: "precision", "compile", "normalization" (mean and
+            std, those its pre-trained weights expect or else the training split's) and "data" (digests) and
+            "classes" (names). Empty for a new run.
         say: prints a line.
 
     Raises:
@@ -79,8 +107,6 @@ class Session:
         train, val = split_paths(config)
         self.train = Loader(train, config.data, train=True, seed=config.train.seed, device=device)
         self.test = Loader(val, config.data, train=False, seed=config.train.seed, device=device)
-        if self.train.manifest.classes != self.test.manifest.classes:
-            raise InputError(f"{train} and {val} have different classes")
         manifest, resolution = self.train.manifest, self.train.resolution
         if decided:
             model = build_network(config, len(manifest.classes), resolution, pretrained="")
@@ -89,6 +115,9 @@ class Session:
             expected = expected_normalization(model, config.model.pretrained) or (manifest.mean, manifest.std)
             self.decided["normalization"] = [list(values) for values in expected]
             self.decided["precision"] = choose_precision(config.train.precision, device, say)
+            self.decided["data"] = data_digests(config)
+            self.decided["classes"] = list(manifest.classes)
+        refuse_lone_image(model, manifest.count, config.data)
         self.network = wrap(model, self.decided, config).to(device)
         self.classes = len(manifest.classes)
         self.schedule = Schedule(
@@ -101,7 +130,7 @@ class Session:
         self.learned = torch.eye(self.classes, device=device) if learns else None
         extra = any(phase.learns == "extra" for phase in self.phases)
         self.plain = Loader(train, config.data, train=False, seed=0, device=device) if extra else None
-        self.ema = average(self.network.model, config.train.ema) if config.train.ema else None
+        self.ema = MovingAverage(self.network.model, config.train.ema) if config.train.ema else None
         self.wandb_id: str | None = None
 
     def prepare_steps(self) -> None:
@@ -115,7 +144,7 @@ class Session:
             self.decided["compile"] = choose_compile(wish, self.network, images, steps, self.say)
         compile = self.decided["compile"]
         self.step = TrainStep(self.network, self.optimizer, self.targets, self.means, compile=compile)
-        evaluated = self.network if self.ema is None else self.network.around(self.ema.module)
+        evaluated = self.network if self.ema is None else self.network.around(self.ema.model)
         self.evaluated: nn.Module = evaluated
         self.forward = torch.compile(evaluated, dynamic=False) if compile else evaluated
 
@@ -137,9 +166,18 @@ class Session:
             self.targets.enter(phase)
             if self.targets.table is not None and self.learned is not None:
                 self.targets.table.copy_(self.learned)
-        if phase.learns == "in_pass" and self.position.epochs == first + phase.epochs - 1:
+        if phase.learns == "in_pass" and self.phase_ends():
             self.means.start(self.peers(number, phase))
         self.step.totals.reset()
+
+    def phase_ends(self) -> bool:
+        """Whether the epoch at hand is the last of its phase."""
+        _, phase, first = self.phase_at(self.position.epochs)
+        return self.position.epochs == first + phase.epochs - 1
+
+    def samples_before(self, batch: int) -> int:
+        """Samples in the batches of an epoch before number `batch`."""
+        return min(batch * self.config.data.batch_size, self.train.manifest.count)
 
     def peers(self, number: int, phase: Phase) -> Tensor:
         """float32[N]: which training samples the class means of phase `number` are taken over."""
@@ -155,45 +193,56 @@ class Session:
         inside = self.position.batches // self.config.optim.accumulate
         return self.position.epochs * self.schedule.steps_per_epoch + inside
 
-    def learn_soft_labels(self) -> list[int]:
-        """Turns the class means of the phase that just ended into `learned`; returns the classes without a sample."""
+    def learn_soft_labels(self, watch: Watch = iter) -> list[int] | None:
+        """Turns the class means of the phase that just ended into `learned`, if it is one that learns.
+
+        Returns the classes without a sample, or None if there was nothing to learn.
+        """
         number, phase, _ = self.phase_at(self.position.epochs)
+        if not phase.learns:
+            return None
         if phase.learns == "extra":
             self.means.start(self.peers(number, phase))
-            self._label_pass()
+            self._label_pass(watch)
         self.means.stop()
         self.learned, missing = self.means.soft_labels(phase.temperature, former=self.learned)
         return missing
 
     @torch.inference_mode()
-    def _label_pass(self) -> None:
+    def _label_pass(self, watch: Watch) -> None:
         """The textbook pass of COLAM Alg. 1, lines 10-14: every training sample once, as evaluation would see it."""
         self.network.eval()
-        for images, labels, index in self.plain.epoch(0):
+        for images, labels, index in watch(self.plain.epoch(0)):
             self.means.update(self.network(images), labels, index)
         self.network.train()
 
-    def evaluate(self) -> dict[str, float]:
-        """Test metrics of the network, or of its moving average where there is one."""
+    def evaluate(self, watch: Watch = iter) -> dict[str, float]:
+        """Test metrics of the network, or of its moving average where there is one; `watch` may end the pass."""
         self.evaluated.eval()
-        metrics = evaluate(self.forward, self.test.epoch(0), self.targets)
+        metrics = evaluate(self.forward, watch(self.test.epoch(0)), self.targets)
         self.network.train()
         return metrics
 
+    def refuse_broken_weights(self) -> None:
+        """Raises TrainingFailed if a weight is not finite: such a state must not become a checkpoint."""
+        if not all(parameter.isfinite().all() for parameter in self.network.parameters()):
+            raise TrainingFailed(f"the weights are not finite after batch {self.position.batches}")
+
     def accumulate(self, images: Tensor, labels: Tensor, index: Tensor) -> bool:
         """Takes in the batch at hand; moves the weights, and answers True, when it is the last of its group."""
-        group, size = self.config.optim.accumulate, self.config.data.batch_size
+        group = self.config.optim.accumulate
         first = self.position.batches - self.position.batches % group
         if self.position.batches == first:
             set_learning_rate(self.optimizer, self.schedule.factor(self.steps_done()))
         last = min(first + group, len(self.train))
-        self.step.accumulate(images, labels, index, samples=min(last * size, self.train.manifest.count) - first * size)
+        samples = self.samples_before(last) - self.samples_before(first)
+        self.step.accumulate(images, labels, index, samples=samples)
         self.position.batches += 1
         if self.position.batches < last:
             return False
         self.step.update()
         if self.ema:
-            self.ema.update_parameters(self.network.model)
+            self.ema.update(self.network.model)
         return True
 
     def last_learning_rate(self) -> float:

@@ -33,8 +33,9 @@ class Classifier(nn.Module):
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=self.format)
         self.dtype = AUTOCAST[precision]
-        scale = [1 / (255 * s) for s in std]
-        shift = [-m / s for m, s in zip(mean, std, strict=True)]
+        spread = [s or 1.0 for s in std]  # a constant channel is only shifted
+        scale = [1 / (255 * s) for s in spread]
+        shift = [-m / s for m, s in zip(mean, spread, strict=True)]
         self.register_buffer("scale", torch.tensor(scale).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", torch.tensor(shift).view(1, 3, 1, 1), persistent=False)
 
@@ -115,6 +116,37 @@ class EpochTotals:
     def top1(self) -> float:
         """Accuracy on the training batches, in percent."""
         return 100 * self.correct / max(self.seen, 1)
+
+
+class MovingAverage:
+    """An exponential moving average of a model's weights and buffers, at first equal to them.
+
+    Args:
+        decay: weight of the past at each update; whole numbers, such as counters, are copied instead.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Moves the average towards the model. torch's own AveragedModel would wait for the device here."""
+        pairs = zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
+        fractional, whole = [], []
+        for pair in pairs:
+            (fractional if pair[0].is_floating_point() else whole).append(pair)
+        torch._foreach_lerp_(*map(list, zip(*fractional, strict=True)), 1 - self.decay)
+        for mine, other in whole:
+            mine.copy_(other)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return self.model.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restores what a checkpoint kept."""
+        self.model.load_state_dict(state)
 
 
 class TrainStep:

@@ -69,7 +69,8 @@ def choose_peers(labels: np.ndarray, peers: int, *, seed: int, stage: int) -> np
     """
     if not peers:
         return np.ones(len(labels), dtype=np.float32)
-    generator = np.random.Generator(np.random.Philox(key=[seed, stage]))
+    # Not [seed, stage]: that is the stream of an epoch's order, and the peers would be that epoch's first samples.
+    generator = np.random.Generator(np.random.Philox(key=[seed, (1 << 32) + stage]))
     shuffled = generator.permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     ordered = labels[by_class]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -47,8 +45,8 @@ class _SoftTargetCrossEntropy(torch.autograd.Function):
     """Sum of the losses times `scale`; the gradient is made in the forward pass and handed out in the backward."""
 
     @staticmethod
-    def forward(ctx, logits, labels, mix, table, scale, kernel):  # noqa: D102
-        losses, gradients = kernel(logits, labels, mix, table, scale)
+    def forward(ctx, logits, labels, mix, table, scale):
+        losses, gradients = losses_and_gradients(logits, labels, mix, table, scale)
         ctx.save_for_backward(gradients)
         ctx.dtype = logits.dtype
         ctx.mark_non_differentiable(losses)
@@ -56,9 +54,9 @@ class _SoftTargetCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_output, _):  # noqa: D102
+    def backward(ctx, grad_output, _):
         (gradients,) = ctx.saved_tensors
-        return (gradients * grad_output).to(ctx.dtype), None, None, None, None, None
+        return (gradients * grad_output).to(ctx.dtype), None, None, None, None
 
 
 def soft_target_cross_entropy(
@@ -67,12 +65,10 @@ def soft_target_cross_entropy(
     mix: Tensor,
     table: Tensor | None,
     scale: Tensor,
-    *,
-    kernel: Callable[..., tuple[Tensor, Tensor]] = losses_and_gradients,
 ) -> tuple[Tensor, Tensor]:
     """(objective, losses): `scale` times the sum of the losses, differentiable, and the float32[B] losses, not.
 
-    Arguments are those of `losses_and_gradients`; with `scale` = 1/B the objective is the mean loss. `kernel` is that
-    function, or a compiled version of it. The objective's gradient with respect to the logits has their dtype.
+    Arguments are those of `losses_and_gradients`; with `scale` = 1/B the objective is the mean loss. The gradient with
+    respect to the logits has their dtype.
     """
-    return _SoftTargetCrossEntropy.apply(logits, labels, mix, table, scale, kernel)
+    return _SoftTargetCrossEntropy.apply(logits, labels, mix, table, scale)

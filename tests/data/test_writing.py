@@ -306,6 +306,7 @@ BAD = {
     "missing": lambda path, good: None,
     "text": lambda path, good: path.write_text("<html>404</html>"),
     "folder": lambda path, good: path.mkdir(),
+    "pipe": lambda path, data: os.mkfifo(path),
 }
 
 

@@ -42,6 +42,29 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, dam
     assert state["number"] == 1 and "damaged" in remark and checkpoint.BEFORE in remark
 
 
+def test_a_damaged_newest_set_aside_does_not_push_out_the_good_one_before(tmp_path):
+    for number in (1, 2):
+        checkpoint.save(tmp_path, {"number": number})
+    cut_in_half(tmp_path / checkpoint.NEWEST)
+    checkpoint.set_aside(tmp_path)
+    checkpoint.save(tmp_path, {"number": 3})
+    cut_in_half(tmp_path / checkpoint.NEWEST)
+    assert checkpoint.load(tmp_path)[0]["number"] == 1
+
+
+@pytest.mark.parametrize("bit", [0, 3, 7])
+def test_no_flipped_bit_goes_unseen_or_unhandled(tmp_path, bit):
+    checkpoint.save(tmp_path, {"weights": torch.arange(16.0)})
+    checkpoint.save(tmp_path, {"weights": torch.arange(16.0)})
+    content = (tmp_path / checkpoint.NEWEST).read_bytes()
+    for at in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << bit
+        (tmp_path / checkpoint.NEWEST).write_bytes(damaged)
+        state, _ = checkpoint.load(tmp_path)
+        assert torch.equal(state["weights"], torch.arange(16.0))
+
+
 def test_nothing_but_damaged_checkpoints_is_an_error_not_a_fresh_start(tmp_path):
     for number in (1, 2):
         checkpoint.save(tmp_path, {"number": number})

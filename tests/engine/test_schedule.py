@@ -45,6 +45,27 @@ def test_every_factor_lies_between_zero_and_one(kind, epochs, per_epoch, warmup)
     assert schedule.milestones()[0][0] == 0 and all(epoch < epochs for epoch, _ in schedule.milestones())
 
 
+def test_nesterov_without_momentum_is_refused():
+    with pytest.raises(InputError, match="optim.momentum above 0"):
+        Schedule(Optim(nesterov=True, momentum=0.0), 4, 4)
+
+
+def test_a_skipped_first_step_leaves_no_garbage_in_the_momentum():
+    # fp16's scaler skips a step with infinite gradients, and the fused kernel then returns before it fills its buffers
+    for _ in range(10):
+        model = torch.nn.Linear(200, 50)
+        before = [parameter.clone() for parameter in model.parameters()]
+        optimizer = build_optimizer(model, model.parameters(), Optim(lr=1.0, weight_decay=0.0))
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        for gradient in (torch.inf, 0.0):
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, gradient)
+            scaler.scale(torch.zeros(1))
+            scaler.step(optimizer)
+            scaler.update()
+        assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
 @pytest.mark.parametrize("text", ["", "8,4", "4,4", "a,b", "0,3", "1.5"])
 def test_milestones_that_are_none_are_refused(text):
     with pytest.raises(InputError, match="optim.milestones"):

@@ -93,3 +93,20 @@ def test_the_last_batches_of_an_epoch_are_a_step_of_their_own_over_their_own_sam
     assert stepped == [False, False, False, True, False, True]
     assert samples == [4 * 256] * 4 + [1438 - 4 * 256] * 2
     assert all(parameter.grad is None for parameter in session.network.parameters())
+
+
+def test_the_extra_label_pass_is_a_plain_evaluation_of_every_training_image(digits_dir):
+    options = {"method.name": "colam", "method.stages": 1, "method.label_pass": "extra", "method.temperature": 2.0,
+               "train.epochs": 1, "data.dataset": "digits", "data.dir": str(digits_dir), "model.name": "resnet8",
+               "train.precision": "fp32", "train.compile": "off"}  # fmt: skip
+    session = started(load(overrides=options))
+    session.enter_epoch()
+    for batch in session.train.epoch(0):
+        session.accumulate(*batch)
+    assert session.learn_soft_labels() == []
+
+    images, labels = zip(*((b.images.clone(), b.labels.clone()) for b in session.plain.epoch(0)), strict=True)
+    with torch.no_grad():
+        logits = torch.cat([session.network.eval()(part) for part in images])
+    means = torch.stack([logits[torch.cat(labels) == label].mean(0) for label in range(10)])
+    torch.testing.assert_close(session.learned, (means / 2).softmax(1), rtol=1e-4, atol=1e-5)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fastlsr.engine.step import Classifier, Totals, TrainStep
+from fastlsr.engine.step import Classifier, MovingAverage, Totals, TrainStep
 from fastlsr.labels.class_means import ClassMeans
 from fastlsr.labels.methods import Phase
 from fastlsr.labels.targets import Targets
@@ -91,6 +91,26 @@ def test_totals_and_class_means_are_those_of_a_plain_loop():
     assert (totals.seen, totals.steps, totals.bad_step) == (24, 4, 0)
     for label in labels.unique():
         torch.testing.assert_close(means.logit_sum[label], logits[labels == label].sum(0), rtol=1e-4, atol=1e-4)
+
+
+def test_a_moving_average_is_the_geometric_one_and_copies_counters():
+    model = nn.BatchNorm1d(2)
+    average = MovingAverage(model, 0.75)
+    for value in (4.0, 8.0):
+        with torch.no_grad():
+            model.weight.fill_(value)
+            model.running_mean.fill_(value)
+            model.num_batches_tracked.fill_(int(value))
+        average.update(model)
+    # 1 -> 0.75 * 1 + 0.25 * 4 = 1.75 -> 0.75 * 1.75 + 0.25 * 8
+    assert average.model.weight.tolist() == [3.3125, 3.3125]
+    assert average.model.running_mean.tolist() == [2.75, 2.75]
+    assert average.model.num_batches_tracked == 8 and not average.model.weight.requires_grad
+
+
+def test_a_channel_without_spread_is_shifted_only():
+    made = Classifier(nn.Flatten(), (0.5,) * 3, (0.0, 1.0, 1.0), precision="fp32", channels_last=True)
+    assert made(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).tolist() == [[0.5, 0.5, 0.5]]
 
 
 def test_the_first_step_with_a_loss_that_is_no_number_is_remembered():

@@ -81,6 +81,15 @@ def test_peers_are_a_function_of_seed_and_stage():
     assert choose_peers(labels, 5, seed=0, stage=1).tobytes() == chosen[0, 1]
 
 
+def test_peers_are_not_the_first_samples_of_an_epochs_order():
+    from fastlsr.data.order import shuffled
+
+    labels = np.repeat(np.arange(10), 500)
+    member = choose_peers(labels, 5, seed=0, stage=3)
+    positions = np.flatnonzero(member[shuffled(5000, seed=0, epoch=3)])
+    assert 1500 < positions.mean() < 3500
+
+
 def test_every_sample_is_a_peer_equally_often():
     labels = np.repeat(np.arange(2), 20)
     times = sum(choose_peers(labels, 5, seed=0, stage=stage) for stage in range(400))
