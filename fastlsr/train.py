@@ -325,11 +325,25 @@ def learn_soft_labels(session: Session, log: RunLog, stop: StopRequest, number: 
     if missing:
         names = ", ".join(session.train.manifest.classes[label] for label in missing[:5])
         log.say(f"warning: no sample of {len(missing)} classes was seen ({names}); they keep their former soft label")
+    log.say(describe_soft_labels(session.learned.cpu()))
     folder = log.folder / "soft_labels"
     folder.mkdir(exist_ok=True)
     table = {"soft_labels": session.learned.cpu().contiguous(), "count": session.means.count.cpu()}
     path = folder / f"stage_{number + 1:02d}.safetensors"
     replace_file(path, lambda part: save_file(table, part))
+
+
+def describe_soft_labels(table: torch.Tensor) -> str:
+    """A line on float32[K, K] soft labels by class: how soft they are, and how many still name their own class."""
+    classes = len(table)
+    entropy, most = torch.special.entr(table.double()).sum(1).mean().item(), math.log(classes)
+    own = int((table.argmax(1) == torch.arange(classes)).sum())
+    line = f"soft labels: {own} of {classes} peak at their own class, entropy {entropy:.3f} of at most {most:.3f} nats"
+    if own < classes / 2 or entropy > 0.95 * most:
+        line += (
+            "; warning: they say little, since the network does not tell the classes apart yet (longer stages would)"
+        )
+    return line
 
 
 if __name__ == "__main__":

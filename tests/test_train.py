@@ -296,3 +296,16 @@ def test_wandb_offline_mirrors_the_rows(command, tmp_path):
     folder = tmp_path / "run"
     assert train.main(command(folder, train__epochs=1, log__wandb="offline")) == 0
     assert list(Path(folder).glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize(
+    ("table", "words", "warns"),
+    [
+        (torch.eye(4), "4 of 4 peak at their own class, entropy 0.000 of at most 1.386", False),
+        (torch.full((4, 4), 0.25), "1 of 4", True),
+        (0.7 * torch.eye(4).roll(1, 0) + 0.075, "0 of 4", True),
+    ],
+)
+def test_soft_labels_that_say_nothing_are_a_warning(table, words, warns):
+    line = train.describe_soft_labels(table)
+    assert words in line and ("warning" in line) == warns
