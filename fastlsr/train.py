@@ -340,9 +340,7 @@ def describe_soft_labels(table: torch.Tensor) -> str:
     own = int((table.argmax(1) == torch.arange(classes)).sum())
     line = f"soft labels: {own} of {classes} peak at their own class, entropy {entropy:.3f} of at most {most:.3f} nats"
     if own < classes / 2 or entropy > 0.95 * most:
-        line += (
-            "; warning: they say little, since the network does not tell the classes apart yet (longer stages would)"
-        )
+        line += "; warning: they say little, the network does not tell the classes apart yet (try longer stages)"
     return line
 
 
