@@ -55,7 +55,11 @@ class Data:
 class Model:
     """The network."""
 
-    name: str = option("resnet18", "resnet8 resnet18 resnet20 resnet56 for small images, or any timm model (timm/NAME)")
+    name: str = option(
+        "resnet18",
+        "for small images resnet8 resnet18 resnet20 resnet56 preact_resnet18 preact_resnet34 wide_resnet_40x4 "
+        "resnext29_8x64d densenet_bc_100; or any timm model (timm/NAME)",
+    )
     pretrained: str = option("", "weights to start from: a file, `timm` for timm's own download, or nothing")
 
 
