@@ -3,37 +3,55 @@
 
 python data_prep/write_ffcv.py cifar100                                # downloads where torchvision can
 python data_prep/write_ffcv.py imagenet --data-dir /path/to/imagenet   # a copy on disk, official layout
+python data_prep/write_ffcv.py folder --data-dir pictures --name birds # any tree train/CLASS/, test/CLASS/
 """
 
 import argparse
+import contextlib
 import dataclasses
+import difflib
+import fcntl
 import os
+import re
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
 
 from tqdm import tqdm  # noqa: E402
 
 from fastlsr.data.encoding import WRITE_MODES, Encoding  # noqa: E402
-from fastlsr.data.manifest import manifest_path  # noqa: E402
+from fastlsr.data.manifest import Manifest, manifest_path  # noqa: E402
 from fastlsr.data.sources import SOURCES, Dataset, read_dataset, subset  # noqa: E402
 from fastlsr.data.writing import write_beton  # noqa: E402
 from fastlsr.errors import InputError, exit_on_input_error  # noqa: E402
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit code 2."""
+        print(f"error: {message}; -h lists the options", file=sys.stderr)
+        sys.exit(2)
+
+
 def parser() -> argparse.ArgumentParser:
+    """The options, with the data sets described below them."""
     lines = [f"  {name:14} {_described(source.encoding)}; {source.note}" for name, source in SOURCES.items()]
-    made = argparse.ArgumentParser(
+    made = Parser(
         description=__doc__,
         epilog="data sets, how each is stored unless options say otherwise, and its splits:\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("dataset", choices=SOURCES, metavar="DATASET", help="one of the names below")
+    made.add_argument("dataset", type=_known, metavar="DATASET", help="one of the names below")
+    made.add_argument("--name", type=_plain, help="of the files and of data.dataset, instead of DATASET")
     made.add_argument("--data-dir", type=Path, help="a copy on disk in its official layout; nothing is downloaded")
     made.add_argument("--out", type=Path, default=Path("data"), help="folder for DATASET_{train,test}.beton (data)")
     made.add_argument("--splits", type=_names, metavar="NAMES",
@@ -63,30 +81,29 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def write_splits(options: argparse.Namespace) -> None:
-    """None; all the splits are written, or none of them is left."""
+    """None; all the splits are written, or none is and what was there before stays."""
     dataset = read_dataset(options.dataset, options.data_dir, options.out / "downloads")
     names = _checked_splits(options.splits, dataset)
-    written: list[Path] = []
-    try:
+    with _aside(options.out, options.name or options.dataset) as aside:
         # The smallest first: a bad image in it is then found before hours went into the largest.
-        for split in sorted(names, key=lambda name: len(dataset.splits[name])):
-            written.append(_write_split(options, dataset, split))
-    except BaseException:
-        for path in written:
-            manifest_path(path).unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-        raise
+        ordered = sorted(names, key=lambda name: len(dataset.splits[name]))
+        manifests = {split: _write_split(options, dataset, split, aside) for split in ordered}
+        for split in ordered:
+            _publish(aside / _file_name(options, split), options.out)
+    for split, manifest in manifests.items():
+        path = options.out / _file_name(options, split)
+        print(f"{path}: {manifest.count} images of {len(manifest.classes)} classes, {manifest.bytes / 1e6:.1f} MB")
 
 
-def _write_split(options: argparse.Namespace, dataset: Dataset, split: str) -> Path:
-    samples, path = dataset.splits[split], options.out / f"{options.dataset}_{split}.beton"
+def _write_split(options: argparse.Namespace, dataset: Dataset, split: str, folder: Path) -> Manifest:
+    samples, path = dataset.splits[split], folder / _file_name(options, split)
     given = {name: value for name, value in vars(options).items() if name in _ENCODING_OPTIONS and value is not None}
     if options.subset:
         samples = subset(samples, options.subset, options.seed or 0)
     manifest = write_beton(
         samples,
         path,
-        dataset=options.dataset,
+        dataset=options.name or options.dataset,
         split=split,
         classes=dataset.classes,
         encoding=dataclasses.replace(SOURCES[options.dataset].encoding, **_renamed(given)),
@@ -97,8 +114,39 @@ def _write_split(options: argparse.Namespace, dataset: Dataset, split: str) -> P
     )
     for left_out in manifest.skipped:
         print(f"left out: {left_out}", file=sys.stderr)
-    print(f"{path}: {manifest.count} images of {len(manifest.classes)} classes, {manifest.bytes / 1e6:.1f} MB")
-    return path
+    return manifest
+
+
+def _file_name(options: argparse.Namespace, split: str) -> str:
+    return f"{options.name or options.dataset}_{split}.beton"
+
+
+@contextlib.contextmanager
+def _aside(out: Path, name: str) -> Iterator[Path]:
+    """A hidden folder in `out` for what is not finished; removed with all that is left in it, a killed writer's too."""
+    folder = out / f".writing-{name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise InputError(f"{out / name} is being written by another process") from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _publish(written: Path, folder: Path) -> None:
+    """None; the file and its manifest are in the folder, and no `.beton` was ever beside another one's manifest."""
+    manifest_path(folder / written.name).unlink(missing_ok=True)
+    os.replace(written, folder / written.name)
+    os.replace(manifest_path(written), manifest_path(folder / written.name))
 
 
 def _progress(name: str, total: int) -> Callable[[int], None]:
@@ -131,6 +179,20 @@ def _checked_splits(wanted: list[str] | None, dataset: Dataset) -> list[str]:
     return wanted or list(dataset.splits)
 
 
+def _known(text: str) -> str:
+    if text not in SOURCES:
+        close = difflib.get_close_matches(text.lower(), SOURCES, 1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(SOURCES)}"
+        raise argparse.ArgumentTypeError(f"no data set {text}; {hint}")
+    return text
+
+
+def _plain(text: str) -> str:
+    if not re.fullmatch(r"[\w.-]+", text) or text.startswith("."):
+        raise argparse.ArgumentTypeError(f"{text} is no name for a file; take letters, digits, - and _")
+    return text
+
+
 def _names(text: str) -> list[str]:
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
@@ -144,7 +206,8 @@ def _from(kind: type, least: float, most: float = float("inf")) -> Callable[[str
     def parse(text: str):
         value = kind(text)
         if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
+            span = f"at least {least}" if most == float("inf") else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text} is not {span}")
         return value
 
     parse.__name__ = kind.__name__

@@ -160,6 +160,8 @@ class Config:
     def run_name(self) -> str:
         """`run.name`, or DATASET-MODEL-METHOD-seedN-DIGEST, where the digest tells apart what changes the result."""
         if self.run.name:
+            if Path(self.run.name).name != self.run.name:
+                raise InputError(f"run.name={self.run.name}: expected a plain name, without a folder (that is run.dir)")
             return self.run.name
         decisive = json.dumps({key: value for key, value in _flat(self.as_dict()).items() if not is_incidental(key)})
         digest = hashlib.sha256(decisive.encode()).hexdigest()[:6]
@@ -293,7 +295,9 @@ def read_arguments(arguments: Sequence[str], flags: Sequence[str] = ()) -> tuple
         if not equals:
             value = next(words, None)
             if value is None or value.startswith("--"):
-                raise InputError(f"--{name} needs a value: --{name}=value")
+                close = difflib.get_close_matches(name, flags, 1)
+                hint = f"; did you mean --{close[0]}?" if close else f": --{name}=value"
+                raise InputError(f"--{name} needs a value{hint}")
         if name == "cfg":
             path = value
         else:

@@ -29,6 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Prints the metrics as one JSON object; the exit code."""
     with exit_on_input_error():
         words = sys.argv[1:] if arguments is None else arguments
+        if "--help" in words:
+            print(__doc__)
+            return 0
         if not words or words[0].startswith("-"):
             raise InputError(f"usage: python -m fastlsr.evaluate RUN, with {', '.join(f'--{k}' for k in CHANGEABLE)}")
         print(json.dumps(evaluate_run(Path(words[0]), words[1:]), indent=2))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from fastlsr.config import Config, differences, from_dict, load, read_arguments, usage
 from fastlsr.data.loader import Batch, input_resolution
@@ -80,7 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = load(path, overrides)
         warn_of_unused(config)
         if "dry-run" in flags:
-            print(describe(config))
+            for line in describe(config):
+                print(line, flush=True)
             return 0
         try:
             return train(config)
@@ -94,38 +95,41 @@ def main(arguments: list[str] | None = None) -> int:
 def warn_of_unused(config: Config) -> None:
     """Names, in one line on stderr, the method options that were set and that the method does not read."""
     used = {"method.name", *(f"method.{name}" for name in options_of(config.method.name))}
-    unused = sorted(key for key in config.given if key.startswith("method.") and key not in used)
+    changed = differences(config, Config())
+    unused = [key for key in changed if key in config.given and key.startswith("method.") and key not in used]
     if unused:
         print(f"warning: method {config.method.name} does not use {', '.join(unused)}", file=sys.stderr)
 
 
-def describe(config: Config) -> str:
-    """The resolved options, the phases, the learning rate where it turns, and the network's size.
+def describe(config: Config) -> Iterator[str]:
+    """Lines on the resolved options, the phases, the learning rate where it turns, and the network's size.
+
+    The last of them need the data; nothing is downloaded.
 
     Raises:
         InputError: as training would.
     """
+    yield config.as_yaml()
+    yield "phases:"
+    first = 1
+    for number, phase in enumerate(phases(config.method, config.train.epochs), start=1):
+        yield f"  {number}. epochs {first} to {first + phase.epochs - 1}: {phase}"
+        first += phase.epochs
+    yield "learning rate:"
+    for epoch, factor in Schedule(config.optim, config.train.epochs, steps_per_epoch=1000).milestones():
+        backbone = f", backbone {factor * config.optim.backbone_lr:.6g}" if config.optim.backbone_lr else ""
+        yield f"  from epoch {epoch + 1}: {factor * config.optim.lr:.6g}{backbone}"
+    yield f"run: {Path(config.run.dir) / config.run_name()}"
     inspect(config)
-    train, _ = (read_manifest(path) for path in split_paths(config))
-    from_file = config.model.pretrained != "timm"  # else a dry run would download
-    pretrained = config.model.pretrained if from_file else ""
+    train = read_manifest(split_paths(config)[0])
     resolution, classes = input_resolution(train, config.data), len(train.classes)
+    pretrained = "" if config.model.pretrained == "timm" else config.model.pretrained
     model = build_network(config, classes, resolution, pretrained=pretrained)
     count = sum(parameter.numel() for parameter in model.parameters())
+    yield f"model: {config.model.name}, {count:,} parameters, {classes} classes, {resolution} pixels"
     batches = train.count / config.data.batch_size
     batches = math.floor(batches) if config.data.drop_last else math.ceil(batches)
-    schedule = Schedule(config.optim, config.train.epochs, math.ceil(batches / config.optim.accumulate))
-    first, lines = 1, [config.as_yaml(), f"run: {Path(config.run.dir) / config.run_name()}", "phases:"]
-    for number, phase in enumerate(phases(config.method, config.train.epochs), start=1):
-        lines.append(f"  {number}. epochs {first} to {first + phase.epochs - 1}: {phase}")
-        first += phase.epochs
-    lines.append("learning rate:")
-    for epoch, factor in schedule.milestones():
-        backbone = f", backbone {factor * config.optim.backbone_lr:.6g}" if config.optim.backbone_lr else ""
-        lines.append(f"  from epoch {epoch + 1}: {factor * config.optim.lr:.6g}{backbone}")
-    lines.append(f"model: {config.model.name}, {count:,} parameters, {classes} classes, {resolution} pixels")
-    lines.append(f"data: {train.count:,} training images, {batches:,} batches an epoch")
-    return "\n".join(lines)
+    yield f"data: {train.count:,} training images, batches an epoch: {batches:,}"
 
 
 def train(config: Config) -> int:
@@ -142,6 +146,7 @@ def train(config: Config) -> int:
     if remark:
         log.say(f"warning: {remark}")
     if state and state["position"][0] == config.train.epochs:
+        log.say("finished before; nothing is left to train (another run.name would train it anew)")
         return show_results(log, state["rows"])
     session = Session(config, device, decided=state["decided"] if state else {}, say=log.say)
     set_up_torch(device, deterministic=config.train.deterministic)
@@ -330,7 +335,7 @@ def learn_soft_labels(session: Session, log: RunLog, stop: StopRequest, number: 
     folder.mkdir(exist_ok=True)
     table = {"soft_labels": session.learned.cpu().contiguous(), "count": session.means.count.cpu()}
     path = folder / f"stage_{number + 1:02d}.safetensors"
-    replace_file(path, lambda part: save_file(table, part))
+    replace_file(path, lambda part: part.write_bytes(save(table)))  # save_file would hide it from all but its owner
 
 
 def describe_soft_labels(table: torch.Tensor) -> str:

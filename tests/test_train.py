@@ -218,6 +218,7 @@ def test_a_finished_run_is_not_trained_again(colam_run, command, capsys):
         ({"optim__schedule": "multistep"}, "optim.milestones"),
         ({"optim__nesterov": True, "optim__momentum": 0}, "optim.momentum"),
         ({"data__val": "absent.beton"}, "absent.beton"),
+        ({"run__name": "../elsewhere"}, "plain name"),
         ({"run__resume": "must"}, "no checkpoint"),
         ({"model__pretrained": "absent.pth"}, "absent.pth"),
         ({"log__wandb": "online"}, "wandb login"),
@@ -279,7 +280,7 @@ def test_dry_run_prints_options_phases_rates_and_size(command, tmp_path, capsys)
 
 
 def test_options_that_the_method_does_not_use_are_one_warning(command, tmp_path, capsys):
-    words = command(tmp_path / "run", method__name="lsr", method__stages=2, method__temperature=2)
+    words = command(tmp_path / "run", method__name="lsr", method__stages=2, method__temperature=2, method__peers=0)
     assert train.main([*words, "--dry-run"]) == 0
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert warnings == ["warning: method lsr does not use method.stages, method.temperature"]

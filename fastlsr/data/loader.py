@@ -21,11 +21,10 @@ from typing import NamedTuple
 import numba
 import numpy as np
 import torch
-
-# isort: split  (augment sees to it that importing ffcv leaves torch's threads alone)
 from ffcv.loader import Loader as FFCVLoader
 from ffcv.loader import OrderOption
 from ffcv.loader.epoch_iterator import select_buffer
+from ffcv.memory_managers import OSCacheManager
 from ffcv.pipeline.compiler import Compiler
 from ffcv.reader import Reader
 from ffcv.transforms import ToDevice, ToTensor, ToTorchImage
@@ -388,11 +387,17 @@ def _storage(reader: Reader, *, os_cache: bool) -> MappedFile | PagedFile:
 
 @contextmanager
 def _ffcv_as_a_frame() -> Iterator[None]:
-    """Inside, FFCV compiles nothing (our kernels are compiled already), and torch's thread count survives it."""
-    threads = torch.get_num_threads()
+    """Inside, FFCV compiles nothing (our kernels are compiled already), and torch's thread count survives it.
+
+    Nor does it make the reader of its memory manager: for that it writes `mutable = False` into numba's one type of
+    uint8 arrays, whose hash then changes, so that kernels of ours that are compiled for it cannot be found any more.
+    """
+    threads, compile_reader = torch.get_num_threads(), OSCacheManager.compile_reader
     Compiler.set_enabled(False)
+    OSCacheManager.compile_reader = lambda manager: None
     try:
         yield
     finally:
         Compiler.set_enabled(True)
+        OSCacheManager.compile_reader = compile_reader
         torch.set_num_threads(threads)

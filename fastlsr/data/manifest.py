@@ -51,7 +51,7 @@ def read_manifest(beton: Path) -> Manifest:
     """
     beton, path = Path(beton), manifest_path(Path(beton))
     if not beton.is_file():
-        raise InputError(f"{beton} does not exist; data_prep/write_ffcv.py writes it")
+        raise InputError(f"{beton} does not exist; python data_prep/write_ffcv.py -h lists what writes data sets")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -38,10 +38,13 @@ class Source:
 
 
 def subset(samples: Samples, size: int, seed: int) -> Samples:
-    """`size` of the samples (all, if there are fewer), drawn without regard to class by (seed, position), in order."""
-    drawn = sorted(range(len(samples)), key=lambda at: uniform(seed ^ _SUBSET_STREAM, at))[:size]
-    chosen = np.sort(np.array(drawn))
-    return _chosen(samples, chosen)
+    """`size` of the samples (all, if there are fewer), in order: as many of each class as can be, drawn by seed."""
+    drawn = np.array([uniform(seed ^ _SUBSET_STREAM, at) for at in range(len(samples))])
+    by_class = np.lexsort((drawn, samples.labels))
+    labels = samples.labels[by_class]
+    rank = np.empty(len(samples), dtype=np.int64)
+    rank[by_class] = np.arange(len(samples)) - np.searchsorted(labels, labels)  # in its class
+    return _chosen(samples, np.sort(np.lexsort((drawn, rank))[:size]))
 
 
 def read_digits(folder: Path, may_download: bool) -> Dataset:

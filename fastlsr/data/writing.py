@@ -173,7 +173,8 @@ def _in_processes(tasks: Iterator[tuple], workers: int) -> Iterator[Chunk]:
         for slot, task in zip(itertools.cycle(range(slots)), tasks):
             if len(pending) == slots:
                 yield _taken(*pending.popleft().result(), shared)
-            pending.append(pool.submit(_encode_into, slot, *task))
+            with _interrupts_held():
+                pending.append(pool.submit(_encode_into, slot, *task))
         while pending:
             yield _taken(*pending.popleft().result(), shared)
     except BrokenProcessPool:
@@ -186,11 +187,20 @@ def _in_processes(tasks: Iterator[tuple], workers: int) -> Iterator[Chunk]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    # Ctrl-C reaches the whole group, and a worker that is still starting would print where it was. It inherits this.
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
 def _start_worker(shared: ctypes.Array) -> None:
     global _shared
     _shared = shared
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

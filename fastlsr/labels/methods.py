@@ -66,7 +66,7 @@ def tsla(epochs: int, *, smoothing: float, drop_epoch: int) -> list[Phase]:
     """
     first = epochs // 2 if drop_epoch < 0 else drop_epoch
     if first > epochs:
-        raise InputError(f"method.drop_epoch={first} lies beyond train.epochs={epochs}")
+        raise InputError(f"method.drop_epoch={first} lies beyond train.epochs={epochs}; -1 takes half of them")
     return lsr(first, smoothing=smoothing) * (first > 0) + hard(epochs - first) * (first < epochs)
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import numba
 import numpy as np
 import pytest
 from PIL import Image
@@ -86,6 +87,16 @@ def test_ffcvs_reader_finds_the_fields_in_order(tmp_path):
     assert [int(row[2]) for row in reader.metadata] == list(range(5))
 
 
+@pytest.fixture
+def numba_types_stay():
+    """FFCV's own loader writes into numba's types of arrays, which our kernels in this process are keyed by."""
+    kept = [getattr(numba, name)[::1] for name in ("uint8", "uint64", "uint32")]
+    yield
+    for kind in kept:
+        kind.mutable = True
+
+
+@pytest.mark.usefixtures("numba_types_stay")
 def test_raw_pixels_labels_and_index_come_back_through_ffcvs_loader(tmp_path):
     from ffcv import Loader
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
@@ -384,37 +395,42 @@ def test_a_killed_worker_is_an_error_and_nothing_is_left(photos, tmp_path):
 
 
 @pytest.fixture
-def stuck(photo_tree, tmp_path):
-    """A writer at work, held up by an image that is a pipe to which nobody writes; (process, its out folder)."""
+def busy(photo_tree, tmp_path):
+    """A writer at work on more images than it can write meanwhile; (process, its out folder, its arguments)."""
     tree, out = tmp_path / "tree", tmp_path / "out"
     shutil.copytree(photo_tree, tree)
-    os.mkfifo(tree / "train" / "class_0" / "zz.jpg")
-    command = [*COMMAND, "folder", "--data-dir", tree, "--out", out, "--workers", "1", "--splits", "train"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    while not (out / ".folder_train.beton.partial").exists():
+    for at in range(20_000):
+        os.link(tree / "train" / "class_0" / "00.jpg", tree / "train" / "class_0" / f"{at:05d}x.jpg")
+    arguments = ["folder", "--data-dir", tree, "--out", out, "--workers", "1"]
+    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE)
+    while not (out / ".writing-folder" / ".folder_train.beton.partial").exists():
         assert process.poll() is None, process.stderr.read()
-    yield process, out
+    yield process, out, arguments
     process.kill()
     process.communicate()
 
 
 @pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_writer_told_to_stop_leaves_nothing(stuck, number, code):
-    process, out = stuck
+def test_a_writer_told_to_stop_leaves_what_was_there_before_and_nothing_else(busy, number, code):
+    process, out, _ = busy
+    before = {"folder_test.beton": b"the former", "folder_test.json": b"pair"}
+    for name, content in before.items():
+        (out / name).write_bytes(content)
     process.send_signal(number)
     assert process.wait() == code
-    assert list(out.iterdir()) == []
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_a_killed_writer_leaves_nothing_that_looks_finished_and_the_next_one_clears_up(stuck, tmp_path):
-    process, out = stuck
-    with pytest.raises(InputError, match="being written by another process"):
-        write(random_arrays(), out / "folder_train.beton")
+def test_a_killed_writer_leaves_nothing_that_looks_finished_and_the_next_one_clears_up(busy):
+    process, out, arguments = busy
+    second = run(*arguments)
+    assert second.returncode == 2 and "being written by another process" in second.stderr
     process.kill()
     process.wait()
-    assert [path.name for path in out.iterdir()] == [".folder_train.beton.partial"]
-    write(random_arrays(), out / "folder_train.beton")
-    assert sorted(path.name for path in out.iterdir()) == ["folder_train.beton", "folder_train.json"]
+    assert [path.name for path in out.iterdir()] == [".writing-folder"]
+    assert run(*arguments, "--subset", 5).returncode == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "folder_test.beton", "folder_test.json", "folder_train.beton", "folder_train.json"]  # fmt: skip
 
 
 # --- the command
@@ -437,8 +453,14 @@ def test_the_command_ends_with_2_and_leaves_no_split_when_one_has_a_bad_image(ph
     shutil.copytree(photo_tree, tree)
     (tree / "train" / "class_1" / "aa.jpg").write_bytes(b"")
     done = run("folder", "--data-dir", tree, "--out", out, "--workers", 1)
-    assert done.returncode == 2 and list(out.iterdir()) == []
+    assert done.returncode == 2 and list(out.iterdir()) == [] and not done.stdout
     assert done.stderr.startswith("error: ") and "aa.jpg" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_name_of_ones_own_is_that_of_the_files_and_of_the_manifest(photo_tree, tmp_path):
+    done = run("folder", "--data-dir", photo_tree, "--out", tmp_path, "--name", "birds", "--subset", 8)
+    assert done.returncode == 0 and read_manifest(tmp_path / "birds_train.beton").dataset == "birds"
+    assert read_manifest(tmp_path / "birds_train.beton").class_counts == (2, 2, 2, 2), "a subset is of all classes"
 
 
 def test_the_command_can_skip_choose_splits_and_draw_a_subset(photo_tree, tmp_path):
