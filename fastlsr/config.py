@@ -49,6 +49,8 @@ class Data:
     augment: str = option("auto", "training crop; auto: pad_crop for equal images up to 64 pixels, else resized_crop",
                           choices=("auto", "pad_crop", "resized_crop", "none"))  # fmt: skip
     flip: bool = option(True, "random horizontal flips in training")
+    folds: int = option(0, "cross-validation: cut the training split into so many parts; 0: none", low=0)
+    fold: int = option(0, "the part, from 0, that is held out of training and evaluated on", low=0)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from fastlsr.config import Config, differences, from_dict, load, read_arguments, usage
+from fastlsr.data.folds import training_count
 from fastlsr.data.manifest import read_manifest
 from fastlsr.engine import checkpoint
 from fastlsr.engine.log import Row, RunLog, read_rows, results_table, wandb_mode, write_json
@@ -95,7 +96,8 @@ def describe(config: Config) -> str:
     resolution = config.data.resolution or (manifest.heights[1] if manifest.heights[1] <= 64 else 224)
     model = build_network(config, len(manifest.classes), resolution, pretrained=config.model.pretrained)
     count = sum(parameter.numel() for parameter in model.parameters())
-    batches = manifest.count / config.data.batch_size
+    images = training_count(manifest.count, config.data)
+    batches = images / config.data.batch_size
     batches = math.floor(batches) if config.data.drop_last else math.ceil(batches)
     schedule = Schedule(config.optim, config.train.epochs, math.ceil(batches / config.optim.accumulate))
     first, lines = 1, [config.as_yaml(), f"run: {Path(config.run.dir) / config.run_name()}", "phases:"]
@@ -105,7 +107,7 @@ def describe(config: Config) -> str:
     lines.append("learning rate:")
     lines += [f"  from epoch {epoch + 1}: {rate:.6g}" for epoch, rate in schedule.milestones()]
     lines.append(f"model: {config.model.name}, {count:,} parameters, {len(manifest.classes)} classes")
-    lines.append(f"data: {manifest.count:,} training images, {batches:,} batches an epoch")
+    lines.append(f"data: {images:,} training images, {batches:,} batches an epoch")
     return "\n".join(lines)
 
 
@@ -254,7 +256,7 @@ def train_epoch(session: Session, log: RunLog, stop: StopRequest) -> tuple[Epoch
     whole = totals.read()
     refuse_non_finite(whole, epoch, log)
     seconds = time.perf_counter() - start
-    seen = min(position.batches * session.config.data.batch_size, session.train.manifest.count)
+    seen = min(position.batches * session.config.data.batch_size, len(session.train.indices))
     done_before = first * session.config.data.batch_size
     wait = session.train.wait_seconds / seconds
     return whole, {"images_per_second": (seen - done_before) / seconds, "data_wait": wait}

@@ -93,3 +93,15 @@ def test_the_last_batches_of_an_epoch_are_a_step_of_their_own_over_their_own_sam
     assert stepped == [False, False, False, True, False, True]
     assert samples == [4 * 256] * 4 + [1438 - 4 * 256] * 2
     assert all(parameter.grad is None for parameter in session.network.parameters())
+
+
+@pytest.mark.parametrize("peers", [0, 5])
+def test_with_folds_class_means_and_counts_are_of_the_training_folds_alone(digits_dir, peers):
+    options = {"data.dataset": "digits", "data.dir": str(digits_dir), "data.folds": 5, "data.fold": 2}
+    config = load(overrides={**options, "model.name": "resnet8", "method.name": "colam", "method.peers": peers})
+    session = Session(config, CPU, decided={}, say=lambda text: None)
+    held_out, trained = session.test.indices, session.train.indices
+    member = session.peers(0, session.phases[0])
+    assert member.shape == session.means.member.shape == (1438,), "by the sample's index in the file"
+    assert not member[held_out].any() and member[trained].sum() == (10 * peers or len(trained))
+    assert session.class_counts().sum() == len(trained) == 1438 - len(held_out)
