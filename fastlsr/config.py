@@ -254,14 +254,23 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read_file(path: str | Path) -> dict[str, Any]:
-    """`section.key` to value from a YAML file."""
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        InputError: if it cannot be read, or is not YAML.
+    """
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the config {path}: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _read_file(path: str | Path) -> dict[str, Any]:
+    """`section.key` to value from a YAML file."""
+    tree = read_yaml(path)
     if tree is None:
         return {}
     if not isinstance(tree, Mapping) or not all(isinstance(key, str) for key in tree):
