@@ -49,6 +49,8 @@ class Data:
     augment: str = option("auto", "training crop; auto: pad_crop for equal images up to 64 pixels, else resized_crop",
                           choices=("auto", "pad_crop", "resized_crop", "none"))  # fmt: skip
     flip: bool = option(True, "random horizontal flips in training")
+    folds: int = option(0, "cross-validation: cut the training split into so many parts; 0: none", low=0)
+    fold: int = option(0, "the part, from 0, that is held out of training and evaluated on", low=0)
 
 
 @dataclass(frozen=True)
@@ -259,14 +261,23 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read_file(path: str | Path) -> dict[str, Any]:
-    """`section.key` to value from a YAML file."""
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        InputError: if it cannot be read, or is not YAML.
+    """
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the config {path}: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _read_file(path: str | Path) -> dict[str, Any]:
+    """`section.key` to value from a YAML file."""
+    tree = read_yaml(path)
     if tree is None:
         return {}
     if not isinstance(tree, Mapping) or not all(isinstance(key, str) for key in tree):

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 
 from fastlsr.config import Config, load, read_arguments
-from fastlsr.data.loader import Loader
 from fastlsr.engine import checkpoint
 from fastlsr.engine.evaluation import evaluate
 from fastlsr.engine.runtime import choose_device, set_up_torch
-from fastlsr.engine.session import build_network, split_paths, wrap
+from fastlsr.engine.session import build_network, evaluation_loader, wrap
 from fastlsr.errors import InputError, exit_on_input_error
 from fastlsr.labels.targets import Targets
 
@@ -75,13 +74,12 @@ def changed(tree: dict[str, dict[str, Any]], words: list[str]) -> Config:
 def evaluate_state(state: dict[str, Any], config: Config) -> dict[str, float]:
     """Test metrics (see `engine.evaluation.evaluate`) of the network in a checkpoint."""
     device = choose_device(config.train.device)
-    _, val = split_paths(config)
-    loader = Loader(val, config.data, train=False, seed=config.train.seed, device=device)
+    loader = evaluation_loader(config, device)
     set_up_torch(device, deterministic=config.train.deterministic)
     classes = len(loader.manifest.classes)
     model = build_network(config, classes, loader.resolution, pretrained="")
     if list(loader.manifest.classes) != state["decided"]["classes"]:
-        raise InputError(f"{val} has other classes than the run was trained on")
+        raise InputError(f"data.dataset={config.data.dataset} has other classes than the run was trained on")
     model.load_state_dict(state["ema"] or state["model"])
     network = wrap(model, state["decided"], config).to(device).eval()
     targets = Targets(classes, table="table" in state["targets"], device=device)

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save
 
 from fastlsr.config import Config, differences, from_dict, load, read_arguments, usage
+from fastlsr.data.folds import training_count
 from fastlsr.data.loader import Batch, input_resolution
 from fastlsr.data.manifest import read_manifest
 from fastlsr.engine import checkpoint
@@ -127,9 +128,10 @@ def describe(config: Config) -> Iterator[str]:
     model = build_network(config, classes, resolution, pretrained=pretrained)
     count = sum(parameter.numel() for parameter in model.parameters())
     yield f"model: {config.model.name}, {count:,} parameters, {classes} classes, {resolution} pixels"
-    batches = train.count / config.data.batch_size
+    images = training_count(train.count, config.data)
+    batches = images / config.data.batch_size
     batches = math.floor(batches) if config.data.drop_last else math.ceil(batches)
-    yield f"data: {train.count:,} training images, batches an epoch: {batches:,}"
+    yield f"data: {images:,} training images, batches an epoch: {batches:,}"
 
 
 def train(config: Config) -> int:

@@ -24,13 +24,14 @@ ALLOWED = {
     "files": {""},
     "system": _BASE,
     "config": _BASE,
+    "search": _BASE | {"config"},
     "labels": _BASE | {"config"},
     "data": _BASE | {"config", "labels"},
     "models": _BASE | {"config", "labels"},
     "engine": _CORE,
     "analysis": _CORE,
     "report": _CORE,
-    **{name: _CORE | _ENTRY_POINTS | {"system"} for name in _ENTRY_POINTS},
+    **{name: _CORE | _ENTRY_POINTS | {"system", "search"} for name in _ENTRY_POINTS},
 }
 # The only homes of these packages.
 HOMES = {"ffcv": "fastlsr/data/", "wandb": "fastlsr/engine/log.py", "fastargs": "fastlsr/config.py"}

@@ -31,6 +31,7 @@ from ffcv.transforms import ToDevice, ToTensor, ToTorchImage
 
 from fastlsr.config import Data
 from fastlsr.data import augment
+from fastlsr.data.folds import Subset, whole
 from fastlsr.data.manifest import Manifest, verify
 from fastlsr.data.order import epoch_order, page_of_sample
 from fastlsr.data.storage import MappedFile, PagedFile
@@ -58,25 +59,33 @@ class Loader:
     With `train`, in the order and with the augmentation of `data`; otherwise every sample once, in the order of
     the file, not augmented. One epoch of a loader is under way at a time: beginning another ends it.
 
+    Attributes:
+        indices: int64[n], ascending: the samples of the file that an epoch consists of, those that `subset` takes.
+        class_counts: int64[K], how many of them each class has.
+
     Raises:
         InputError: the file is not what its manifest says (it is not opened then), has other fields than
             image, label and index, or does not allow what `data` asks for.
     """
 
-    def __init__(self, beton: Path, data: Data, *, train: bool, seed: int, device: torch.device):
+    def __init__(
+        self, beton: Path, data: Data, *, train: bool, seed: int, device: torch.device, subset: Subset = whole
+    ):
         self.manifest: Manifest = verify(beton)
         self.resolution: int = input_resolution(self.manifest, data)
         self.wait_seconds = 0.0  # spent waiting for data in the epoch under way, or in the last one
         crop = train_crop(self.manifest, data) if train else test_crop(self.manifest, data)
         reader = _checked_reader(beton, self.manifest)
-        self._pipeline = _Pipeline(reader, data, crop, train=train, seed=seed, device=device)
+        self.indices = subset(reader.metadata["f1"])
+        self._pipeline = _Pipeline(reader, data, crop, self.indices, train=train, seed=seed, device=device)
+        self.class_counts = np.bincount(self.labels[self.indices], minlength=len(self.manifest.classes))
         self._thread: _EpochThread | None = None
         if not len(self):
-            raise InputError(f"{beton} has {self.manifest.count} images, not one batch of {data.batch_size}")
+            raise InputError(f"{beton} has {len(self.indices)} images, not one batch of {data.batch_size}")
 
     @property
     def labels(self) -> np.ndarray:
-        """int64[N]: the label of each sample, by its index."""
+        """int64[N]: the label of each sample of the file, by its index."""
         return self._pipeline.reader.metadata["f1"]
 
     def __len__(self) -> int:
@@ -194,7 +203,17 @@ def _image_table(reader: Reader) -> augment.Rows:
 class _Pipeline(FFCVLoader):
     """FFCV's loader around our operations: file, order, and the ring of buffers with the code that fills them."""
 
-    def __init__(self, reader: Reader, data: Data, crop: augment.Crop, *, train: bool, seed: int, device: torch.device):
+    def __init__(
+        self,
+        reader: Reader,
+        data: Data,
+        crop: augment.Crop,
+        indices: np.ndarray,
+        *,
+        train: bool,
+        seed: int,
+        device: torch.device,
+    ):
         workers = worker_count(data.workers, device=device)
         self.decoder = augment.ImageDecoder(
             _image_table(reader), crop, seed=seed, workers=workers, file=reader.file_name
@@ -206,6 +225,7 @@ class _Pipeline(FFCVLoader):
                 num_workers=workers,
                 order=OrderOption.SEQUENTIAL,  # FFCV takes only its own here; ours replaces it below
                 seed=seed,
+                indices=indices.astype(np.uint64),  # as FFCV's own: the kernels are compiled for it
                 pipelines=_operations(self.decoder, device),
                 drop_last=train and data.drop_last,
                 batches_ahead=_BATCHES_AHEAD,
@@ -215,7 +235,7 @@ class _Pipeline(FFCVLoader):
         # One slot is the consumer's, one is being filled, the others wait. They live as long as the loader: fresh
         # (pinned) memory for every epoch, as in FFCV, costs more than many an epoch's first batch.
         self.slots = [_Slot(number, device) for number in range(_BATCHES_AHEAD + 2)]
-        self._memory = self.graph.allocate_memory(min(data.batch_size, reader.num_samples), len(self.slots))
+        self._memory = self.graph.allocate_memory(min(data.batch_size, len(indices)), len(self.slots))
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """The sample indices of each batch of `epoch`."""

@@ -40,7 +40,7 @@ class EpochOrder(TraversalOrder):
         self._permutation = permutation
 
     def sample_order(self, epoch: int) -> np.ndarray:
-        """int64[N]: the sample indices in the order of `epoch`."""
+        """int64[n]: the indices of the loader's samples in the order of `epoch`."""
         return self.indices[self._permutation(seed=self.seed, epoch=epoch)]
 
 
@@ -52,7 +52,7 @@ def epoch_order(loader, kind: str) -> EpochOrder:
     if kind == "sequential":
         return EpochOrder(loader, lambda **key: sequential(count, **key))
     if kind == "quasi_random":
-        pages = page_of_sample(loader.reader)
+        pages = page_of_sample(loader.reader)[loader.indices]
         group = _pages_in_group(pages, loader.batch_size)
         return EpochOrder(loader, lambda **key: page_wise(pages, group=group, **key))
     raise ValueError(f"unknown order {kind!r}")

@@ -176,7 +176,9 @@ def wandb_mode(wish: str) -> str:
 
 def results_table(summary: Mapping[str, Any]) -> Table:
     """The last and the best row of a run, side by side."""
-    table = Table(title=summary["name"], caption="best: highest test top-1 of any epoch, as read on the test split")
+    table = Table(
+        title=summary["name"], caption="best: highest test top-1 of any epoch, as read on the evaluation split"
+    )
     table.add_column("")
     names = ("epoch", "train/loss", "train/top1", "test/nll", "test/top1", "test/top5", "test/ece")
     for name in names:

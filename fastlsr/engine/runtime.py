@@ -44,9 +44,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def threads() -> int:
+    """Threads for torch: as many as cores, or OMP_NUM_THREADS if that is fewer, as for one of several trials."""
+    wish = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores(), int(wish)) if wish.isdigit() and int(wish) else cores()
+
+
 def set_up_torch(device: torch.device, *, deterministic: bool) -> None:
-    """Sets torch's threads to the cores, the CUDA device, and determinism (without it cuDNN may pick any kernel)."""
-    torch.set_num_threads(cores())
+    """Sets torch's threads, the CUDA device, and determinism (without it cuDNN may pick any kernel)."""
+    torch.set_num_threads(threads())
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not deterministic

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlsr.config import Config, Data
+from fastlsr.data.folds import check_folds, held_out_subset, training_subset
 from fastlsr.data.loader import Batch, Loader
 from fastlsr.data.manifest import read_manifest
 from fastlsr.engine.evaluation import evaluate
@@ -36,11 +37,38 @@ class Position:
 
 
 def split_paths(config: Config) -> tuple[Path, Path]:
-    """The training and the evaluation `.beton` of a configuration."""
+    """The training and the evaluation `.beton` of a configuration; one and the same with `data.folds`.
+
+    Raises:
+        InputError: for folds that do not go together.
+    """
+    check_folds(config.data)
     folder, name = Path(config.data.dir), config.data.dataset
     train = Path(config.data.train) if config.data.train else folder / f"{name}_train.beton"
     val = Path(config.data.val) if config.data.val else folder / f"{name}_test.beton"
-    return train, val
+    return train, train if config.data.folds else val
+
+
+def training_loader(config: Config, device: torch.device, *, plain: bool = False) -> Loader:
+    """The batches to train on; `plain` gives the same samples in the file's order and not augmented.
+
+    Raises:
+        InputError: for files or options that do not fit.
+    """
+    train, _ = split_paths(config)
+    seed, subset = config.train.seed, training_subset(config.data)
+    return Loader(train, config.data, train=not plain, seed=seed, device=device, subset=subset)
+
+
+def evaluation_loader(config: Config, device: torch.device) -> Loader:
+    """The batches to evaluate on: those of the evaluation split, or of the fold held out of the training split.
+
+    Raises:
+        InputError: for files or options that do not fit.
+    """
+    _, val = split_paths(config)
+    seed, subset = config.train.seed, held_out_subset(config.data)
+    return Loader(val, config.data, train=False, seed=seed, device=device, subset=subset)
 
 
 def data_digests(config: Config) -> list[str]:
@@ -105,8 +133,11 @@ class Session:
         self.position = Position()
         self.phases = phases(config.method, config.train.epochs)
         train, val = split_paths(config)
-        self.train = Loader(train, config.data, train=True, seed=config.train.seed, device=device)
-        self.test = Loader(val, config.data, train=False, seed=config.train.seed, device=device)
+        self.train = training_loader(config, device)
+        self.test = evaluation_loader(config, device)
+        if config.data.folds:
+            held_out = f"{len(self.test.indices):,} of {self.train.manifest.count:,} training images are held out"
+            say(f"fold {config.data.fold} of {config.data.folds}: {held_out}, and evaluated on as `test`")
         manifest, resolution = self.train.manifest, self.train.resolution
         if decided:
             model = build_network(config, len(manifest.classes), resolution, pretrained="")
@@ -117,7 +148,7 @@ class Session:
             self.decided["precision"] = choose_precision(config.train.precision, device, say)
             self.decided["data"] = data_digests(config)
             self.decided["classes"] = list(manifest.classes)
-        refuse_lone_image(model, manifest.count, config.data)
+        refuse_lone_image(model, len(self.train.indices), config.data)
         self.network = wrap(model, self.decided, config).to(device)
         self.classes = len(manifest.classes)
         self.schedule = Schedule(
@@ -129,7 +160,7 @@ class Session:
         self.means = ClassMeans(self.classes, self.train.manifest.count, device=device) if learns else None
         self.learned = torch.eye(self.classes, device=device) if learns else None
         extra = any(phase.learns == "extra" for phase in self.phases)
-        self.plain = Loader(train, config.data, train=False, seed=0, device=device) if extra else None
+        self.plain = training_loader(config, device, plain=True) if extra else None
         self.ema = MovingAverage(self.network.model, config.train.ema) if config.train.ema else None
         self.wandb_id: str | None = None
 
@@ -177,16 +208,19 @@ class Session:
 
     def samples_before(self, batch: int) -> int:
         """Samples in the batches of an epoch before number `batch`."""
-        return min(batch * self.config.data.batch_size, self.train.manifest.count)
+        return min(batch * self.config.data.batch_size, len(self.train.indices))
 
     def peers(self, number: int, phase: Phase) -> Tensor:
-        """float32[N]: which training samples the class means of phase `number` are taken over."""
-        seed = self.config.train.seed
-        return torch.from_numpy(choose_peers(self.train.labels, phase.peers, seed=seed, stage=number))
+        """float32[N]: which samples of the training file the class means of phase `number` are taken over."""
+        labels, indices = self.train.labels, self.train.indices
+        member = torch.zeros(len(labels))
+        chosen = choose_peers(labels[indices], phase.peers, seed=self.config.train.seed, stage=number)
+        member[torch.from_numpy(indices)] = torch.from_numpy(chosen)
+        return member
 
     def class_counts(self) -> Tensor:
         """float64[K]: training images of each class."""
-        return torch.tensor(self.train.manifest.class_counts, dtype=torch.float64)
+        return torch.tensor(self.train.class_counts, dtype=torch.float64)
 
     def steps_done(self) -> int:
         """Optimizer steps since the run's beginning."""

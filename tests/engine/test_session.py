@@ -110,3 +110,15 @@ def test_the_extra_label_pass_is_a_plain_evaluation_of_every_training_image(digi
         logits = torch.cat([session.network.eval()(part) for part in images])
     means = torch.stack([logits[torch.cat(labels) == label].mean(0) for label in range(10)])
     torch.testing.assert_close(session.learned, (means / 2).softmax(1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("peers", [0, 5])
+def test_with_folds_class_means_and_counts_are_of_the_training_folds_alone(digits_dir, peers):
+    options = {"data.dataset": "digits", "data.dir": str(digits_dir), "data.folds": 5, "data.fold": 2}
+    config = load(overrides={**options, "model.name": "resnet8", "method.name": "colam", "method.peers": peers})
+    session = Session(config, CPU, decided={}, say=lambda text: None)
+    held_out, trained = session.test.indices, session.train.indices
+    member = session.peers(0, session.phases[0])
+    assert member.shape == session.means.member.shape == (1438,), "by the sample's index in the file"
+    assert not member[held_out].any() and member[trained].sum() == (10 * peers or len(trained))
+    assert session.class_counts().sum() == len(trained) == 1438 - len(held_out)
