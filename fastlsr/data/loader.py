@@ -33,7 +33,7 @@ from ffcv.transforms import ToDevice, ToTensor, ToTorchImage
 from fastlsr.config import Data
 from fastlsr.data import augment
 from fastlsr.data.manifest import Manifest, verify
-from fastlsr.data.order import epoch_order, page_of_sample
+from fastlsr.data.order import epoch_order, page_of_sample, peers_of
 from fastlsr.data.storage import MappedFile, PagedFile
 from fastlsr.errors import InputError
 
@@ -57,20 +57,21 @@ class Loader:
     """The batches of a `.beton`, epoch by epoch; the same ones whatever the number of workers.
 
     With `train`, in the order and with the augmentation of `data`; otherwise every sample once, in the order of
-    the file, not augmented. One epoch of a loader is under way at a time: beginning another ends it.
+    the file, not augmented. With `paired`, the second half of each batch holds, for every sample of the first, another
+    of its class (itself, if the class has no other), so that B samples make a batch of 2B. One epoch of a loader is under way at a time: beginning another ends it.
 
     Raises:
         InputError: the file is not what its manifest says (it is not opened then), has other fields than
             image, label and index, or does not allow what `data` asks for.
     """
 
-    def __init__(self, beton: Path, data: Data, *, train: bool, seed: int, device: torch.device):
+    def __init__(self, beton: Path, data: Data, *, train: bool, seed: int, device: torch.device, paired: bool = False):
         self.manifest: Manifest = verify(beton)
         self.resolution: int = input_resolution(self.manifest, data)
         self.wait_seconds = 0.0  # spent waiting for data in the epoch under way, or in the last one
         crop = train_crop(self.manifest, data) if train else test_crop(self.manifest, data)
         reader = _checked_reader(beton, self.manifest)
-        self._pipeline = _Pipeline(reader, data, crop, train=train, seed=seed, device=device)
+        self._pipeline = _Pipeline(reader, data, crop, train=train, seed=seed, device=device, paired=paired)
         self._thread: _EpochThread | None = None
         if not len(self):
             raise InputError(f"{beton} has {self.manifest.count} images, not one batch of {data.batch_size}")
@@ -195,7 +196,18 @@ def _image_table(reader: Reader) -> augment.Rows:
 class _Pipeline(FFCVLoader):
     """FFCV's loader around our operations: file, order, and the ring of buffers with the code that fills them."""
 
-    def __init__(self, reader: Reader, data: Data, crop: augment.Crop, *, train: bool, seed: int, device: torch.device):
+    def __init__(
+        self,
+        reader: Reader,
+        data: Data,
+        crop: augment.Crop,
+        *,
+        train: bool,
+        seed: int,
+        device: torch.device,
+        paired: bool,
+    ):
+        self.paired = paired
         workers = worker_count(data.workers, device=device)
         self.decoder = augment.ImageDecoder(
             _image_table(reader), crop, seed=seed, workers=workers, file=reader.file_name
@@ -216,12 +228,17 @@ class _Pipeline(FFCVLoader):
         # One slot is the consumer's, one is being filled, the others wait. They live as long as the loader: fresh
         # (pinned) memory for every epoch, as in FFCV, costs more than many an epoch's first batch.
         self.slots = [_Slot(number, device) for number in range(_BATCHES_AHEAD + 2)]
-        self._memory = self.graph.allocate_memory(min(data.batch_size, reader.num_samples), len(self.slots))
+        images = min(data.batch_size, reader.num_samples) * (2 if paired else 1)
+        self._memory = self.graph.allocate_memory(images, len(self.slots))
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """The sample indices of each batch of `epoch`."""
         order = self.traversal_order.sample_order(epoch)
-        return [order[n * self.batch_size : (n + 1) * self.batch_size] for n in range(len(self))]
+        batches = [order[n * self.batch_size : (n + 1) * self.batch_size] for n in range(len(self))]
+        if not self.paired:
+            return batches
+        peers = peers_of(self.reader.metadata["f1"], seed=self.seed, epoch=epoch)
+        return [np.concatenate([batch, peers[batch].astype(batch.dtype)]) for batch in batches]
 
     def fill(self, slot: "_Slot", indices: np.ndarray, storage) -> Batch:
         """The batch of these samples, in the memory of `slot`."""
