@@ -55,7 +55,11 @@ class Data:
 class Model:
     """The network."""
 
-    name: str = option("resnet18", "resnet8 resnet18 resnet20 resnet56 for small images, or any timm model (timm/NAME)")
+    name: str = option(
+        "resnet18",
+        "for small images resnet8 resnet18 resnet20 resnet56 preact_resnet18 preact_resnet34 wide_resnet_40x4 "
+        "resnext29_8x64d densenet_bc_100; or any timm model (timm/NAME)",
+    )
     pretrained: str = option("", "weights to start from: a file, `timm` for timm's own download, or nothing")
 
 
@@ -66,7 +70,8 @@ class Optim:
     lr: float = option(0.1, "peak learning rate (of the head, where backbone_lr is set)", low=0)
     backbone_lr: float = option(0.0, "peak learning rate of all but the classifier; 0: the same as lr", low=0)
     momentum: float = option(0.9, "momentum of SGD", low=0, high=1)
-    weight_decay: float = option(1e-4, "L2 penalty on every parameter", low=0)
+    weight_decay: float = option(1e-4, "L2 penalty on the parameters", low=0)
+    decay_norm_bias: bool = option(True, "weight decay on biases and normalisations, too, as in the papers")
     nesterov: bool = option(False, "Nesterov momentum")
     schedule: str = option("step", "shape of the learning rate", choices=("constant", "step", "multistep", "cosine"))
     step_epochs: int = option(30, "schedule=step: multiply by gamma every so many epochs", low=1)

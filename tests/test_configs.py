@@ -22,6 +22,13 @@ SHIPPED = (
 of_each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
 
+COLAM_TABLES = {  # file -> the networks of its table, with the options by which the header reaches each
+    "colam_cifar10": ["preact_resnet34", "wide_resnet_40x4", "resnext29_8x64d", "densenet_bc_100"],
+    "colam_cifar100": ["preact_resnet34", "wide_resnet_40x4", "resnext29_8x64d", "densenet_bc_100"],
+    "colam_imagenet": ["timm/resnet50", "timm/resnet101"],
+}
+
+
 def header(path):
     """The comment lines that the file begins with, without their marks."""
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -83,6 +90,35 @@ def test_network_is_built(path):
         model = build_model(config.model.name, classes=7, resolution=config.data.resolution or 32)
     assert next(model.parameters()).is_meta
     assert model.get_classifier().out_features == 7
+
+
+def variants(path):
+    """The options of each line of the header that consists of options."""
+    return [dict(word[2:].split("=") for word in line.split()) for line in header(path) if line.startswith("--")]
+
+
+@pytest.mark.parametrize("name", COLAM_TABLES)
+def test_every_row_of_colam_s_tables_is_the_config_or_a_line_of_options_in_its_header(name):
+    path = FOLDER / f"{name}.yaml"
+    assert {load(path, options).model.name for options in [{}, *variants(path)]} >= set(COLAM_TABLES[name])
+
+
+@of_each_config
+def test_options_in_the_header_make_a_run(path):
+    for options in variants(path):
+        config = load(path, options)
+        falls = [int(epoch) for epoch in config.optim.milestones.split(",") if epoch]
+        assert all(0 < epoch < config.train.epochs for epoch in falls)
+        assert len({phase.epochs for phase in phases(config.method, config.train.epochs)}) == 1, "stages are equal"
+        with torch.device("meta"):
+            build_model(config.model.name, classes=7, resolution=config.data.resolution or 32)
+
+
+@pytest.mark.parametrize("name", ["colam_cifar10", "colam_cifar100"])
+def test_densenet_has_its_240_epochs_and_falls_at_half_and_three_quarters(name):
+    path = FOLDER / f"{name}.yaml"
+    (config,) = [load(path, line) for line in variants(path) if line.get("model.name") == "densenet_bc_100"]
+    assert (config.train.epochs, config.optim.milestones) == (240, "120,180")
 
 
 @of_each_config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -81,7 +82,8 @@ def parse_milestones(text: str) -> list[int]:
 def build_optimizer(model: nn.Module, head: Iterable[nn.Parameter], optim: Optim) -> torch.optim.SGD:
     """Fused SGD over the model, its classifier's parameters `head` at `lr` and the others at `backbone_lr`.
 
-    Each parameter group keeps its peak rate under "peak_lr".
+    Each parameter group keeps its peak rate under "peak_lr". Without `decay_norm_bias`, parameters of one dimension
+    (biases, scales and shifts of normalisations, layer scales) are groups of their own, without weight decay.
     """
     head_ids = {id(parameter) for parameter in head}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -91,6 +93,8 @@ def build_optimizer(model: nn.Module, head: Iterable[nn.Parameter], optim: Optim
         {"params": backbone, "peak_lr": optim.backbone_lr or optim.lr},
         {"params": classifier, "peak_lr": optim.lr},
     ]
+    if not optim.decay_norm_bias:
+        groups = [part for group in groups for part in _without_decay_of_norm_bias(group)]
     optimizer = torch.optim.SGD(
         groups,
         lr=optim.lr,
@@ -103,6 +107,12 @@ def build_optimizer(model: nn.Module, head: Iterable[nn.Parameter], optim: Optim
     for parameter in parameters if optim.momentum else []:
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def _without_decay_of_norm_bias(group: dict[str, Any]) -> list[dict[str, Any]]:
+    weights = [parameter for parameter in group["params"] if parameter.ndim > 1]
+    others = [parameter for parameter in group["params"] if parameter.ndim <= 1]
+    return [{**group, "params": weights}, {**group, "params": others, "weight_decay": 0.0}]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

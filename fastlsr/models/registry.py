@@ -12,14 +12,22 @@ from torch import nn
 
 from fastlsr.errors import InputError
 from fastlsr.models import pretrained as weights
+from fastlsr.models.densenet import densenet_bc
+from fastlsr.models.preact_resnet import preact_resnet, wide_resnet
 from fastlsr.models.resnet import cifar_resnet, resnet18
+from fastlsr.models.resnext import resnext29
 
 # Number of classes -> network. They win over timm's models of the same name, which `timm/NAME` reaches.
 SMALL_IMAGE_NETWORKS: Mapping[str, Callable[[int], nn.Module]] = {
+    "densenet_bc_100": partial(densenet_bc, depth=100, growth=12),
+    "preact_resnet18": partial(preact_resnet, blocks=(2, 2, 2, 2)),
+    "preact_resnet34": partial(preact_resnet, blocks=(3, 4, 6, 3)),
     "resnet8": partial(cifar_resnet, depth=8),
     "resnet18": resnet18,
     "resnet20": partial(cifar_resnet, depth=20),
     "resnet56": partial(cifar_resnet, depth=56),
+    "resnext29_8x64d": partial(resnext29, cardinality=8, base_width=64),
+    "wide_resnet_40x4": partial(wide_resnet, depth=40, widening=4),
 }
 LARGEST_SMALL_IMAGE = 64
 FORCE_TIMM = "timm/"

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlsr.models.small import SmallImageNetwork, he_initialise
+from fastlsr.models.small import SmallImageNetwork, he_initialise, stages
 
 Shortcut = Callable[[int, int, int], nn.Module]  # (channels in, channels out, stride) -> module
 
 
-def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
+def conv3x3(channels_in: int, channels_out: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """A 3x3 convolution that keeps the size at stride 1; no bias, since a normalisation follows."""
-    return nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
+    return nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, groups=groups, bias=False)
 
 
 class PaddedShortcut(nn.Module):
@@ -65,13 +66,9 @@ def _resnet(*, widths: Sequence[int], blocks: int, shortcut: Shortcut, classes: 
     """A 3x3 stem, then a stage of `blocks` blocks for each width, each stage but the first halving the image."""
     stem = nn.Sequential(conv3x3(3, widths[0]), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
     parts = OrderedDict(stem=stem)
-    channels = widths[0]
-    for number, width in enumerate(widths, start=1):
-        first = BasicBlock(channels, width, 1 if number == 1 else 2, shortcut)
-        rest = (BasicBlock(width, width, 1, shortcut) for _ in range(blocks - 1))
-        parts[f"stage{number}"] = nn.Sequential(first, *rest)
-        channels = width
-    network = SmallImageNetwork(nn.Sequential(parts), num_features=channels, classes=classes)
+    block = partial(BasicBlock, shortcut=shortcut)
+    parts |= stages(block, channels=widths[0], widths=widths, blocks=[blocks] * len(widths))
+    network = SmallImageNetwork(nn.Sequential(parts), num_features=widths[-1], classes=classes)
     return network.apply(he_initialise)
 
 

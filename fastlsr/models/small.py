@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
 from torch import Tensor, nn
 
 
@@ -46,3 +49,29 @@ def he_initialise(module: nn.Module) -> None:
     """
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def initialise_with_zero_bias(network: SmallImageNetwork) -> SmallImageNetwork:
+    """The network, its convolutions drawn by `he_initialise` and the bias of its classifier 0."""
+    network.apply(he_initialise)
+    nn.init.zeros_(network.fc.bias)
+    return network
+
+
+def stages(
+    block: Callable[[int, int, int], nn.Module], *, channels: int, widths: Sequence[int], blocks: Sequence[int]
+) -> OrderedDict[str, nn.Sequential]:
+    """`stage1`, `stage2`, ... for each width so many blocks; each stage but the first halves the side of the image.
+
+    Args:
+        block: (channels in, channels out, stride) -> module.
+        channels: what enters the first stage.
+        widths: what leaves each stage.
+        blocks: of each stage.
+    """
+    made: OrderedDict[str, nn.Sequential] = OrderedDict()
+    for number, (width, count) in enumerate(zip(widths, blocks), start=1):
+        first = block(channels, width, 1 if number == 1 else 2)
+        made[f"stage{number}"] = nn.Sequential(first, *(block(width, width, 1) for _ in range(count - 1)))
+        channels = width
+    return made

@@ -84,3 +84,37 @@ def test_without_a_backbone_rate_all_parameters_move_at_lr():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     optimizer = build_optimizer(model, model[1].parameters(), Optim(lr=0.1))
     assert {group["peak_lr"] for group in optimizer.param_groups} == {0.1}
+
+
+def network_with_norm():
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(4, 2)
+    )
+
+
+def decay_by_name(**options):
+    model = network_with_norm()
+    optimizer = build_optimizer(model, model[3].parameters(), Optim(weight_decay=0.5, backbone_lr=0.01, **options))
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    return {name: (groups[id(p)]["weight_decay"], groups[id(p)]["peak_lr"]) for name, p in model.named_parameters()}
+
+
+def test_every_parameter_decays_unless_asked_otherwise():
+    assert {decay for decay, _ in decay_by_name().values()} == {0.5}
+
+
+def test_without_decay_norm_bias_only_weights_of_layers_decay_and_rates_stay():
+    found = decay_by_name(decay_norm_bias=False)
+    assert {name for name, (decay, _) in found.items() if decay} == {"0.weight", "3.weight"}
+    assert {decay for decay, _ in found.values()} == {0.0, 0.5}
+    assert {name: rate for name, (_, rate) in found.items()} == {n: rate for n, (_, rate) in decay_by_name().items()}
+
+
+def test_a_step_at_zero_gradient_shrinks_exactly_what_decays():
+    model = network_with_norm()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    build_optimizer(model, model[3].parameters(), Optim(lr=0.1, weight_decay=0.5, decay_norm_bias=False)).step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, before[name] * (0.95 if parameter.ndim > 1 else 1))

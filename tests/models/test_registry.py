@@ -5,6 +5,7 @@ import torch
 
 from fastlsr.errors import InputError
 from fastlsr.models import build_model, head_parameters
+from fastlsr.models.registry import SMALL_IMAGE_NETWORKS
 from fastlsr.models.small import SmallImageNetwork
 
 
@@ -77,10 +78,10 @@ def test_a_name_that_is_no_model_is_refused_without_a_network(name):
     assert "not known" in refusal(name)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet18", "resnet20", "resnet56"])
+@pytest.mark.parametrize("name", SMALL_IMAGE_NETWORKS)
 def test_a_small_image_network_refuses_photographs_and_names_timm_s(name):
     assert "timm/resnet18" in refusal(name, resolution=224)
-    build_model(name, classes=2, resolution=64)
+    on_meta(name, resolution=64)
 
 
 def test_timm_s_weights_are_refused_for_an_own_network():
