@@ -141,7 +141,7 @@ def train(config: Config) -> int:
     log.say(f"run: {folder}")
     if remark:
         log.say(f"warning: {remark}")
-    if state and state["position"][0] == sum(phase.epochs for phase in phases(config.method, config.train.epochs)):
+    if state and state["position"][0] == log.epochs:
         return show_results(log, state["rows"])
     session = Session(config, device, decided=state["decided"] if state else {}, say=log.say)
     set_up_torch(device, deterministic=config.train.deterministic)

@@ -58,7 +58,8 @@ class Loader:
 
     With `train`, in the order and with the augmentation of `data`; otherwise every sample once, in the order of
     the file, not augmented. With `paired`, the second half of each batch holds, for every sample of the first, another
-    of its class (itself, if the class has no other), so that B samples make a batch of 2B. One epoch of a loader is under way at a time: beginning another ends it.
+    of its class (itself, if the class has no other), so that B samples make a batch of 2B. One epoch of a loader is
+    under way at a time: beginning another ends it.
 
     Raises:
         InputError: the file is not what its manifest says (it is not opened then), has other fields than

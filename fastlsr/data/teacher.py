@@ -14,7 +14,6 @@ and metadata `data` (the sha256 of the training file), `classes` and `model`. Im
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 

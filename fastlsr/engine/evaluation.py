@@ -21,7 +21,8 @@ def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], targ
     """Metrics by name: `loss` and `nll` in nats, `top1` and `top5` in percent, `ece` in [0, 1].
 
     `nll` is hard cross-entropy at temperature 1; `loss` is the training objective of the phase that `targets` is in,
-    computed on these samples (soft labels that are not by class stand as the one-hot label). `ece` is the expected calibration error over 15 equal bins of confidence.
+    computed on these samples (soft labels that are not by class stand as the one-hot label). `ece` is the expected
+    calibration error over 15 equal bins of confidence.
 
     Args:
         forward: uint8 images [B, 3, H, W] to logits [B, K], in evaluation mode.

@@ -177,7 +177,7 @@ class Session:
         return sum(phase.epochs for phase in self.phases)
 
     def _load_teacher(self) -> SampleLabels | None:
-        """Reads `method.teacher` where a phase asks for it: into the table by class, or as what it returns by sample."""
+        """Reads `method.teacher` where a phase asks for it: by class into the table, by sample as what it returns."""
         path, manifest = Path(self.config.method.teacher), self.train.manifest
         sources = {phase.source for phase in self.phases}
         if TEACHER_CLASS in sources:
@@ -194,7 +194,7 @@ class Session:
         raise IndexError(epoch)
 
     def enter_epoch(self) -> None:
-        """Prepares targets, class means and, for a new generation, the network, when the run is at the epoch's start."""
+        """Prepares targets, class means and, for a new generation, the network, if the epoch is not under way yet."""
         number, phase, first = self.phase_at(self.position.epochs)
         self.step.label_seed.fill_(_stream(self.config.train.seed, self.position.epochs))
         if self.position.batches:

@@ -36,7 +36,7 @@ class Targets:
         self.extra.copy_(torch.tensor(extra, dtype=torch.float32))
 
     def mix_by_class(self) -> Tensor:
-        """float32[4]: `mix`, the weight of soft labels that are not by class (so there is no table) given to the label."""
+        """float32[4]: `mix`, but with the weight of soft labels that are not by class given to the one-hot label."""
         hard, uniform, soft, inverse_temperature = self.mix.unbind()
         if self.table is not None:
             return self.mix
