@@ -87,7 +87,8 @@ class Optim:
 class Method:
     """What the network is trained towards; `labels.methods` says which option each method reads."""
 
-    name: str = option("hard", "hard | lsr | tsla | colam")
+    name: str = option("hard", "hard lsr tsla lsr_pre tsla_pre table colam online disturb_label confidence_penalty "
+                       "cs_kd label_refinery")  # fmt: skip
     smoothing: float = option(0.1, "weight of the uniform distribution (TSLA's theta)", low=0, high=1)
     drop_epoch: int = option(
         -1, "epochs with smoothing before it is dropped (TSLA's s); -1: half of the epochs", low=-1
@@ -97,6 +98,16 @@ class Method:
     peers: int = option(0, "random samples of each class whose logits are averaged; 0: all", low=0)
     label_pass: str = option("in_pass", "class means from the stage's last epoch, or from an evaluation pass after it",
                              choices=("in_pass", "extra"))  # fmt: skip
+    first_lr: float = option(1.0, "factor of the learning rate while TSLA smooths (eta1)", low=0)
+    second_lr: float = option(1.0, "factor of the learning rate once it does not (eta2)", low=0)
+    teacher: str = option("", "file of soft labels: of fastlsr.teach, a run's soft_labels/stage_NN, or your own")
+    teacher_key: str = option("sample", "which of the file's soft labels: one a sample, or one a class",
+                              choices=("sample", "class"))  # fmt: skip
+    alpha: float = option(0.1, "probability of redrawing a label (DisturbLabel)", low=0, high=1)
+    beta: float = option(0.1, "weight of the confidence penalty", low=0)
+    kd_weight: float = option(1.0, "weight of CS-KD's divergence between samples of a class (lambda)", low=0)
+    kd_temperature: float = option(4.0, "temperature of that divergence", low=1e-3, high=1e3)
+    generations: int = option(2, "generations of Label Refinery, each of train.epochs epochs", low=1)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from fastlsr.engine.evaluation import evaluate
 from fastlsr.engine.runtime import choose_device, set_up_torch
 from fastlsr.engine.session import build_network, evaluation_loader, wrap
 from fastlsr.errors import InputError, exit_on_input_error
+from fastlsr.labels.methods import phases
 from fastlsr.labels.targets import Targets
 
 CHANGEABLE = ("data.dir", "data.val", "data.workers", "train.device")
@@ -82,7 +83,7 @@ def evaluate_state(state: dict[str, Any], config: Config) -> dict[str, float]:
         raise InputError(f"data.dataset={config.data.dataset} has other classes than the run was trained on")
     model.load_state_dict(state["ema"] or state["model"])
     network = wrap(model, state["decided"], config).to(device).eval()
-    targets = Targets(classes, table="table" in state["targets"], device=device)
+    targets = Targets(classes, phases(config.method, config.train.epochs), device=device)
     targets.load_state_dict(state["targets"])
     forward = torch.compile(network, dynamic=False) if state["decided"]["compile"] else network
     return evaluate(forward, loader.epoch(0), targets)

@@ -147,7 +147,7 @@ def train(config: Config) -> int:
     log.say(f"run: {folder}")
     if remark:
         log.say(f"warning: {remark}")
-    if state and state["position"][0] == config.train.epochs:
+    if state and state["position"][0] == log.epochs:
         log.say("finished before; nothing is left to train (another run.name would train it anew)")
         return show_results(log, state["rows"])
     session = Session(config, device, decided=state["decided"] if state else {}, say=log.say)
@@ -231,7 +231,7 @@ def claim(folder: Path) -> Iterator[None]:
 
 def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
     """Runs the epochs that are left: train, evaluate, learn soft labels, log, checkpoint. Returns the exit code."""
-    while session.position.epochs < session.config.train.epochs:
+    while session.position.epochs < session.epochs:
         try:
             row = run_epoch(session, log, stop)
         except Stopped:
@@ -241,7 +241,7 @@ def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
             return 128 + stop.signal
         log.row(row)
         checkpoint.save(log.folder, {**session.state_dict(), "rows": log.rows})
-        log.summary(finished=session.position.epochs == session.config.train.epochs)
+        log.summary(finished=session.position.epochs == session.epochs)
     return show_results(log, log.rows)
 
 
@@ -260,6 +260,7 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row:
         raise TrainingFailed(f"the test loss is not finite after epoch {session.position.epochs + 1}")
     if session.phase_ends():
         learn_soft_labels(session, log, stop, number)
+    target_entropy = session.target_entropy()
     session.position.epochs, session.position.batches = session.position.epochs + 1, 0
     return {
         "epoch": session.position.epochs,
@@ -269,7 +270,7 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row:
         "train/top1": totals.top1,
         **{f"test/{name}": value for name, value in metrics.items()},
         **speed,
-        "target_entropy": session.targets.mean_entropy(session.class_counts()),
+        "target_entropy": target_entropy,
         "seconds": time.perf_counter() - start,
         "peak_memory_bytes": peak_memory_bytes(session.device),
     }

@@ -67,9 +67,9 @@ def test_method_is_the_one_of_the_file_name_and_quoted_in_the_header(path):
 @of_each_config
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_phases_of_every_method_add_up_to_the_epochs(path, method):
-    config = load(path, {"method.name": method})
+    config = load(path, {"method.name": method, "method.teacher": "file"})
     made = phases(config.method, config.train.epochs)
-    assert sum(phase.epochs for phase in made) == config.train.epochs
+    assert sum(phase.epochs for phase in made) == config.train.epochs * (1 + sum(phase.fresh for phase in made))
     assert all(phase.hard + phase.uniform + phase.soft == pytest.approx(1) for phase in made)
 
 

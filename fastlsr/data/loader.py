@@ -33,7 +33,7 @@ from fastlsr.config import Data
 from fastlsr.data import augment
 from fastlsr.data.folds import Subset, whole
 from fastlsr.data.manifest import Manifest, verify
-from fastlsr.data.order import epoch_order, page_of_sample
+from fastlsr.data.order import epoch_order, page_of_sample, peers_of
 from fastlsr.data.storage import MappedFile, PagedFile
 from fastlsr.errors import InputError
 
@@ -57,7 +57,9 @@ class Loader:
     """The batches of a `.beton`, epoch by epoch; the same ones whatever the number of workers.
 
     With `train`, in the order and with the augmentation of `data`; otherwise every sample once, in the order of
-    the file, not augmented. One epoch of a loader is under way at a time: beginning another ends it.
+    the file, not augmented. With `paired`, the second half of each batch holds, for every sample of the first, another
+    of its class (itself, if the class has no other), so that B samples make a batch of 2B. One epoch of a loader is
+    under way at a time: beginning another ends it.
 
     Attributes:
         indices: int64[n], ascending: the samples of the file that an epoch consists of, those that `subset` takes.
@@ -69,7 +71,15 @@ class Loader:
     """
 
     def __init__(
-        self, beton: Path, data: Data, *, train: bool, seed: int, device: torch.device, subset: Subset = whole
+        self,
+        beton: Path,
+        data: Data,
+        *,
+        train: bool,
+        seed: int,
+        device: torch.device,
+        subset: Subset = whole,
+        paired: bool = False,
     ):
         self.manifest: Manifest = verify(beton)
         self.resolution: int = input_resolution(self.manifest, data)
@@ -77,7 +87,9 @@ class Loader:
         crop = train_crop(self.manifest, data) if train else test_crop(self.manifest, data)
         reader = _checked_reader(beton, self.manifest)
         self.indices = subset(reader.metadata["f1"])
-        self._pipeline = _Pipeline(reader, data, crop, self.indices, train=train, seed=seed, device=device)
+        self._pipeline = _Pipeline(
+            reader, data, crop, self.indices, train=train, seed=seed, device=device, paired=paired
+        )
         self.class_counts = np.bincount(self.labels[self.indices], minlength=len(self.manifest.classes))
         self._thread: _EpochThread | None = None
         if not len(self):
@@ -213,7 +225,9 @@ class _Pipeline(FFCVLoader):
         train: bool,
         seed: int,
         device: torch.device,
+        paired: bool,
     ):
+        self.paired = paired
         workers = worker_count(data.workers, device=device)
         self.decoder = augment.ImageDecoder(
             _image_table(reader), crop, seed=seed, workers=workers, file=reader.file_name
@@ -235,12 +249,18 @@ class _Pipeline(FFCVLoader):
         # One slot is the consumer's, one is being filled, the others wait. They live as long as the loader: fresh
         # (pinned) memory for every epoch, as in FFCV, costs more than many an epoch's first batch.
         self.slots = [_Slot(number, device) for number in range(_BATCHES_AHEAD + 2)]
-        self._memory = self.graph.allocate_memory(min(data.batch_size, len(indices)), len(self.slots))
+        images = min(data.batch_size, len(indices)) * (2 if paired else 1)
+        self._memory = self.graph.allocate_memory(images, len(self.slots))
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """The sample indices of each batch of `epoch`."""
         order = self.traversal_order.sample_order(epoch)
-        return [order[n * self.batch_size : (n + 1) * self.batch_size] for n in range(len(self))]
+        batches = [order[n * self.batch_size : (n + 1) * self.batch_size] for n in range(len(self))]
+        if not self.paired:
+            return batches
+        labels, peers = self.reader.metadata["f1"], np.zeros(self.reader.num_samples, dtype=np.int64)
+        peers[self.indices] = self.indices[peers_of(labels[self.indices], seed=self.seed, epoch=epoch)]
+        return [np.concatenate([batch, peers[batch].astype(batch.dtype)]) for batch in batches]
 
     def fill(self, slot: "_Slot", indices: np.ndarray, storage) -> Batch:
         """The batch of these samples, in the memory of `slot`."""

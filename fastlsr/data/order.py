@@ -32,6 +32,25 @@ def page_wise(pages: np.ndarray, *, group: int, seed: int, epoch: int) -> np.nda
     return np.lexsort((generator.random(len(pages)), group_of_page[page]))
 
 
+def peers_of(labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """int64[N]: for each sample another of its class, or itself where there is no other; a permutation.
+
+    A function of (labels, seed, epoch): the members of a class stand in a random circle, and each is given the next.
+
+    Args:
+        labels: int[N].
+    """
+    shuffled_samples = _generator(seed, (1 << 32) + epoch).permutation(len(labels))  # not the order's own stream
+    circle = shuffled_samples[np.argsort(labels[shuffled_samples], kind="stable")]
+    ordered = labels[circle]
+    following = np.arange(1, len(labels) + 1)
+    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+    following[last] = np.searchsorted(ordered, ordered[last])  # back to the first of the class
+    peers = np.empty(len(labels), dtype=np.int64)
+    peers[circle] = circle[following]
+    return peers
+
+
 class EpochOrder(TraversalOrder):
     """FFCV's hook for an order. Its own draw from RNG(seed + epoch): seed 0's epoch 1 is seed 1's epoch 0."""
 

@@ -26,6 +26,7 @@ from rich.table import Table
 from fastlsr.config import Config
 from fastlsr.errors import InputError
 from fastlsr.files import replace_text
+from fastlsr.labels.methods import phases
 
 Row = dict[str, Any]
 SECONDS_BETWEEN_LINES = 30.0
@@ -39,6 +40,7 @@ class RunLog:
 
     def __init__(self, folder: Path, config: Config):
         self.folder, self.config = folder, config
+        self.epochs = sum(phase.epochs for phase in phases(config.method, config.train.epochs))
         self.console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
         self.rows: list[Row] = []
         self.wandb: wandb.Run | None = None
@@ -92,7 +94,7 @@ class RunLog:
     @contextmanager
     def progress(self, epoch: int, *, steps: int) -> Iterator[Callable[[int, str], None]]:
         """A function that shows how many of the `steps` of 1-based `epoch` are done, with a few words on the loss."""
-        name = f"epoch {epoch}/{self.config.train.epochs}"
+        name = f"epoch {epoch}/{self.epochs}"
         if self.console.is_terminal:
             with _bar(self.console) as bar:
                 task = bar.add_task(name, total=steps, note="")
@@ -114,7 +116,7 @@ class RunLog:
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as handle:
             handle.write(json.dumps(row) + "\n")
         self.say(
-            f"epoch {row['epoch']}/{self.config.train.epochs}  phase {row['phase']}  lr {row['lr']:.4g}  "
+            f"epoch {row['epoch']}/{self.epochs}  phase {row['phase']}  lr {row['lr']:.4g}  "
             f"train loss {row['train/loss']:.4f} top1 {row['train/top1']:.2f}  "
             f"test nll {row['test/nll']:.4f} top1 {row['test/top1']:.2f} top5 {row['test/top5']:.2f} "
             f"ece {row['test/ece']:.4f}  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s"

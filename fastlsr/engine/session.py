@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,13 +17,14 @@ from fastlsr.config import Config, Data
 from fastlsr.data.folds import check_folds, held_out_subset, training_subset
 from fastlsr.data.loader import Batch, Loader
 from fastlsr.data.manifest import read_manifest
+from fastlsr.data.teacher import SampleLabels, class_labels, sample_labels
 from fastlsr.engine.evaluation import evaluate
 from fastlsr.engine.runtime import choose_compile, choose_precision
 from fastlsr.engine.schedule import Schedule, build_optimizer, set_learning_rate
 from fastlsr.engine.step import Classifier, MovingAverage, TrainStep
 from fastlsr.errors import InputError
 from fastlsr.labels.class_means import ClassMeans, choose_peers
-from fastlsr.labels.methods import Phase, phases
+from fastlsr.labels.methods import CORRECT, EXTRA_PASS, LEARNED, TEACHER_CLASS, TEACHER_SAMPLE, Phase, phases
 from fastlsr.labels.targets import Targets
 from fastlsr.models import build_model, expected_normalization, head_parameters
 
@@ -49,15 +52,16 @@ def split_paths(config: Config) -> tuple[Path, Path]:
     return train, train if config.data.folds else val
 
 
-def training_loader(config: Config, device: torch.device, *, plain: bool = False) -> Loader:
-    """The batches to train on; `plain` gives the same samples in the file's order and not augmented.
+def training_loader(config: Config, device: torch.device, *, plain: bool = False, paired: bool = False) -> Loader:
+    """The batches to train on; `plain` gives the same samples in the file's order and not augmented, `paired` each with
+    another of its class.
 
     Raises:
         InputError: for files or options that do not fit.
     """
     train, _ = split_paths(config)
     seed, subset = config.train.seed, training_subset(config.data)
-    return Loader(train, config.data, train=not plain, seed=seed, device=device, subset=subset)
+    return Loader(train, config.data, train=not plain, seed=seed, device=device, subset=subset, paired=paired)
 
 
 def evaluation_loader(config: Config, device: torch.device) -> Loader:
@@ -93,6 +97,11 @@ def wrap(model: nn.Module, decided: dict[str, Any], config: Config) -> Classifie
     """The model as a classifier of uint8 images, with the precision and normalisation that a run decided on."""
     precision, channels_last = decided["precision"], config.train.channels_last
     return Classifier(model, *decided["normalization"], precision=precision, channels_last=channels_last)
+
+
+def _stream(seed: int, number: int) -> int:
+    """62 bits that stand for a pair of whole numbers, as a seed of their own."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(2))
 
 
 def refuse_lone_image(model: nn.Module, count: int, data: Data) -> None:
@@ -133,7 +142,7 @@ class Session:
         self.position = Position()
         self.phases = phases(config.method, config.train.epochs)
         train, val = split_paths(config)
-        self.train = training_loader(config, device)
+        self.train = training_loader(config, device, paired=any(phase.pair_weight for phase in self.phases))
         self.test = evaluation_loader(config, device)
         if config.data.folds:
             held_out = f"{len(self.test.indices):,} of {self.train.manifest.count:,} training images are held out"
@@ -155,12 +164,17 @@ class Session:
             config.optim, config.train.epochs, math.ceil(len(self.train) / config.optim.accumulate)
         )
         self.optimizer = build_optimizer(self.network.model, head_parameters(self.network.model), config.optim)
-        self.targets = Targets(self.classes, table=any(phase.soft for phase in self.phases), device=device)
-        learns = any(phase.learns for phase in self.phases)
-        self.means = ClassMeans(self.classes, self.train.manifest.count, device=device) if learns else None
-        self.learned = torch.eye(self.classes, device=device) if learns else None
-        extra = any(phase.learns == "extra" for phase in self.phases)
-        self.plain = training_loader(config, device, plain=True) if extra else None
+        self.targets = Targets(self.classes, self.phases, device=device)
+        self.teacher = self._load_teacher()
+        self.former: Classifier | None = None
+        kinds = {phase.learns for phase in self.phases} - {None}
+        self.means, self.learned = None, None
+        if kinds:
+            correct_only = kinds == {CORRECT}
+            self.means = ClassMeans(self.classes, manifest.count, correct_only=correct_only, device=device)
+            uniform = torch.full((self.classes, self.classes), 1 / self.classes, device=device)
+            self.learned = uniform if correct_only else torch.eye(self.classes, device=device)
+        self.plain = training_loader(config, device, plain=True) if EXTRA_PASS in kinds else None
         self.ema = MovingAverage(self.network.model, config.train.ema) if config.train.ema else None
         self.wandb_id: str | None = None
 
@@ -174,10 +188,31 @@ class Session:
             wish = self.config.train.compile
             self.decided["compile"] = choose_compile(wish, self.network, images, steps, self.say)
         compile = self.decided["compile"]
-        self.step = TrainStep(self.network, self.optimizer, self.targets, self.means, compile=compile)
+        self.step = TrainStep(
+            self.network,
+            self.optimizer,
+            self.targets,
+            self.means,
+            teacher=self.teacher,
+            phases=self.phases,
+            compile=compile,
+        )
         evaluated = self.network if self.ema is None else self.network.around(self.ema.model)
         self.evaluated: nn.Module = evaluated
         self.forward = torch.compile(evaluated, dynamic=False) if compile else evaluated
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole run: `train.epochs` for each generation."""
+        return sum(phase.epochs for phase in self.phases)
+
+    def _load_teacher(self) -> SampleLabels | None:
+        """Reads `method.teacher` where a phase asks for it: by class into the table, by sample as what it returns."""
+        path, manifest = Path(self.config.method.teacher), self.train.manifest
+        sources = {phase.source for phase in self.phases}
+        if TEACHER_CLASS in sources:
+            self.targets.table.copy_(class_labels(path, manifest))
+        return sample_labels(path, manifest, device=self.device) if TEACHER_SAMPLE in sources else None
 
     def phase_at(self, epoch: int) -> tuple[int, Phase, int]:
         """(0-based number, phase, its first epoch) of the phase that 0-based `epoch` belongs to."""
@@ -189,17 +224,40 @@ class Session:
         raise IndexError(epoch)
 
     def enter_epoch(self) -> None:
-        """Prepares targets and class means for the epoch at hand, when the run is at its beginning."""
+        """Prepares targets, class means and, for a new generation, the network, if the epoch is not under way yet."""
+        number, phase, first = self.phase_at(self.position.epochs)
+        self.step.label_seed.fill_(_stream(self.config.train.seed, self.position.epochs))
         if self.position.batches:
             return
-        number, phase, first = self.phase_at(self.position.epochs)
         if self.position.epochs == first:
             self.targets.enter(phase)
-            if self.targets.table is not None and self.learned is not None:
+            if phase.source == LEARNED:
                 self.targets.table.copy_(self.learned)
-        if phase.learns == "in_pass" and self.phase_ends():
+            if phase.fresh:
+                self._begin_generation(number)
+        if phase.learns and phase.learns != EXTRA_PASS and self.phase_ends():
             self.means.start(self.peers(number, phase))
         self.step.totals.reset()
+
+    def _begin_generation(self, number: int) -> None:
+        """Freezes the network as the teacher of the next one, which begins anew in the tensors the step holds."""
+        self._set_former(copy.deepcopy(self.network))
+        config = replace(self.config.train, seed=_stream(self.config.train.seed, number) % 2**31)
+        fresh = build_network(
+            replace(self.config, train=config),
+            self.classes,
+            self.train.resolution,
+            pretrained=self.config.model.pretrained,
+        )
+        self.network.model.load_state_dict(fresh.state_dict())
+        for state in self.optimizer.state.values():
+            state["momentum_buffer"].zero_()
+        if self.ema:
+            self.ema.load_state_dict(self.network.model.state_dict())
+
+    def _set_former(self, former: Classifier) -> None:
+        self.former = former.eval().requires_grad_(False)
+        self.step.former = self.former
 
     def phase_ends(self) -> bool:
         """Whether the epoch at hand is the last of its phase."""
@@ -235,7 +293,7 @@ class Session:
         number, phase, _ = self.phase_at(self.position.epochs)
         if not phase.learns:
             return None
-        if phase.learns == "extra":
+        if phase.learns == EXTRA_PASS:
             self.means.start(self.peers(number, phase))
             self._label_pass(watch)
         self.means.stop()
@@ -267,7 +325,7 @@ class Session:
         group = self.config.optim.accumulate
         first = self.position.batches - self.position.batches % group
         if self.position.batches == first:
-            set_learning_rate(self.optimizer, self.schedule.factor(self.steps_done()))
+            set_learning_rate(self.optimizer, self.learning_rate_factor(self.steps_done()))
         last = min(first + group, len(self.train))
         samples = self.samples_before(last) - self.samples_before(first)
         self.step.accumulate(images, labels, index, samples=samples)
@@ -279,9 +337,22 @@ class Session:
             self.ema.update(self.network.model)
         return True
 
+    def learning_rate_factor(self, step: int) -> float:
+        """Factor of the peak rate at a 0-based optimizer step; each generation runs through the schedule anew."""
+        _, phase, _ = self.phase_at(step // self.schedule.steps_per_epoch)
+        steps = self.config.train.epochs * self.schedule.steps_per_epoch
+        return phase.lr_scale * self.schedule.factor(step % steps)
+
     def last_learning_rate(self) -> float:
         """The peak group's rate at the last step of the epoch that just ended."""
-        return self.config.optim.lr * self.schedule.factor(self.steps_done() - 1)
+        return self.config.optim.lr * self.learning_rate_factor(self.steps_done() - 1)
+
+    def target_entropy(self) -> float | None:
+        """Mean entropy, in nats, of this phase's targets over the training split; None where they are not by class."""
+        _, phase, _ = self.phase_at(self.position.epochs)
+        if phase.soft and phase.source not in (LEARNED, TEACHER_CLASS):
+            return None
+        return self.targets.mean_entropy(self.class_counts())
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as tensors and plain values."""
@@ -298,6 +369,7 @@ class Session:
             "targets": self.targets.state_dict(),
             "means": self.means.state_dict() if self.means else None,
             "learned": self.learned,
+            "former": self.former.model.state_dict() if self.former else None,
             "totals": self.step.totals.values,
             "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
         }
@@ -318,6 +390,10 @@ class Session:
         if self.means:
             self.means.load_state_dict(state["means"])
             self.learned = state["learned"].to(self.device)
+        if state["former"]:
+            former = copy.deepcopy(self.network)
+            former.model.load_state_dict(state["former"])
+            self._set_former(former)
         self.step.totals.values.copy_(state["totals"])
         torch.set_rng_state(state["rng"]["cpu"])
         if self.device.type == "cuda" and state["rng"]["cuda"] is not None:

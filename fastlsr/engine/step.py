@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastlsr.data.teacher import SampleLabels
 from fastlsr.labels.class_means import ClassMeans
-from fastlsr.labels.losses import soft_target_cross_entropy
+from fastlsr.labels.losses import pair_divergence, redrawn, soft_target_cross_entropy
+from fastlsr.labels.methods import Phase
 from fastlsr.labels.targets import Targets
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -155,7 +157,13 @@ class TrainStep:
     Args:
         network: in training mode.
         targets, means: what the loss reads, and what the step adds its logits to (None where no phase learns).
+        teacher: soft labels by sample, or None.
+        phases: those of the run; what none of them asks for is not computed.
         compile: whether to compile.
+
+    Attributes:
+        former: the network of the generation before, in evaluation mode, or None.
+        label_seed: int64 scalar on the device that stands for (seed, epoch) where labels are redrawn.
     """
 
     def __init__(
@@ -165,10 +173,17 @@ class TrainStep:
         targets: Targets,
         means: ClassMeans | None,
         *,
+        teacher: SampleLabels | None = None,
+        phases: Sequence[Phase] = (),
         compile: bool,
     ):
         device = targets.mix.device
         self.network, self.optimizer, self.targets, self.means = network, optimizer, targets, means
+        self.teacher, self.former = teacher, None
+        self.redraws = any(phase.redraw for phase in phases)
+        self.penalises = any(phase.penalty for phase in phases)
+        self.paired = any(phase.pair_weight for phase in phases)
+        self.label_seed = torch.zeros((), dtype=torch.int64, device=device)
         self.totals = Totals(device)
         self.scale = torch.ones((), device=device)
         self._scale = 1.0
@@ -177,12 +192,39 @@ class TrainStep:
         self.compute: Callable[..., Tensor] = torch.compile(self._compute, dynamic=False) if compile else self._compute
 
     def _compute(self, images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        if self.paired:  # the second half holds a peer for each sample of the first
+            (images, peers), labels, index = images.chunk(2), labels.chunk(2)[0], index.chunk(2)[0]
         logits = self.network(images)
-        objective, losses = soft_target_cross_entropy(logits, labels, self.targets.mix, self.targets.table, self.scale)
+        redraw, penalty, pair_weight, pair_temperature = self.targets.extra.unbind()
+        table, key = self._soft_labels(images, index)
+        objective, losses = soft_target_cross_entropy(
+            logits,
+            redrawn(labels, index, redraw, logits.shape[1], self.label_seed) if self.redraws else labels,
+            self.targets.mix,
+            table,
+            self.scale,
+            key=key,
+            penalty=penalty if self.penalises else None,
+        )
+        if self.paired:
+            with torch.no_grad():
+                peer_logits = self.network(peers)
+            divergence, divergences = pair_divergence(logits, peer_logits, pair_weight, pair_temperature, self.scale)
+            objective, losses = objective + divergence, losses + divergences
         self.totals.update(losses, logits.detach(), labels)
         if self.means is not None:
             self.means.update(logits, labels, index)
         return objective
+
+    def _soft_labels(self, images: Tensor, index: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """(table, key): the soft labels that the phases of this run read, and which rows of them these samples have."""
+        if self.former is not None:
+            with torch.no_grad():
+                answers = self.former(images).float().softmax(1)
+            return answers, torch.arange(len(index), device=index.device)
+        if self.teacher is not None:
+            return self.teacher.rows(index)
+        return self.targets.table, None
 
     def accumulate(self, images: Tensor, labels: Tensor, index: Tensor, *, samples: int) -> None:
         """Adds a batch's gradient, as its share of a mean over `samples` samples."""

@@ -1,4 +1,9 @@
-"""Class means of the logits, added up on the device by the training step itself (COLAM Alg. 1, Eq. 6)."""
+"""Class means of what the network says, added up on the device by the training step itself.
+
+COLAM (Alg. 1, Eq. 6) averages the logits of a class, online label smoothing (Zhang et al. 2021) the predictions of its
+samples that were classified correctly. A deviation from both texts where the means come from the training step: the
+network is in training mode there, the images are augmented, and the weights move during the epoch.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +13,18 @@ from torch import Tensor
 
 
 class ClassMeans:
-    """Running sums of logits by class, over the samples that are members.
+    """Running sums by class, over the samples that are members.
 
     Attributes:
-        logit_sum: float32[K, K], row c the sum of the logits of class c's members seen so far.
+        correct_only: whether softmax(logits) of correctly classified samples is summed, instead of all logits.
+        logit_sum: float32[K, K], row c the sum of class c's members seen so far.
         count: float32[K], how many those were (exact up to 2**24).
         member: float32[N], 1 for samples that count and 0 for those that do not. It is all 0 outside a stage's last
             epoch, which is how a compiled step collects or not without being compiled twice.
     """
 
-    def __init__(self, classes: int, samples: int, *, device: torch.device):
+    def __init__(self, classes: int, samples: int, *, correct_only: bool = False, device: torch.device):
+        self.correct_only = correct_only
         self.logit_sum = torch.zeros(classes, classes, device=device)
         self.count = torch.zeros(classes, device=device)
         self.member = torch.zeros(samples, device=device)
@@ -34,18 +41,23 @@ class ClassMeans:
 
     def update(self, logits: Tensor, labels: Tensor, index: Tensor) -> None:
         """Adds the members' logits [B, K] to the rows of their int64[B] labels; `index` is int64[B], the samples."""
-        weight = self.member[index]
+        weight, values = self.member[index], logits.detach().float()
+        if self.correct_only:
+            weight, values = weight * (values.argmax(1) == labels), values.softmax(1)
         # Not a product: a sample that does not count must not leave a NaN behind.
-        values = torch.where(weight[:, None] > 0, logits.detach().float(), 0.0)
+        values = torch.where(weight[:, None] > 0, values, 0.0)
         self.logit_sum.scatter_add_(0, labels[:, None].expand_as(values), values)
         self.count.scatter_add_(0, labels, weight)
 
     def soft_labels(self, temperature: float, former: Tensor) -> tuple[Tensor, list[int]]:
-        """(table, missing): float32[K, K] rows softmax(mean logits / T), and the classes that had no member.
+        """(table, missing): float32[K, K] rows softmax(mean logits / T), or mean predictions, and the classes that had
+        no member.
 
         Those keep their row of `former`, float32[K, K].
         """
-        rows = (self.logit_sum / self.count.clamp(min=1)[:, None] / temperature).softmax(1)
+        rows = self.logit_sum / self.count.clamp(min=1)[:, None]
+        if not self.correct_only:
+            rows = (rows / temperature).softmax(1)
         seen = self.count > 0
         return torch.where(seen[:, None], rows, former), torch.nonzero(~seen)[:, 0].tolist()
 

@@ -7,14 +7,21 @@ from torch import Tensor
 
 
 def losses_and_gradients(
-    logits: Tensor, labels: Tensor, mix: Tensor, table: Tensor | None, scale: Tensor
+    logits: Tensor,
+    labels: Tensor,
+    mix: Tensor,
+    table: Tensor | None,
+    scale: Tensor,
+    *,
+    key: Tensor | None = None,
+    penalty: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(losses, gradients): float32[B] cross-entropies, and float32[B, K], `scale` times d losses_i / d logits_i.
 
-    With s = z/T, l = logsumexp(s), p = softmax(s), W = hard + uniform + soft and q the target,
+    With s = z/T, l = logsumexp(s), p = softmax(s), H = -sum(p log p), W = hard + uniform + soft and q the target,
 
-        L_i       = W*l - hard*s_y - uniform*mean(s) - soft*<S_y, s>       (= COLAM Eq. 4, and TSLA Eq. 2 at T = 1)
-        dL_i/dz   = (W*p - q) / T
+        L_i       = W*l - hard*s_y - uniform*mean(s) - soft*<S, s> - beta*H    (COLAM Eq. 4; TSLA Eq. 2 at T = 1)
+        dL_i/dz   = (W*p - q + beta * p * (log p + H)) / T
 
     The arithmetic is float32 whatever the logits' type.
 
@@ -22,8 +29,10 @@ def losses_and_gradients(
         logits: [B, K], any floating type.
         labels: int64[B] in [0, K).
         mix: float32[4]: hard, uniform, soft, 1/T (`Targets.mix`).
-        table: float32[K, K] soft labels by class (`Targets.table`), or None when no phase uses any.
+        table: float[R, K] soft labels, rows summing to 1, or None when no phase uses any.
         scale: float32 scalar that multiplies the gradients alone, such as 1/B for a mean.
+        key: int64[B] rows of `table`; None: the labels.
+        penalty: float32 scalar beta, or None when no phase has any (Pereyra et al. 2017).
     """
     hard, uniform, soft, inverse_temperature = mix.unbind()
     scaled = logits.float() * inverse_temperature
@@ -35,18 +44,24 @@ def losses_and_gradients(
     is_label = torch.arange(classes, device=logits.device) == labels[:, None]
     rows = uniform / classes + torch.where(is_label, hard, 0.0)
     if table is not None:
-        rows = rows + soft * table[labels]
+        rows = rows + soft * table[labels if key is None else key].float()
+    probabilities = exponentials / total
     losses = weight * total.log()[:, 0] - (rows * shifted).sum(1)
-    gradients = (weight * exponentials / total - rows) * (inverse_temperature * scale)
-    return losses, gradients
+    gradients = weight * probabilities - rows
+    if penalty is not None:
+        logarithms = shifted - total.log()
+        entropy = -(probabilities * logarithms).sum(1)
+        losses = losses - penalty * entropy
+        gradients = gradients + penalty * probabilities * (logarithms + entropy[:, None])
+    return losses, gradients * (inverse_temperature * scale)
 
 
 class _SoftTargetCrossEntropy(torch.autograd.Function):
     """Sum of the losses times `scale`; the gradient is made in the forward pass and handed out in the backward."""
 
     @staticmethod
-    def forward(ctx, logits, labels, mix, table, scale):
-        losses, gradients = losses_and_gradients(logits, labels, mix, table, scale)
+    def forward(ctx, logits, labels, mix, table, scale, key, penalty):
+        losses, gradients = losses_and_gradients(logits, labels, mix, table, scale, key=key, penalty=penalty)
         ctx.save_for_backward(gradients)
         ctx.dtype = logits.dtype
         ctx.mark_non_differentiable(losses)
@@ -56,7 +71,7 @@ class _SoftTargetCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output, _):
         (gradients,) = ctx.saved_tensors
-        return (gradients * grad_output).to(ctx.dtype), None, None, None, None
+        return (gradients * grad_output).to(ctx.dtype), *[None] * 6
 
 
 def soft_target_cross_entropy(
@@ -65,10 +80,64 @@ def soft_target_cross_entropy(
     mix: Tensor,
     table: Tensor | None,
     scale: Tensor,
+    *,
+    key: Tensor | None = None,
+    penalty: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(objective, losses): `scale` times the sum of the losses, differentiable, and the float32[B] losses, not.
 
     Arguments are those of `losses_and_gradients`; with `scale` = 1/B the objective is the mean loss. The gradient with
     respect to the logits has their dtype.
     """
-    return _SoftTargetCrossEntropy.apply(logits, labels, mix, table, scale)
+    return _SoftTargetCrossEntropy.apply(logits, labels, mix, table, scale, key, penalty)
+
+
+def pair_divergence(
+    logits: Tensor, peer_logits: Tensor, weight: Tensor, inverse_temperature: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(objective, losses) of weight * T^2 * KL(softmax(peers / T) || softmax(logits / T)) (CS-KD, Yun et al. 2020).
+
+    The gradient goes to `logits` alone.
+
+    Args:
+        logits, peer_logits: [B, K], any floating type; row i of one and of the other are of one class.
+        weight, inverse_temperature: float32 scalars lambda and 1/T.
+        scale: float32 scalar that multiplies the objective.
+    """
+    peers = (peer_logits.detach().float() * inverse_temperature).softmax(1)
+    none, one = torch.zeros_like(weight), torch.ones_like(weight)
+    mix = torch.stack([none, none, one, inverse_temperature])
+    rows = torch.arange(len(logits), device=logits.device)
+    factor = weight / inverse_temperature.square()
+    objective, cross_entropies = soft_target_cross_entropy(logits, rows * 0, mix, peers, scale * factor, key=rows)
+    entropies = torch.special.entr(peers).sum(1)
+    return objective - scale * factor * entropies.sum(), factor * (cross_entropies - entropies)
+
+
+def redrawn(labels: Tensor, index: Tensor, probability: Tensor, classes: int, seed: Tensor) -> Tensor:
+    """int64[B]: each label replaced, with a probability, by one drawn uniformly from all classes (DisturbLabel).
+
+    A pure function of (seed, index): `seed` is an int64 scalar that stands for (run's seed, epoch), so that the labels
+    of an epoch do not depend on its order. The expected target is that of label smoothing with theta = probability.
+
+    Args:
+        labels, index: int64[B]; the index is the sample's.
+        probability: float32 scalar in [0, 1].
+    """
+    first = _hash(seed + index * 2)
+    second = _hash(seed + index * 2 + 1)
+    drawn = (first >> 40).double() / 2**23  # 23 bits, in [0, 1)
+    return torch.where(drawn < probability, (second >> 32) % classes, labels)
+
+
+def _hash(value: Tensor) -> Tensor:
+    """Nonnegative int64 with 63 well-mixed bits (the finaliser of splitmix64; int64 arithmetic wraps)."""
+    value = value * -7046029254386353131  # 0x9E3779B97F4A7C15
+    value = (value ^ _shifted(value, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    value = (value ^ _shifted(value, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    return _shifted(value ^ _shifted(value, 31), 1)
+
+
+def _shifted(value: Tensor, bits: int) -> Tensor:
+    # A logical shift: int64's own is arithmetic.
+    return (value >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,6 +1,6 @@
 """Methods: a name and its options become a list of phases. A new method is one more function here.
 
-A phase names its targets, q = hard * onehot(y) + uniform * 1/K + soft * S[y], and they may depend only on what
+A phase names its targets, q = hard * onehot(y) + uniform * 1/K + soft * S, and they may depend only on what
 earlier phases saw: a phase that `learns` fills the table S for the phases after it.
 """
 
@@ -14,6 +14,12 @@ from dataclasses import dataclass
 from fastlsr.config import Method
 from fastlsr.errors import InputError
 
+# What a phase's soft labels S are: rows by class that former phases learned, rows by class or by sample of a teacher's
+# file, or what the network of the generation before says of this very crop.
+LEARNED, TEACHER_CLASS, TEACHER_SAMPLE, FORMER_NETWORK = "learned", "class", "sample", "former network"
+# Where a phase that learns takes its class means from; see `Phase.learns`.
+IN_PASS, EXTRA_PASS, CORRECT = "in_pass", "extra", "correct"
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -21,31 +27,54 @@ class Phase:
 
     Attributes:
         epochs: how many, at least 1.
-        hard, uniform, soft: weights of the one-hot label, of 1/K, and of the table's row; they sum to 1.
+        hard, uniform, soft: weights of the one-hot label, of 1/K, and of the soft label; they sum to 1.
+        source: what the soft labels are, where `soft` is not 0.
         temperature: T of the loss, cross-entropy against softmax(logits / T), and of the soft labels it learns.
-        learns: None, or where this phase's soft labels come from once it ends: "in_pass" takes the class means of
-            the logits of its last epoch as they were trained on, "extra" those of an evaluation pass after it.
+        learns: None, or where this phase's class means come from once it ends: "in_pass" takes the logits of its last
+            epoch as they were trained on, "extra" those of an evaluation pass after it, and "correct" the softmax of
+            the samples that its last epoch classified correctly.
         peers: samples of each class in those means; 0 is all.
+        redraw: probability with which a label is redrawn from the uniform distribution (DisturbLabel's alpha).
+        penalty: weight beta of the entropy of the predictions that is subtracted from the loss.
+        pair_weight, pair_temperature: lambda and T of lambda * T^2 * KL(p(peer; T) || p(x; T)), the peer another sample
+            of the class and no gradient through it.
+        fresh: whether the phase begins with fresh weights, optimizer and learning rate (a new generation).
+        lr_scale: factor of the learning rate.
     """
 
     epochs: int
     hard: float = 1.0
     uniform: float = 0.0
     soft: float = 0.0
+    source: str | None = None
     temperature: float = 1.0
     learns: str | None = None
     peers: int = 0
+    redraw: float = 0.0
+    penalty: float = 0.0
+    pair_weight: float = 0.0
+    pair_temperature: float = 1.0
+    fresh: bool = False
+    lr_scale: float = 1.0
 
     def __str__(self) -> str:
-        parts = [(self.hard, "onehot(y)"), (self.uniform, "1/K"), (self.soft, "S[y]")]
+        soft = {TEACHER_CLASS: "teacher[y]", TEACHER_SAMPLE: "teacher[i]", FORMER_NETWORK: "former network(x)"}
+        parts = [(self.hard, "onehot(y)"), (self.uniform, "1/K"), (self.soft, soft.get(self.source, "S[y]"))]
         text = " + ".join(name if weight == 1 else f"{weight:g} {name}" for weight, name in parts if weight)
-        text = f"{self.epochs} epochs towards {text}"
-        if self.temperature != 1:
-            text += f" at temperature {self.temperature:g}"
-        if self.learns:
-            source = "its last epoch" if self.learns == "in_pass" else "an extra pass"
-            text += f", then S from {source}" + (f" ({self.peers} peers a class)" if self.peers else "")
-        return text
+        notes = [
+            (self.temperature != 1, f" at temperature {self.temperature:g}"),
+            (self.redraw, f", labels redrawn with probability {self.redraw:g}"),
+            (self.penalty, f", minus {self.penalty:g} entropy"),
+            (self.pair_weight, f", plus {self.pair_weight:g} T^2 KL(peer || x) at T={self.pair_temperature:g}"),
+            (self.fresh, ", from fresh weights"),
+            (self.lr_scale != 1, f", learning rate times {self.lr_scale:g}"),
+            (self.learns, f", then S from {_LEARNS.get(self.learns)}"),
+            (self.peers, f" ({self.peers} peers a class)"),
+        ]
+        return f"{self.epochs} epochs towards {text}" + "".join(note for there, note in notes if there)
+
+
+_LEARNS = {IN_PASS: "its last epoch", EXTRA_PASS: "an extra pass", CORRECT: "what its last epoch got right"}
 
 
 def hard(epochs: int) -> list[Phase]:
@@ -58,16 +87,40 @@ def lsr(epochs: int, *, smoothing: float) -> list[Phase]:
     return [Phase(epochs, hard=1 - smoothing, uniform=smoothing)]
 
 
-def tsla(epochs: int, *, smoothing: float, drop_epoch: int) -> list[Phase]:
+def tsla(epochs: int, *, smoothing: float, drop_epoch: int, first_lr: float, second_lr: float) -> list[Phase]:
     """Label smoothing for the first `drop_epoch` epochs, one-hot labels after (TSLA Algorithm 2).
+
+    The learning rates eta1 and eta2 of its stages are `first_lr` and `second_lr` times the schedule's.
 
     Raises:
         InputError: if smoothing would be dropped after the run's end.
     """
-    first = epochs // 2 if drop_epoch < 0 else drop_epoch
-    if first > epochs:
-        raise InputError(f"method.drop_epoch={first} lies beyond train.epochs={epochs}; -1 takes half of them")
-    return lsr(first, smoothing=smoothing) * (first > 0) + hard(epochs - first) * (first < epochs)
+    first = _first_epochs(epochs, drop_epoch)
+    smooth = Phase(first, hard=1 - smoothing, uniform=smoothing, lr_scale=first_lr)
+    return _nonempty(smooth, Phase(epochs - first, lr_scale=second_lr))
+
+
+def lsr_pre(epochs: int, *, smoothing: float, teacher_key: str) -> list[Phase]:
+    """Smoothing towards a pre-trained model's predictions throughout (TSLA Eq. 3; its LSR-pre)."""
+    return [Phase(epochs, hard=1 - smoothing, soft=smoothing, source=teacher_key)]
+
+
+def tsla_pre(
+    epochs: int, *, smoothing: float, drop_epoch: int, first_lr: float, second_lr: float, teacher_key: str
+) -> list[Phase]:
+    """As `tsla`, smoothing towards a pre-trained model's predictions (TSLA Table 2, TSLA-pre).
+
+    Raises:
+        InputError: if smoothing would be dropped after the run's end.
+    """
+    first = _first_epochs(epochs, drop_epoch)
+    smooth = Phase(first, hard=1 - smoothing, soft=smoothing, source=teacher_key, lr_scale=first_lr)
+    return _nonempty(smooth, Phase(epochs - first, lr_scale=second_lr))
+
+
+def table(epochs: int, *, teacher_key: str, temperature: float) -> list[Phase]:
+    """Soft labels of a file throughout; on a stage of COLAM's, its *expected accuracy* (COLAM Fig. 1b)."""
+    return [Phase(epochs, hard=0.0, soft=1.0, source=teacher_key, temperature=temperature)]
 
 
 def colam(epochs: int, *, stages: int, temperature: float, peers: int, label_pass: str) -> list[Phase]:
@@ -80,10 +133,60 @@ def colam(epochs: int, *, stages: int, temperature: float, peers: int, label_pas
         fitting = ", ".join(str(n) for n in range(1, epochs + 1) if epochs % n == 0)
         raise InputError(f"method.stages={stages} does not divide train.epochs={epochs}; these do: {fitting}")
     common = {"epochs": epochs // stages, "temperature": temperature, "learns": label_pass, "peers": peers}
-    return [Phase(**common)] + [Phase(**common, hard=0.0, soft=1.0)] * (stages - 1)
+    return [Phase(**common)] + [Phase(**common, hard=0.0, soft=1.0, source=LEARNED)] * (stages - 1)
 
 
-METHODS: dict[str, Callable[..., list[Phase]]] = {method.__name__: method for method in (hard, lsr, tsla, colam)}
+def online(epochs: int) -> list[Phase]:
+    """Half hard, half the class mean of the correct predictions of the epoch before (Zhang et al. 2021, OLS).
+
+    Before anything was predicted, S is uniform.
+    """
+    first = Phase(1, hard=0.5, uniform=0.5, learns=CORRECT)
+    return [first] + [Phase(1, hard=0.5, soft=0.5, source=LEARNED, learns=CORRECT)] * (epochs - 1)
+
+
+def disturb_label(epochs: int, *, alpha: float) -> list[Phase]:
+    """One-hot labels, each redrawn with probability alpha from the uniform distribution (Xie et al. 2016)."""
+    return [Phase(epochs, redraw=alpha)]
+
+
+def confidence_penalty(epochs: int, *, beta: float) -> list[Phase]:
+    """One-hot labels, and beta times the entropy of the prediction subtracted (Pereyra et al. 2017)."""
+    return [Phase(epochs, penalty=beta)]
+
+
+def cs_kd(epochs: int, *, kd_weight: float, kd_temperature: float) -> list[Phase]:
+    """One-hot labels, and predictions drawn to those of another sample of the class (Yun et al. 2020)."""
+    return [Phase(epochs, pair_weight=kd_weight, pair_temperature=kd_temperature)]
+
+
+def label_refinery(epochs: int, *, generations: int) -> list[Phase]:
+    """Each generation from fresh weights, on what the one before says of the same crop (Bagherinezhad et al. 2018).
+
+    `epochs` are those of one generation; the run has `generations` times as many.
+    """
+    later = Phase(epochs, hard=0.0, soft=1.0, source=FORMER_NETWORK, fresh=True)
+    return [Phase(epochs)] + [later] * (generations - 1)
+
+
+def _first_epochs(epochs: int, drop_epoch: int) -> int:
+    first = epochs // 2 if drop_epoch < 0 else drop_epoch
+    if first > epochs:
+        raise InputError(f"method.drop_epoch={first} lies beyond train.epochs={epochs}; -1 takes half of them")
+    return first
+
+
+def _nonempty(*phases: Phase) -> list[Phase]:
+    return [phase for phase in phases if phase.epochs]
+
+
+METHODS: dict[str, Callable[..., list[Phase]]] = {
+    method.__name__: method
+    for method in (
+        hard, lsr, tsla, lsr_pre, tsla_pre, table, colam, online, disturb_label, confidence_penalty, cs_kd,
+        label_refinery,
+    )
+}  # fmt: skip
 
 
 def options_of(name: str) -> list[str]:
@@ -96,14 +199,17 @@ def options_of(name: str) -> list[str]:
         close = difflib.get_close_matches(name, METHODS, 1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(METHODS)}"
         raise InputError(f"method.name={name}: no such method; {hint}")
-    return list(inspect.signature(METHODS[name]).parameters)[1:]
+    options = list(inspect.signature(METHODS[name]).parameters)[1:]
+    return [*options, "teacher"] if "teacher_key" in options else options
 
 
 def phases(method: Method, epochs: int) -> list[Phase]:
-    """The phases of a configured method, in order; their epochs sum to `epochs`.
+    """The phases of a configured method, in order. Their epochs sum to `epochs`, for each generation.
 
     Raises:
-        InputError: for an unknown method, or options that do not fit the number of epochs.
+        InputError: for an unknown method, options that do not fit the number of epochs, or a teacher that is not named.
     """
     options = {name: getattr(method, name) for name in options_of(method.name)}
+    if "teacher" in options and not options.pop("teacher"):
+        raise InputError(f"method.name={method.name} needs method.teacher, a file that python -m fastlsr.teach makes")
     return METHODS[method.name](epochs, **options)

@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from fastlsr.labels.methods import Phase
+from fastlsr.labels.methods import LEARNED, TEACHER_CLASS, Phase
 
 
 class Targets:
-    """q = hard * onehot(y) + uniform * 1/K + soft * S[y], held so that no phase change recompiles a step.
+    """q = hard * onehot(y) + uniform * 1/K + soft * S, held so that no phase change recompiles a step.
 
     Attributes:
         mix: float32[4] on the device: hard, uniform, soft, 1/temperature.
+        extra: float32[4]: probability of redrawing a label, weight of the entropy, weight and 1/temperature of the
+            divergence between a pair.
         table: float32[K, K], rows summing to 1, keyed by label; it starts as the identity (hard labels). None for
-            a method none of whose phases reads it, so that the loss need not either.
+            a method none of whose phases reads one, so that the loss need not either.
     """
 
-    def __init__(self, classes: int, *, table: bool, device: torch.device):
+    def __init__(self, classes: int, phases: Sequence[Phase], *, device: torch.device):
         self.classes = classes
         self.mix = torch.tensor([1.0, 0.0, 0.0, 1.0], device=device)
-        self.table = torch.eye(classes, device=device) if table else None
+        self.extra = torch.tensor([0.0, 0.0, 0.0, 1.0], device=device)
+        reads = any(phase.source in (LEARNED, TEACHER_CLASS) for phase in phases)
+        self.table = torch.eye(classes, device=device) if reads else None
 
     def enter(self, phase: Phase) -> None:
-        """Writes a phase's weights and temperature over those of the phase before."""
-        values = [phase.hard, phase.uniform, phase.soft, 1 / phase.temperature]
-        self.mix.copy_(torch.tensor(values, dtype=torch.float32))
+        """Writes a phase's weights and temperatures over those of the phase before."""
+        mix = [phase.hard, phase.uniform, phase.soft, 1 / phase.temperature]
+        extra = [phase.redraw, phase.penalty, phase.pair_weight, 1 / phase.pair_temperature]
+        self.mix.copy_(torch.tensor(mix, dtype=torch.float32))
+        self.extra.copy_(torch.tensor(extra, dtype=torch.float32))
+
+    def mix_by_class(self) -> Tensor:
+        """float32[4]: `mix`, but with the weight of soft labels that are not by class given to the one-hot label."""
+        hard, uniform, soft, inverse_temperature = self.mix.unbind()
+        if self.table is not None:
+            return self.mix
+        return torch.stack([hard + soft, uniform, torch.zeros_like(soft), inverse_temperature])
 
     def dense(self, labels: Tensor) -> Tensor:
-        """float32[B, K] targets of int64[B] labels, rows summing to 1. The loss never builds these."""
-        hard, uniform, soft, _ = self.mix
+        """float32[B, K] targets of int64[B] labels, rows summing to 1. The loss never builds these.
+
+        Soft labels that are not by class stand as the one-hot label here.
+        """
+        hard, uniform, soft, _ = self.mix_by_class()
         rows = hard * torch.nn.functional.one_hot(labels, self.classes) + uniform / self.classes
         return rows if self.table is None else rows + soft * self.table[labels]
 
@@ -40,8 +58,8 @@ class Targets:
         return float((entropy * class_counts).sum() / class_counts.sum())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: `mix`, and `table` where there is one."""
-        return {"mix": self.mix} | ({} if self.table is None else {"table": self.table})
+        """What a checkpoint keeps: `mix`, `extra`, and `table` where there is one."""
+        return {"mix": self.mix, "extra": self.extra} | ({} if self.table is None else {"table": self.table})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Writes a checkpoint's tensors into the ones the compiled step holds."""

@@ -20,7 +20,7 @@ def problem(samples=53, classes=8):
 
 
 def measured(logits, labels, phase=Phase(1), batch=10):
-    targets = Targets(logits.shape[1], table=False, device=CPU)
+    targets = Targets(logits.shape[1], [], device=CPU)
     targets.enter(phase)
     parts = zip(logits.split(batch), labels.split(batch), torch.arange(len(labels)).split(batch), strict=True)
     return evaluate(lambda images: images, [Batch(*part) for part in parts], targets)

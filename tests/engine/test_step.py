@@ -27,7 +27,7 @@ def network(precision="fp32"):
 
 
 def step_of(made, phase=Phase(1, hard=0.9, uniform=0.1), means=None):
-    targets = Targets(CLASSES, table=False, device=CPU)
+    targets = Targets(CLASSES, [], device=CPU)
     targets.enter(phase)
     return TrainStep(made, torch.optim.SGD(made.parameters(), lr=0.1, fused=True), targets, means, compile=False)
 

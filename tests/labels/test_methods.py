@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fastlsr.config import Method
 from fastlsr.errors import InputError
-from fastlsr.labels.methods import METHODS, Phase, options_of, phases
+from fastlsr.labels.methods import FORMER_NETWORK, LEARNED, METHODS, Phase, options_of, phases
 
 
 def of(name, epochs=12, **options):
@@ -47,10 +47,11 @@ def test_colam_of_one_stage_trains_as_the_baseline_does():
 )
 def test_phases_fill_the_run_and_their_weights_sum_to_one(name, stages, length, smoothing, share):
     epochs = stages * length
-    made = of(name, epochs, stages=stages, smoothing=smoothing, drop_epoch=round(share * epochs))
-    assert sum(phase.epochs for phase in made) == epochs
+    drop_epoch = round(share * epochs)
+    made = of(name, epochs, stages=stages, smoothing=smoothing, drop_epoch=drop_epoch, teacher="file", generations=3)
+    assert sum(phase.epochs for phase in made) == epochs * (1 + sum(phase.fresh for phase in made))
     assert all(phase.epochs > 0 and abs(phase.hard + phase.uniform + phase.soft - 1) < 1e-9 for phase in made)
-    assert made[0].soft == 0, "nothing has been learned before the first phase"
+    assert made[0].source not in (LEARNED, FORMER_NETWORK), "nothing has been learned before the first phase"
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,7 @@ def test_phases_fill_the_run_and_their_weights_sum_to_one(name, stages, length, 
         (Method(name="tlsa"), "did you mean tsla"),
         (Method(name="tsla", drop_epoch=13), "drop_epoch=13"),
         (Method(name="colam", stages=5), "these do: 1, 2, 3, 4, 6, 12"),
+        (Method(name="lsr_pre"), "needs method.teacher"),
     ],
 )
 def test_a_method_that_does_not_fit_is_refused_in_one_line(method, word):
@@ -70,3 +72,30 @@ def test_a_method_that_does_not_fit_is_refused_in_one_line(method, word):
 def test_every_method_reads_only_options_that_exist():
     known = set(Method.__dataclass_fields__)
     assert all(set(options_of(name)) <= known for name in METHODS)
+
+
+def test_tsla_pre_is_tsla_with_a_teacher_in_the_place_of_the_uniform_distribution():
+    options = {"drop_epoch": 8, "smoothing": 0.4, "first_lr": 1.0, "second_lr": 0.5}
+    plain, taught = of("tsla", **options), of("tsla_pre", teacher="file", teacher_key="class", **options)
+    assert [(p.epochs, p.hard, p.lr_scale) for p in plain] == [(p.epochs, p.hard, p.lr_scale) for p in taught]
+    assert plain[0].uniform == taught[0].soft == 0.4 and taught[0].source == "class"
+    assert taught == [*of("lsr_pre", 8, teacher="file", teacher_key="class", smoothing=0.4), Phase(4, lr_scale=0.5)]
+
+
+def test_online_learns_after_each_epoch_what_the_next_is_trained_on():
+    first, *later = of("online", 4)
+    assert (first.hard, first.uniform, first.soft, first.learns) == (0.5, 0.5, 0, "correct")
+    assert [(p.epochs, p.hard, p.soft, p.source, p.learns) for p in later] == [(1, 0.5, 0.5, LEARNED, "correct")] * 3
+
+
+def test_methods_without_their_strength_are_the_baseline():
+    baseline = of("hard")
+    assert of("disturb_label", alpha=0.0) == baseline
+    assert of("confidence_penalty", beta=0.0) == baseline
+    assert of("label_refinery", generations=1) == baseline
+
+
+def test_label_refinery_trains_each_generation_anew_on_the_former_network():
+    first, second, third = of("label_refinery", generations=3)
+    assert first == Phase(12) and second == third
+    assert (second.epochs, second.soft, second.source, second.fresh) == (12, 1, FORMER_NETWORK, True)

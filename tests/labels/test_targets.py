@@ -5,15 +5,21 @@ import math
 import pytest
 import torch
 
-from fastlsr.labels.methods import Phase
+from fastlsr.labels.methods import LEARNED, Phase
 from fastlsr.labels.targets import Targets
 
 CPU = torch.device("cpu")
-PHASES = [Phase(1), Phase(1, hard=0.9, uniform=0.1), Phase(1, hard=0, soft=1), Phase(1, hard=0.5, soft=0.5)]
+PHASES = [
+    Phase(1),
+    Phase(1, hard=0.9, uniform=0.1),
+    Phase(1, hard=0, soft=1, source=LEARNED),
+    Phase(1, hard=0.5, soft=0.5, source=LEARNED),
+]
+READS_TABLE = PHASES[2:]
 
 
 def targets(classes=4):
-    made = Targets(classes, table=True, device=CPU)
+    made = Targets(classes, READS_TABLE, device=CPU)
     made.table.copy_(torch.rand(classes, classes).softmax(1))
     return made
 
@@ -36,7 +42,7 @@ def test_a_phase_change_keeps_the_tensors_that_a_compiled_step_holds():
 
 
 def test_entropy_of_hard_labels_is_zero_and_of_uniform_ones_log_k():
-    made = Targets(8, table=False, device=CPU)
+    made = Targets(8, [], device=CPU)
     counts = torch.tensor([5.0, 0, 1, 1, 1, 1, 1, 1])
     made.enter(Phase(1))
     assert made.mean_entropy(counts) == 0
@@ -45,7 +51,7 @@ def test_entropy_of_hard_labels_is_zero_and_of_uniform_ones_log_k():
 
 
 def test_entropy_weighs_each_class_by_its_images():
-    made = Targets(2, table=True, device=CPU)
+    made = Targets(2, READS_TABLE, device=CPU)
     made.table.copy_(torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
     made.enter(Phase(1, hard=0, soft=1))
     assert made.mean_entropy(torch.tensor([3.0, 1.0])) == pytest.approx(math.log(2) / 4)
