@@ -52,18 +52,23 @@ def flat(tree, prefix=""):
     return {prefix: tree}
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"method.name": "colam", "method.stages": 2},
-        {"method.name": "colam", "method.stages": 4, "method.peers": 20, "train.ema": 0.9, "optim.accumulate": 2},
-        {"method.name": "colam", "method.stages": 2, "method.label_pass": "extra"},
-        {"method.name": "tsla", "method.drop_epoch": 1, "optim.schedule": "cosine", "optim.warmup_epochs": 1.5},
-    ],
-    ids=["colam", "peers, average and accumulation", "extra pass", "tsla"],
-)
+COLAM_2 = {"method.name": "colam", "method.stages": 2}
+PEERS = {"method.name": "colam", "method.stages": 4, "method.peers": 20, "train.ema": 0.9, "optim.accumulate": 2}
+EXTRA = {**COLAM_2, "method.label_pass": "extra"}
+TSLA = {"method.name": "tsla", "method.drop_epoch": 1, "optim.schedule": "cosine", "optim.warmup_epochs": 1.5}
+REFINERY = {"method.name": "label_refinery", "train.epochs": 2, "train.ema": 0.9}
+
+
 # 6 batches an epoch: inside the first epoch, inside a collecting one, at an epoch's end, inside a later stage
-@pytest.mark.parametrize("stop", [2, 8, 12, 16])
+@pytest.mark.parametrize(
+    ("options", "stop"),
+    [
+        *((options, stop) for options in (COLAM_2, PEERS, EXTRA, TSLA) for stop in (2, 8, 12, 16)),
+        *((REFINERY, stop) for stop in (8, 12, 16)),  # the last two at and inside the second generation
+        *(({"method.name": name}, 8) for name in ("online", "disturb_label", "confidence_penalty", "cs_kd")),
+    ],
+    ids=lambda value: "-".join(str(v) for v in value.values()) if isinstance(value, dict) else str(value),
+)
 def test_a_restored_session_goes_on_to_the_same_bits(digits_dir, options, stop):
     base = {"data.dataset": "digits", "data.dir": str(digits_dir), "model.name": "resnet8", "data.flip": "false",
             "train.epochs": 4, "train.precision": "fp32", "train.compile": "off"}  # fmt: skip
@@ -122,3 +127,40 @@ def test_with_folds_class_means_and_counts_are_of_the_training_folds_alone(digit
     assert member.shape == session.means.member.shape == (1438,), "by the sample's index in the file"
     assert not member[held_out].any() and member[trained].sum() == (10 * peers or len(trained))
     assert session.class_counts().sum() == len(trained) == 1438 - len(held_out)
+
+
+def test_a_generation_begins_anew_and_its_teacher_is_the_network_before(digits_dir):
+    base = {"data.dataset": "digits", "data.dir": str(digits_dir), "model.name": "resnet8", "train.precision": "fp32",
+            "train.compile": "off", "method.name": "label_refinery", "train.epochs": 1}  # fmt: skip
+    session = run(started(load(overrides=base)), 6)
+    before = copy.deepcopy(session.network.model.state_dict())
+    session.enter_epoch()
+    after = session.network.model.state_dict()
+    assert all(torch.equal(before[name], tensor) for name, tensor in session.former.model.state_dict().items())
+    assert not any(torch.equal(before[name], after[name]) for name in after if "conv" in name and "weight" in name)
+    assert not any(state["momentum_buffer"].any() for state in session.optimizer.state.values())
+    assert session.learning_rate_factor(session.steps_done()) == session.learning_rate_factor(0)
+    images = next(session.train.epoch(1)).images
+    first = session.former(images)
+    assert torch.equal(first, session.former(images)) and not first.requires_grad, "in evaluation mode"
+
+
+def test_a_phase_scales_the_learning_rate(digits_dir):
+    base = {"data.dataset": "digits", "data.dir": str(digits_dir), "model.name": "resnet8", "train.precision": "fp32",
+            "train.compile": "off", "method.name": "tsla", "train.epochs": 4, "method.drop_epoch": 2,
+            "optim.schedule": "constant", "method.second_lr": 0.25}  # fmt: skip
+    session = started(load(overrides=base))
+    assert [session.learning_rate_factor(step) for step in (0, 11, 12, 23)] == [1, 1, 0.25, 0.25]
+
+
+def test_each_sample_of_a_batch_has_a_peer_of_its_class(digits_dir):
+    base = {"data.dataset": "digits", "data.dir": str(digits_dir), "method.name": "cs_kd", "data.folds": 5,
+            "model.name": "resnet8", "train.precision": "fp32"}  # fmt: skip
+    session = started(load(overrides={**base, "train.compile": "off"}))
+    trained, seen = set(session.train.indices.tolist()), []
+    for batch in session.train.epoch(0):
+        (labels, peer_labels), (index, peers) = batch.labels.chunk(2), batch.index.chunk(2)
+        assert torch.equal(labels, peer_labels) and not (index == peers).any()
+        assert set(peers.tolist()) <= trained
+        seen += index.tolist()
+    assert sorted(seen) == sorted(trained), "every sample once, besides being a peer"
