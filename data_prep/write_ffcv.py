@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
-import fcntl
 import os
 import re
 import shutil
@@ -30,6 +29,7 @@ from fastlsr.data.manifest import Manifest, manifest_path  # noqa: E402
 from fastlsr.data.sources import SOURCES, Dataset, read_dataset, subset  # noqa: E402
 from fastlsr.data.writing import write_beton  # noqa: E402
 from fastlsr.errors import InputError, exit_on_input_error  # noqa: E402
+from fastlsr.files import sole_use  # noqa: E402
 
 
 class Parser(argparse.ArgumentParser):
@@ -125,21 +125,11 @@ def _file_name(options: argparse.Namespace, split: str) -> str:
 def _aside(out: Path, name: str) -> Iterator[Path]:
     """A hidden folder in `out` for what is not finished; removed with all that is left in it, a killed writer's too."""
     folder = out / f".writing-{name}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise InputError(f"{out / name} is being written by another process") from None
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+    with sole_use(folder, f"{out / name} is being written by another process"):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _publish(written: Path, folder: Path) -> None:

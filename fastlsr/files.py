@@ -1,8 +1,12 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all, and having a folder to oneself."""
 
+import contextlib
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from fastlsr.errors import InputError
 
 
 def replace_file(path: Path, write: Callable[[Path], None], *, keep: Path | None = None) -> None:
@@ -36,3 +40,24 @@ def _sync_folder(folder: Path) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Puts `text` in the place of the file `path`, whole or not at all."""
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def sole_use(folder: Path, busy: str) -> Iterator[int]:
+    """Makes the folder and holds a lock on it; gives the lock's file descriptor, which a child may inherit.
+
+    Raises:
+        InputError: if the folder cannot be made; with the message `busy` if another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield lock
+    except BlockingIOError:
+        raise InputError(busy) from None
+    finally:
+        os.close(lock)

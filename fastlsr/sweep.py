@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import shlex
@@ -20,16 +19,17 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from fastlsr.config import Config, differences, load, read_arguments
 from fastlsr.errors import InputError, exit_on_input_error
+from fastlsr.files import sole_use
 from fastlsr.search import Sweep, Values, read_sweep
 
 REPEATS = ("train.seed", "data.fold")  # trials that differ in nothing else are repeats of one setting
@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(describe(trials, refused))
             return 0
         folder = Path(trials[0].config.run.dir) / "sweeps" / Path(options.file).stem
-        with sole_use_of(folder) as lock:
+        # Trials inherit the lock, so that it also outlives a sweep that was killed.
+        with sole_use(folder, f"{folder}: this sweep, or a trial of it, is still running") as lock:
             runner = Runner(sweep, trials, folder, jobs=options.jobs, lock=lock)
             for trial in refused:
                 print(f"trial {trial.number} failed: {trial.line}", flush=True)
@@ -176,26 +177,6 @@ def finished(trial: Trial) -> dict[str, Any] | None:
     return summary if summary["finished"] and same else None
 
 
-@contextlib.contextmanager
-def sole_use_of(folder: Path) -> Iterator[IO[str]]:
-    """Holds a lock on the sweep's folder; trials inherit it, so that it also outlives a sweep that was killed.
-
-    Raises:
-        InputError: if someone else holds it, or the folder cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")
-    except OSError as error:
-        raise InputError(f"cannot write to the sweep's folder {folder}: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{folder}: this sweep, or a trial of it, is still running") from None
-        yield lock
-
-
 class Runner:
     """Trials on their way: what waits, what runs, what came out.
 
@@ -204,7 +185,7 @@ class Runner:
         failed: numbers of the trials that failed.
     """
 
-    def __init__(self, sweep: Sweep, trials: Sequence[Trial], folder: Path, *, jobs: int, lock: IO[str]):
+    def __init__(self, sweep: Sweep, trials: Sequence[Trial], folder: Path, *, jobs: int, lock: int):
         self.summaries: dict[int, dict[str, Any]] = {}
         self.failed: list[int] = []
         self._sweep, self._folder, self._jobs, self._lock = sweep, folder, min(jobs, len(trials)), lock
@@ -259,7 +240,7 @@ class Runner:
                     stderr=subprocess.STDOUT,
                     env=variables,
                     start_new_session=True,
-                    pass_fds=(self._lock.fileno(),),
+                    pass_fds=(self._lock,),
                 )
             except OSError as error:
                 output.write(f"{error}\n".encode())

@@ -7,7 +7,6 @@ stopped by SIGINT and SIGTERM with a checkpoint.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import signal
 import sys
@@ -30,7 +29,7 @@ from fastlsr.engine.schedule import Schedule
 from fastlsr.engine.session import Session, TrainingFailed, build_network, data_digests, split_paths
 from fastlsr.engine.step import EpochTotals
 from fastlsr.errors import InputError, exit_on_input_error
-from fastlsr.files import replace_file, replace_text
+from fastlsr.files import replace_file, replace_text, sole_use
 from fastlsr.labels.methods import options_of, phases
 
 
@@ -158,7 +157,7 @@ def train(config: Config) -> int:
     if state:
         session.load_after_steps(state)
         log.say(f"resuming after {session.position.epochs} epochs and {session.position.batches} batches")
-    with claim(folder):
+    with sole_use(folder, f"another process is training {folder}"):
         if remark:
             checkpoint.set_aside(folder)
         replace_text(folder / "config.yaml", config.as_yaml())
@@ -207,26 +206,6 @@ def find_checkpoint(config: Config, folder: Path, digests: list[str]) -> tuple[d
     if state["decided"]["data"] != digests:
         raise InputError(f"{folder} was trained on other data of the same name; take another run.name")
     return state, remark
-
-
-@contextlib.contextmanager
-def claim(folder: Path) -> Iterator[None]:
-    """Makes the run's folder and keeps other processes from training there meanwhile.
-
-    Raises:
-        InputError: if it cannot be made, or another process is at it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")
-    except OSError as error:
-        raise InputError(f"cannot write into the run's folder {folder}: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process is training {folder}") from None
-        yield
 
 
 def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:

@@ -21,7 +21,7 @@ _ENTRY_POINTS = {"train", "evaluate", "sweep", "teach", "doctor"}
 ALLOWED = {
     "": set(),
     "errors": {""},
-    "files": {""},
+    "files": {"", "errors"},
     "system": _BASE,
     "config": _BASE,
     "search": _BASE | {"config"},

@@ -227,11 +227,11 @@ def test_nothing_complete_is_no_selection(results):
 
 
 def test_a_sweep_that_is_running_is_not_started_twice(tmp_path):
-    with sweep.sole_use_of(tmp_path / "one"), sweep.sole_use_of(tmp_path / "two"):
+    with sweep.sole_use(tmp_path / "one", "is still running"), sweep.sole_use(tmp_path / "two", "is still running"):
         with pytest.raises(InputError, match="is still running"):
-            with sweep.sole_use_of(tmp_path / "one"):
+            with sweep.sole_use(tmp_path / "one", "is still running"):
                 pass
-    with sweep.sole_use_of(tmp_path / "one"):
+    with sweep.sole_use(tmp_path / "one", "is still running"):
         pass
 
 

@@ -256,7 +256,7 @@ def test_a_run_is_not_continued_on_other_data(colam_run, command, digits_dir, tm
 
 
 def test_two_processes_do_not_train_one_run(command, tmp_path, capsys):
-    with train.claim(tmp_path / "run"), pytest.raises(SystemExit) as exit:
+    with train.sole_use(tmp_path / "run", ""), pytest.raises(SystemExit) as exit:
         train.main(command(tmp_path / "run"))
     assert exit.value.code == 2 and "another process" in capsys.readouterr().err
 
