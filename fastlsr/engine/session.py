@@ -129,7 +129,7 @@ class Session:
         config: the options.
         device: where to train.
         decided: what the run that this one resumes decided on: "precision", "compile", "normalization" (mean and
-            std, those its pre-trained weights expect or else the training split's) and "data" (digests) and
+            std, those its pre-trained weights expect or else the training split's), "data" (digests) and
             "classes" (names). Empty for a new run.
         say: prints a line.
 
@@ -141,7 +141,6 @@ class Session:
         self.config, self.device, self.decided, self.say = config, device, dict(decided), say
         self.position = Position()
         self.phases = phases(config.method, config.train.epochs)
-        train, val = split_paths(config)
         self.train = training_loader(config, device, paired=any(phase.pair_weight for phase in self.phases))
         self.test = evaluation_loader(config, device)
         if config.data.folds:
@@ -184,7 +183,7 @@ class Session:
             size = self.train.resolution
             images = torch.randint(0, 256, (self.config.data.batch_size, 3, size, size), dtype=torch.uint8)
             images = images.to(self.device, memory_format=torch.channels_last)
-            steps = len(self.train) * self.config.train.epochs
+            steps = len(self.train) * self.epochs
             wish = self.config.train.compile
             self.decided["compile"] = choose_compile(wish, self.network, images, steps, self.say)
         compile = self.decided["compile"]
@@ -251,7 +250,8 @@ class Session:
         )
         self.network.model.load_state_dict(fresh.state_dict())
         for state in self.optimizer.state.values():
-            state["momentum_buffer"].zero_()
+            if state.get("momentum_buffer") is not None:  # there is none without momentum
+                state["momentum_buffer"].zero_()
         if self.ema:
             self.ema.load_state_dict(self.network.model.state_dict())
 
