@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--compress-probability", type=_from(float, 0, 1), metavar="P", help="of proportion, 0 to 1")
     made.add_argument("--smart-threshold", type=_from(int, 0), metavar="BYTES", help="of an image's raw pixels")
     made.add_argument("--seed", type=_from(int, 0), help="of --subset and proportion (0)")
-    made.add_argument("--workers", type=_from(int, 0), default=0, help="processes; 0, the default: one a core")
+    made.add_argument("--workers", type=_from(int, 0), default=0, help="threads; 0, the default: one a core")
     made.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and list them")
     return made
 

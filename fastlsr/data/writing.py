@@ -1,25 +1,20 @@
 """Samples -> a `.beton` file and its manifest; the same bytes for any number of workers.
 
 The file is FFCV's format, written without FFCV's DatasetWriter: that one hangs for ever when a worker fails, draws
-`proportion` without a seed, and lays samples out in the order in which its workers happen to finish. Here workers
-only decode and encode; this process alone places their results, in the order of the samples, and writes.
+`proportion` without a seed, and lays samples out in the order in which its workers happen to finish. Here threads
+decode and encode, for which OpenCV and Pillow let go of the interpreter; the caller's thread alone places their
+results, in the order of the samples, and writes.
 """
 
 import contextlib
-import ctypes
 import fcntl
 import importlib.metadata
-import itertools
 import math
-import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,11 +24,10 @@ import numpy as np
 import fastlsr
 from fastlsr.data.beton import Layout, finish
 from fastlsr.data.encoding import Chunk, Encoding, copy_images, encode_images
-from fastlsr.data.manifest import Manifest, manifest_path, sha256_of, write_manifest
+from fastlsr.data.manifest import Manifest, digest_of, manifest_path, write_manifest
 from fastlsr.errors import InputError
 
 _FILES_A_CHUNK = 8
-_SLOT_BYTES = 2**23  # shared memory for one chunk: 8 raw images of 500x500 and some more
 _ARRAYS_A_CHUNK = 512
 _CHUNKS_AHEAD = 3  # encoded and not yet written, for each worker: bounds the memory
 
@@ -73,12 +67,12 @@ def write_beton(
 
     Args:
         options: noted in the manifest, besides the encoding.
-        workers: processes that decode and encode; 1 does it in this one.
+        workers: threads that decode and encode.
         on_progress: told how many more of the samples are done.
 
     Raises:
-        InputError: no sample; a label outside the classes; an image cannot be read (and not `skip_bad`); a worker
-            died; the disk is full or read-only; another process is writing `path`.
+        InputError: no sample; a label outside the classes; an image cannot be read (and not `skip_bad`); the
+            disk is full or read-only; another process is writing `path`.
     """
     path = Path(path)
     _check(samples, classes, workers)
@@ -90,7 +84,7 @@ def write_beton(
             classes=tuple(classes),
             options={**asdict(encoding), **(options or {})},
             bytes=partial.stat().st_size,
-            sha256=sha256_of(partial),
+            digest=digest_of(partial),
             versions=_versions(),
             skipped=tuple(written.skipped),
             **_facts(written, len(classes)),
@@ -127,7 +121,6 @@ def _write(
 ) -> _Written:
     written = _Written(Layout.for_samples(len(samples)))
     file.seek(written.layout.end)
-    # Closed here, not when it is collected: an error must not leave workers that go on in the background.
     with contextlib.closing(_encoded(samples, encoding, workers)) as chunks:
         for positions, chunk in chunks:
             if chunk.bad and not skip_bad:
@@ -145,97 +138,29 @@ def _write(
 
 
 def _encoded(samples: Samples, encoding: Encoding, workers: int) -> Generator[tuple[range, Chunk], None, None]:
-    """(positions, encoded images) for each chunk of the samples, in order; a chunk is good until the next."""
+    """(positions, encoded images) for each chunk of the samples, in order; a few for each worker are under way."""
     arrays = isinstance(samples.images, np.ndarray)
     size = _ARRAYS_A_CHUNK if arrays else _FILES_A_CHUNK
     chunks = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
     parts = (samples.images[positions.start : positions.stop] for positions in chunks)
-    tasks = ((part, positions, encoding) for part, positions in zip(parts, chunks))
-    workers = min(workers, len(chunks))
     if arrays and encoding.mode == "raw" and not 0 < encoding.max_resolution < max(samples.images.shape[1:3]):
         yield from zip(chunks, map(copy_images, parts))
-    elif workers > 1:
-        yield from zip(chunks, _in_processes(tasks, workers))
-    else:
-        yield from zip(chunks, (encode_images(*task) for task in tasks))
-
-
-def _in_processes(tasks: Iterator[tuple], workers: int) -> Iterator[Chunk]:
-    """The chunks in the order of the tasks, at most a few for each worker under way at once."""
-    # Spawned, not forked: this process may hold the threads of torch, numba or OpenCV, whose locks a fork copies.
-    context = multiprocessing.get_context("spawn")
-    slots = workers * _CHUNKS_AHEAD
-    shared = context.RawArray("B", slots * _SLOT_BYTES)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(shared,))
-    pending: deque[Future] = deque()
-    try:
-        # Slot n is written again only by task n + slots, submitted after the caller is done with chunk n.
-        for slot, task in zip(itertools.cycle(range(slots)), tasks):
-            if len(pending) == slots:
-                yield _taken(*pending.popleft().result(), shared)
-            with _interrupts_held():
-                pending.append(pool.submit(_encode_into, slot, *task))
-        while pending:
-            yield _taken(*pending.popleft().result(), shared)
-    except BrokenProcessPool:
-        raise InputError("a worker process died (out of memory, or killed); fewer --workers need less") from None
-    except BaseException:
-        for process in list((pool._processes or {}).values()):  # one that is stuck would keep shutdown waiting for ever
-            process.kill()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    # Ctrl-C reaches the whole group, and a worker that is still starting would print where it was. It inherits this.
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, former)
-
-
-def _start_worker(shared: ctypes.Array) -> None:
-    global _shared
-    _shared = shared
+        return
+    pending: deque[tuple[range, Future]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    former = cv2.getNumThreads()
     cv2.setNumThreads(1)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _encode_into(slot: int, images: Sequence, positions: range, encoding: Encoding) -> tuple[int, Chunk]:
-    """(slot, chunk), the images' bytes left in the shared slot, for a pipe would copy them four times.
-
-    A chunk that the slot cannot hold goes through the pipe after all, and -1 stands for the slot.
-    """
-    chunk = encode_images(images, positions, encoding)
-    if sum(stored.nbytes for stored in chunk.stored) > _SLOT_BYTES:
-        return -1, chunk
-    into, taken = _slot(_shared, slot), 0
-    for stored in chunk.stored:
-        into[taken : taken + stored.nbytes] = stored
-        taken += stored.nbytes
-    return slot, replace(chunk, stored=())
-
-
-def _taken(slot: int, chunk: Chunk, shared: ctypes.Array) -> Chunk:
-    """The chunk with its images' bytes, as views of the slot."""
-    if slot < 0:
-        return chunk
-    ends = list(itertools.accumulate(size for *_, size in chunk.rows))
-    whole = _slot(shared, slot)
-    return replace(chunk, stored=[whole[start:end] for start, end in zip([0, *ends], ends)])
-
-
-def _slot(shared: ctypes.Array, slot: int) -> np.ndarray:
-    return np.frombuffer(shared, dtype=np.uint8, count=_SLOT_BYTES, offset=slot * _SLOT_BYTES)
-
-
-def _exit_with_parent() -> None:
-    # Without this, workers of a parent killed by SIGKILL would wait for their next task for ever.
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    try:
+        for positions, part in zip(chunks, parts):
+            pending.append((positions, pool.submit(encode_images, part, positions, encoding)))
+            if len(pending) == workers * _CHUNKS_AHEAD:
+                done, chunk = pending.popleft()
+                yield done, chunk.result()
+        for done, chunk in pending:
+            yield done, chunk.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # an error must not leave threads that go on in the background
+        cv2.setNumThreads(former)
 
 
 @contextlib.contextmanager

@@ -76,7 +76,7 @@ def evaluation_loader(config: Config, device: torch.device) -> Loader:
 
 
 def data_digests(config: Config) -> list[str]:
-    """The sha256 of the training and the evaluation file, as their manifests have them.
+    """The digests of the training and the evaluation file, as their manifests have them.
 
     Raises:
         InputError: if a file is missing, or the two have different classes.
@@ -84,7 +84,7 @@ def data_digests(config: Config) -> list[str]:
     train, val = (read_manifest(path) for path in split_paths(config))
     if train.classes != val.classes:
         raise InputError("{} and {} have different classes".format(*split_paths(config)))
-    return [train.sha256, val.sha256]
+    return [train.digest, val.digest]
 
 
 def build_network(config: Config, classes: int, resolution: int, *, pretrained: str) -> nn.Module:

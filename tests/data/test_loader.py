@@ -15,7 +15,7 @@ from PIL import Image
 from fastlsr.config import Data
 from fastlsr.data.encoding import Encoding
 from fastlsr.data.loader import Loader, input_resolution, train_crop, worker_count
-from fastlsr.data.manifest import read_manifest, sha256_of, write_manifest
+from fastlsr.data.manifest import digest_of, read_manifest, write_manifest
 from fastlsr.data.writing import Samples, write_beton
 from fastlsr.errors import InputError
 
@@ -88,7 +88,7 @@ def loader_threads() -> list[str]:
 
 def reseal(beton: Path) -> None:
     """Makes the manifest agree with the altered file, as if it had been written so."""
-    write_manifest(replace(read_manifest(beton), sha256=sha256_of(beton), bytes=beton.stat().st_size), beton)
+    write_manifest(replace(read_manifest(beton), digest=digest_of(beton), bytes=beton.stat().st_size), beton)
 
 
 def test_a_batch_is_uint8_channels_last_with_int64_labels_and_index(small):
@@ -228,7 +228,7 @@ def test_an_altered_jpeg_raises_and_is_named(tmp_path, photo_files):
     starts = [at for at in range(len(content) - 2) if content[at : at + 3] == b"\xff\xd8\xff"]
     content[starts[9] + 700 : starts[9] + 760] = b"\xff\xd9" * 30
     beton.write_bytes(content)
-    with pytest.raises(InputError, match="sha256"):
+    with pytest.raises(InputError, match="digest"):
         load(beton)
     reseal(beton)
     for train in (True, False):

@@ -3,11 +3,12 @@
 import json
 import os
 import shutil
+import subprocess
 from dataclasses import replace
 
 import pytest
 
-from fastlsr.data.manifest import manifest_path, read_manifest, verify, write_manifest
+from fastlsr.data.manifest import digest_of, manifest_path, read_manifest, verify, write_manifest
 from fastlsr.errors import InputError
 
 
@@ -44,7 +45,7 @@ def test_one_altered_byte_is_refused_though_size_and_time_are_put_back(beton):
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
     os.utime(beton, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(InputError, match="digits_test.beton.*sha256"):
+    with pytest.raises(InputError, match="digits_test.beton.*digest"):
         verify(beton)
 
 
@@ -66,11 +67,11 @@ def test_the_digest_is_spared_only_by_a_stamp_of_this_very_state(beton):
         file.write(b"\0")
     state = beton.stat()
     stamp = {"size": state.st_size, "mtime_ns": state.st_mtime_ns, "ctime_ns": state.st_ctime_ns,
-             "inode": state.st_ino, "sha256": read_manifest(beton).sha256}  # fmt: skip
+             "inode": state.st_ino, "digest": read_manifest(beton).digest}  # fmt: skip
     beton.with_name(".digits_test.verified").write_text(json.dumps(stamp))
     verify(beton)  # no digest was computed: it would differ
     beton.with_name(".digits_test.verified").write_text(json.dumps({**stamp, "inode": state.st_ino + 1}))
-    with pytest.raises(InputError, match="sha256"):
+    with pytest.raises(InputError, match="digest"):
         verify(beton)
 
 
@@ -102,3 +103,14 @@ def test_a_damaged_manifest_is_refused_by_name(beton, damage):
     manifest_path(beton).write_text(DAMAGE[damage](values))
     with pytest.raises(InputError, match="digits_test.json"):
         read_manifest(beton)
+
+
+def test_the_digest_is_what_the_documented_command_prints(tmp_path):
+    path = tmp_path / "blocks"
+    with open(path, "wb") as file:
+        file.write(b"first")
+        file.seek(2 * 2**26)  # two blocks and a little
+        file.write(b"last")
+    command = "split -b 64M --filter=sha256sum blocks | sha256sum"
+    printed = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert digest_of(path) == printed.split()[0]

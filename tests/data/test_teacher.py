@@ -58,7 +58,7 @@ def test_a_large_teacher_keeps_the_largest_entries_and_spreads_the_rest(manifest
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"sha256": "0" * 64}, "other data"),
+        ({"digest": "0" * 64}, "other data"),
         ({"classes": tuple("abcdefghij")}, "other classes"),
     ],
 )

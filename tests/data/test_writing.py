@@ -1,6 +1,5 @@
 """What is written can be read by FFCV, is the same for any number of workers, and is there whole or not at all."""
 
-import hashlib
 import io
 import os
 import shutil
@@ -245,9 +244,8 @@ def test_one_colour_has_no_deviation(tmp_path):
 
 def test_the_manifest_counts_classes_and_knows_the_file(tmp_path):
     manifest = write(random_arrays(), tmp_path / "a.beton")
-    data = (tmp_path / "a.beton").read_bytes()
     assert manifest.class_counts == (2, 2, 1) and manifest.count == 5
-    assert (manifest.bytes, manifest.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert manifest.bytes == (tmp_path / "a.beton").stat().st_size
     assert verify(tmp_path / "a.beton") == manifest == read_manifest(tmp_path / "a.beton")
 
 
@@ -257,21 +255,12 @@ def test_the_manifest_counts_classes_and_knows_the_file(tmp_path):
 @pytest.mark.parametrize("mode", ["raw", "jpg", "proportion"])
 def test_any_number_of_workers_writes_the_same_bytes(photos, tmp_path, mode):
     encoding = Encoding(mode=mode, max_resolution=90)
-    photos = Samples(photos.images * 4, np.tile(photos.labels, 4))  # more chunks than there are slots to hold them
+    photos = Samples(photos.images * 4, np.tile(photos.labels, 4))  # more chunks than are under way at once
     for workers in (1, 2, 3):
         write(photos, tmp_path / f"{workers}.beton", encoding=encoding, workers=workers)
     for suffix in ("beton", "json"):
         one, two, three = ((tmp_path / f"{workers}.{suffix}").read_bytes() for workers in (1, 2, 3))
         assert one == two == three
-
-
-def test_chunks_too_large_for_shared_memory_are_the_same_bytes(tmp_path):
-    sources = [tmp_path / f"{at}.png" for at in range(9)]
-    for at, path in enumerate(sources):
-        Image.fromarray(np.full((1000, 1000 + at, 3), at, dtype=np.uint8)).save(path, compress_level=1)
-    for workers in (1, 2):
-        write(files(*sources), tmp_path / f"{workers}.beton", workers=workers)
-    assert (tmp_path / "1.beton").read_bytes() == (tmp_path / "2.beton").read_bytes()
 
 
 def test_raw_arrays_copied_at_once_equal_arrays_encoded_one_by_one():
@@ -378,20 +367,6 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 
 
 # --- killed
-
-
-class Deadly:
-    """Kills the process that unpickles it: a worker."""
-
-    def __reduce__(self):
-        return signal.raise_signal, (signal.SIGKILL,)
-
-
-def test_a_killed_worker_is_an_error_and_nothing_is_left(photos, tmp_path):
-    samples = Samples((*photos.images, Deadly()), np.zeros(len(photos) + 1, dtype=np.int64))
-    with pytest.raises(InputError, match="worker process died"):
-        write(samples, tmp_path / "a.beton", workers=2)
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
