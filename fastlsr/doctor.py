@@ -5,7 +5,9 @@ crash or hang (FFCV's extension, torch, numba) is asked in processes of its own,
 """
 
 import argparse
+import ctypes
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -172,6 +174,22 @@ def ffcv_extension() -> Iterator[Finding]:
         yield Finding("import ffcv", "ok", answer.values["file"])
 
 
+def jpeg_decoder() -> Iterator[Finding]:
+    """Whether our own compiled part is there and loads; where not, how to build it."""
+    extension = importlib.util.find_spec("fastlsr.data._jpeg_window")
+    problem = "" if extension else "not built"
+    try:
+        ctypes.CDLL(extension and extension.origin)
+    except OSError as error:
+        problem = str(error)
+    if problem:
+        needs = install_lines(missing_needs() or NEEDS)
+        mend = ("it is built on your machine, from these system packages:", *needs, *_INSTALL)
+        yield Finding("JPEG decoder", "fails", problem, mend)
+    else:
+        yield Finding("JPEG decoder", "ok", extension.origin)
+
+
 def ffcv_mend() -> tuple[str, ...]:
     """How to get FFCV built: the system packages that are missing, or all where none is, then pip."""
     return (
@@ -268,7 +286,7 @@ def _train(loader, *, epochs: int) -> list[float]:
 def findings() -> Iterator[Finding]:
     """All findings, each as soon as it is known; the self-check last, and only where what it needs is there."""
     complete = True
-    for part in (machine, packages, torch_and_cuda, ffcv_extension, threading_layer, tools):
+    for part in (machine, packages, torch_and_cuda, ffcv_extension, jpeg_decoder, threading_layer, tools):
         for finding in part():
             complete = complete and not finding.blocks
             yield finding

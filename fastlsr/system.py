@@ -1,4 +1,4 @@
-"""What FFCV needs from the operating system: how to tell whether it is there, and what to install where it is not.
+"""What building FFCV and our JPEG decoder takes from the operating system: whether it is there, and what to install.
 
 Only the standard library is imported, because `scripts/setup.sh` asks this file before anything is installed.
 """
@@ -43,7 +43,7 @@ def _has_opencv() -> bool:
 
 
 def _has_turbojpeg() -> bool:
-    return _knows("libturbojpeg")
+    return _knows("libturbojpeg") and _knows("libjpeg")  # FFCV takes the one, fastlsr/data/jpeg_window.c the other
 
 
 def has_compiler() -> bool:
@@ -71,7 +71,13 @@ def _has_cv2_libraries() -> bool:
 NEEDS = (
     Need("pkg-config", _has_pkg_config, "pkg-config", "pkgconf-pkg-config", "pkg-config"),
     Need("OpenCV headers", _has_opencv, "libopencv-dev", "opencv-devel", "opencv"),
-    Need("TurboJPEG headers", _has_turbojpeg, "libturbojpeg0-dev", "turbojpeg-devel", "libjpeg-turbo"),
+    Need(
+        "TurboJPEG headers",
+        _has_turbojpeg,
+        "libturbojpeg0-dev libjpeg-dev",
+        "turbojpeg-devel libjpeg-turbo-devel",
+        "libjpeg-turbo",
+    ),
     Need("C++ compiler", has_compiler, "g++", "gcc-c++", "cxx-compiler"),
     Need("libGL and GLib", _has_cv2_libraries, "libgl1 libglib2.0-0", "mesa-libGL glib2", "libgl glib"),
     Need("Python headers", _has_python_headers, f"{_PYTHON}-dev", f"{_PYTHON}-devel", ""),

@@ -34,12 +34,12 @@ pick_python() {
 }
 
 # The key names the checkout too: a copied .venv would go on importing fastlsr from the old place.
-wanted_key() { { pwd -P; cat pyproject.toml constraints.txt; } | sha256sum; }
+wanted_key() { { pwd -P; cat pyproject.toml constraints.txt fastlsr/data/jpeg_window.c; } | sha256sum; }
 
 ready() {
     local version
     version=$(version_of $venv/bin/python)
-    [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(wanted_key)" ] && [ -n "$version" ] &&
+    [ -f "$stamp" ] && compgen -G 'fastlsr/data/_jpeg_window.*' >/dev/null && [ "$(cat "$stamp")" = "$(wanted_key)" ] && [ -n "$version" ] &&
         { [ -z "${PYTHON:-}" ] || [ "$(version_of "$PYTHON")" = "$version" ]; }
 }
 

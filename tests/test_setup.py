@@ -11,14 +11,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ("bash", "cat", "dirname", "env", "id", "rm", "sha256sum", "sh")
-COPIED = ("scripts/setup.sh", "pyproject.toml", "constraints.txt", "fastlsr/__init__.py", "fastlsr/system.py")
+DECIDING = ("pyproject.toml", "constraints.txt", "fastlsr/data/jpeg_window.c")
+COPIED = ("scripts/setup.sh", "fastlsr/__init__.py", "fastlsr/system.py", *DECIDING)
 
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
     """A checkout with the files that set-up reads, and bin/ with the only commands that it finds."""
     for name in COPIED:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "bin").mkdir()
     for tool in TOOLS:
@@ -81,7 +82,7 @@ def test_a_shim_that_does_not_run_is_passed_over(checkout):
 def test_without_apt_the_missing_packages_are_named_for_apt_dnf_and_conda(checkout):
     this_python(checkout)
     message = refuses(setup(checkout))
-    assert "apt-get install" in message and "libopencv-dev libturbojpeg0-dev g++" in message
+    assert "apt-get install" in message and "libopencv-dev libturbojpeg0-dev libjpeg-dev g++" in message
     assert "dnf install" in message and "opencv-devel" in message
     assert "conda-forge" in message and "libjpeg-turbo" in message
     assert not (checkout / ".venv").exists()
@@ -121,9 +122,11 @@ def test_an_apt_that_fails_ends_in_the_same_message(checkout):
 def test_a_set_up_checkout_is_left_alone_until_its_requirements_change(checkout):
     (checkout / ".venv" / "bin").mkdir(parents=True)
     (checkout / ".venv" / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
-    key = f"{checkout.resolve()}\n" + "".join((checkout / name).read_text() for name in COPIED[1:3])
+    key = f"{checkout.resolve()}\n" + "".join((checkout / name).read_text() for name in DECIDING)
     stamp = checkout / ".venv" / "fastlsr-setup.sha256"
     stamp.write_text(hashlib.sha256(key.encode()).hexdigest() + "  -\n", encoding="utf-8")
+    refuses(setup(checkout))  # the decoder is not built
+    (checkout / "fastlsr" / "data" / "_jpeg_window.so").touch()
     done = setup(checkout)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     with open(checkout / "constraints.txt", "a", encoding="utf-8") as file:

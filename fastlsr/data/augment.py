@@ -10,6 +10,7 @@ hence all that the kernels call stands in this file.
 """
 
 import ctypes
+import importlib.util
 import math
 import threading
 from collections.abc import Callable
@@ -33,13 +34,17 @@ from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
 
 torch.set_num_threads(_threads)  # importing ffcv sets it to one
 
-for _name in ("imdecode", "my_memcpy"):
-    _address = ctypes.cast(getattr(_ffcv_library, _name), ctypes.c_void_p).value
+_extension = importlib.util.find_spec("fastlsr.data._jpeg_window")
+if _extension is None:
+    raise ImportError("fastlsr's JPEG decoder is not built: run 'make setup', or 'pip install -e .'")
+_jpeg_library = ctypes.CDLL(_extension.origin)
+for _library, _name in ((_jpeg_library, "decode_window"), (_ffcv_library, "my_memcpy")):
+    _address = ctypes.cast(getattr(_library, _name), ctypes.c_void_p).value
     llvmlite.binding.add_symbol(f"fastlsr_{_name}", _address)
-# (source, size, height, width, destination, crop height, crop width, x, y, scale, scale, crop?, flip?) -> 0 if good
-_imdecode = types.ExternalFunction(
-    "fastlsr_imdecode",
-    types.int32(types.intp, types.uint64, types.uint32, types.uint32, types.intp, *[types.uint32] * 8),
+# (source, size, height, width, destination, top, left, rows, columns) -> 0 if good
+_decode_window = types.ExternalFunction(
+    "fastlsr_decode_window",
+    types.int32(types.intp, types.uint64, types.int32, types.int32, types.intp, *[types.int32] * 4),
 )
 # (source, destination, bytes)
 _memcpy = types.ExternalFunction("fastlsr_my_memcpy", types.void(types.intp, types.intp, types.uint64))
@@ -246,16 +251,19 @@ def _copy_reversed(source, begin, line, first, count):
 
 
 @_function
-def _pixels(memory, rows, i, buffer):
-    """(uint8[height * width * 3], 0) where image `i` is readable, else (garbage, 1): a view of `memory` or `buffer`."""
+def _pixels(memory, rows, i, buffer, top, left, height, width):
+    """(uint8[H * W * 3], 0) where image `i` is readable, else (garbage, 1): a view of `memory` or `buffer`.
+
+    The window of `height` x `width` pixels at (top, left) is there; what a JPEG has outside it may be garbage.
+    """
     data = memory[rows.offset[i] : rows.offset[i] + rows.size[i]]
     if not rows.jpeg[i]:
         return data, 0
-    height, width = rows.height[i], rows.width[i]
-    bad = _imdecode(
-        data.ctypes.data, data.size, height, width, buffer.ctypes.data, height, width, 0, 0, 1, 1, 0, 0
-    )  # turbojpeg warns of damaged data by its return code alone, and leaves grey pixels behind
-    return buffer[: height * width * 3], bad != 0
+    whole_height, whole_width = rows.height[i], rows.width[i]
+    bad = _decode_window(
+        data.ctypes.data, data.size, whole_height, whole_width, buffer.ctypes.data, top, left, height, width
+    )
+    return buffer[: whole_height * whole_width * 3], bad
 
 
 @_kernel
@@ -269,11 +277,12 @@ def pad_crops(memory, rows, buffers, out, failed, seed, epoch, pad, flip):
     """
     for worker in numba.prange(len(buffers)):
         for i in range(worker, len(rows.index), len(buffers)):
-            source, failed[i] = _pixels(memory, rows, i, buffers[worker])
+            height, width = rows.height[i], rows.width[i]
+            source, failed[i] = _pixels(memory, rows, i, buffers[worker], 0, 0, height, width)
             key = sample_key(seed, epoch, rows.index[i])
             top, left = below(key, 0, 2 * pad + 1) - pad, below(key, 1, 2 * pad + 1) - pad
             flipped = flip and below(key, 2, 2) == 1
-            copy_window(source, rows.height[i], rows.width[i], top, left, flipped, out[i])
+            copy_window(source, height, width, top, left, flipped, out[i])
 
 
 @_kernel
@@ -284,13 +293,12 @@ def random_resized_crops(memory, rows, buffers, out, failed, seed, epoch, flip):
     """
     for worker in numba.prange(len(buffers)):
         for i in range(worker, len(rows.index), len(buffers)):
-            source, failed[i] = _pixels(memory, rows, i, buffers[worker])
-            height, width = rows.height[i], rows.width[i]
             key = sample_key(seed, epoch, rows.index[i])
-            top, left, h, w = random_window(key, height, width)
+            top, left, h, w = random_window(key, rows.height[i], rows.width[i])
+            source, failed[i] = _pixels(memory, rows, i, buffers[worker], top, left, h, w)
             lines = _taps(float(top), h / out.shape[1], top, top + h, out.shape[1])
             columns = _taps(float(left), w / out.shape[2], left, left + w, out.shape[2])
-            resize(source, width, lines, columns, flip and below(key, _FLIP_DRAW, 2) == 1, out[i])
+            resize(source, rows.width[i], lines, columns, flip and below(key, _FLIP_DRAW, 2) == 1, out[i])
 
 
 @_kernel
@@ -298,11 +306,13 @@ def central_crops(memory, rows, buffers, out, failed):
     """None; `out` uint8[B, H, W, 3]: the `central_box` of each image; arguments as `pad_crops`."""
     for worker in numba.prange(len(buffers)):
         for i in range(worker, len(rows.index), len(buffers)):
-            source, failed[i] = _pixels(memory, rows, i, buffers[worker])
             height, width = rows.height[i], rows.width[i]
             top, left, row_step, column_step = central_box(height, width, out.shape[1])
             lines = _taps(top, row_step, 0, height, out.shape[1])
             columns = _taps(left, column_step, 0, width, out.shape[2])
+            first, last = lines[0][0], min(height, lines[0][-1] + lines[1].shape[1])
+            start, stop = columns[0][0], min(width, columns[0][-1] + columns[1].shape[1])
+            source, failed[i] = _pixels(memory, rows, i, buffers[worker], first, start, last - first, stop - start)
             resize(source, width, lines, columns, False, out[i])
 
 
