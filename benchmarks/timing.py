@@ -1,0 +1,127 @@
+"""What all benchmarks share: contenders timed in turns, ratios with their spread, and the report of one question.
+
+A benchmark is a script that prints a table and, as its last line, one JSON object: each ratio under its key, the
+lowest and highest of each ratio over the rounds under `spread`, the bars it is held against and where it ran.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PACKAGES = ("torch", "torchvision", "ffcv", "numba", "numpy", "timm", "pillow", "opencv-python")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a ratio is held against: at least or at most `limit`."""
+
+    limit: float
+    at_most: bool = False
+
+    def met(self, value: float) -> bool:
+        """Whether the value is on the right side."""
+        return value <= self.limit if self.at_most else value >= self.limit
+
+    def __str__(self) -> str:
+        return f"{'<=' if self.at_most else '>='} {self.limit:g}"
+
+
+def at_least(limit: float) -> Bar:
+    """A bar that larger values meet."""
+    return Bar(limit)
+
+
+def at_most(limit: float) -> Bar:
+    """A bar that smaller values meet."""
+    return Bar(limit, at_most=True)
+
+
+def in_turns(
+    contenders: Mapping[str, Callable[[], float | None]], *, rounds: int, warm: int = 1
+) -> dict[str, list[float]]:
+    """Contender -> seconds of each round. Every round runs each contender once, after `warm` rounds that do not count.
+
+    The order turns by one each round, so that nobody always follows the same other. A contender that answers a number
+    has timed itself, and that number counts.
+    """
+    names, seconds = list(contenders), {name: [] for name in contenders}
+    for number in range(warm + rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            started = time.perf_counter()
+            own = contenders[name]()
+            taken = time.perf_counter() - started if own is None else own
+            if number >= warm:
+                seconds[name].append(taken)
+    return seconds
+
+
+@dataclass
+class Report:
+    """The answer to one benchmark's question.
+
+    Args:
+        bars: ratio key -> what it is held against.
+        work: what `spent` are, such as {"images": 1000}; noted in the JSON.
+    """
+
+    bars: Mapping[str, Bar]
+    work: dict[str, object] = field(default_factory=dict)
+    _ratios: dict[str, float | None] = field(default_factory=dict)
+    _spread: dict[str, list[float]] = field(default_factory=dict)
+
+    def table(self, title: str, seconds: Mapping[str, list[float]], *, unit: str, units: float = 1.0) -> None:
+        """Prints each contender's median and spread, as seconds and as `units` (such as images) a second."""
+        print(f"\n{title}")
+        for name, taken in seconds.items():
+            median = statistics.median(taken)
+            print(f"  {name:28} {median:9.4f} s ({min(taken):.4f} to {max(taken):.4f}, n = {len(taken)})"
+                  f" {units / median:12,.0f} {unit}/s")  # fmt: skip
+
+    def ratio(self, key: str, over: list[float], under: list[float]) -> None:
+        """Notes median(over) / median(under), with the lowest and highest ratio of any round."""
+        rounds = [a / b for a, b in zip(over, under, strict=True)]
+        self._spread[key] = [round(min(rounds), 4), round(max(rounds), 4)]
+        self.value(key, statistics.median(over) / statistics.median(under))
+
+    def value(self, key: str, value: float | None) -> None:
+        """Notes a figure that is no ratio of seconds; None: not measured."""
+        self._ratios[key] = None if value is None else round(value, 4)
+
+    def finish(self) -> None:
+        """Prints each figure against its bar, and the JSON object."""
+        print()
+        for key, value in self._ratios.items():
+            bar = self.bars.get(key)
+            spread = "({} to {})".format(*self._spread[key]) if key in self._spread else ""
+            verdict = "" if bar is None or value is None else f"bar {bar}: {'met' if bar.met(value) else 'NOT met'}"
+            print(f"  {key:24} {'not measured' if value is None else value!s:12} {spread:22} {verdict}")
+        bars = {key: str(bar) for key, bar in self.bars.items()}
+        print(json.dumps({**self._ratios, "spread": self._spread, "bars": bars, "work": self.work, **where()}))
+
+
+def where() -> dict[str, object]:
+    """Device, versions and commit."""
+    folder = Path(__file__).parents[1]
+    git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    cores = len(os.sched_getaffinity(0))
+    return {"device": f"{_processor()}, {cores} cores", "python": platform.python_version(), "versions": versions,
+            "commit": commit or "none"}  # fmt: skip
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
