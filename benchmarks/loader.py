@@ -43,6 +43,7 @@ from fastlsr.data.beton import ALLOCATION, HEADER
 from fastlsr.data.encoding import Encoding
 from fastlsr.data.loader import Loader
 from fastlsr.data.writing import Samples, write_beton
+from fastlsr.engine.runtime import set_up_torch
 from fastlsr.engine.step import Classifier
 
 BARS = {
@@ -303,7 +304,7 @@ def main() -> None:
     options = parser.parse_args()
     small, large = (2560, 128) if options.tiny else (50_000, 1000)
     counts = [1, len(os.sched_getaffinity(0))]
-    torch.set_num_threads(counts[-1])
+    set_up_torch(CPU, deterministic=False)
     report = Report(BARS, {"small": small, "photographs": large, "rounds": options.rounds})
     with tempfile.TemporaryDirectory() as folder:
         scratch, parts = Path(folder), options.parts.split(",")

@@ -316,6 +316,17 @@ def central_crops(memory, rows, buffers, out, failed):
             resize(source, width, lines, columns, False, out[i])
 
 
+@_function
+def scale_rows(rows, scale, shift, out):
+    """None; `out` float32[N, M] is rows * scale + shift, for uint8[N, M] and float32[M]: pixels to a network's input.
+
+    On one thread, as memory is what limits it.
+    """
+    for i in range(rows.shape[0]):
+        for j in range(np.uint64(rows.shape[1])):
+            out[i, j] = np.float32(rows[i, j]) * scale[j] + shift[j]
+
+
 # Numba's workqueue layer, its last resort, aborts the process when two threads run kernels at once. Every kernel
 # uses all the workers it was given, so that taking turns costs two loaders nothing.
 _one_kernel_at_a_time = threading.Lock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import os
 import platform
 import resource
@@ -21,6 +22,7 @@ from fastlsr.errors import InputError
 
 # Compiling a network takes a CPU a minute or more: below this many seconds of training it is not worth trying.
 COMPILE_TRIAL_SECONDS = 1200.0
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def choose_device(name: str) -> torch.device:
@@ -51,14 +53,24 @@ def threads() -> int:
 
 
 def set_up_torch(device: torch.device, *, deterministic: bool) -> None:
-    """Sets torch's threads, the CUDA device, and determinism (without it cuDNN may pick any kernel)."""
+    """Sets torch's threads, memory, the CUDA device, and determinism (without it cuDNN may pick any kernel)."""
     torch.set_num_threads(threads())
+    if device.type == "cpu":
+        _keep_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+
+
+def _keep_memory() -> None:
+    """Lets glibc keep what a step frees for the next one: else each large tensor is made of new, zeroed pages."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def choose_precision(wish: str, device: torch.device, say: Callable[[str], None]) -> str:
