@@ -30,7 +30,7 @@ from fastlsr.engine.session import Session, TrainingFailed, build_network, data_
 from fastlsr.engine.step import EpochTotals
 from fastlsr.errors import InputError, exit_on_input_error
 from fastlsr.files import replace_file, replace_text, sole_use
-from fastlsr.labels.methods import options_of, phases
+from fastlsr.labels.methods import options_of, overview, phases
 
 
 class Stopped(Exception):
@@ -75,7 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
         words = sys.argv[1:] if arguments is None else arguments
         path, overrides, flags = read_arguments(words, flags=("dry-run", "help"))
         if "help" in flags:
-            print(f"{__doc__}\nOptions, with their defaults:\n{usage()}")
+            print(f"{__doc__}\nMethods, with their options:\n{overview()}\n")
+            print(f"Options, with their defaults:\n{usage()}")
             return 0
         config = load(path, overrides)
         warn_of_unused(config)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from fastlsr import evaluate, train
 from fastlsr.config import load
 from fastlsr.engine import checkpoint
+from fastlsr.labels.methods import METHODS
 
 TIMES = {"images_per_second", "data_wait", "seconds", "peak_memory_bytes"}
 
@@ -286,9 +287,10 @@ def test_options_that_the_method_does_not_use_are_one_warning(command, tmp_path,
     assert warnings == ["warning: method lsr does not use method.stages, method.temperature"]
 
 
-def test_help_names_every_option(capsys):
+def test_help_names_every_option_and_every_method(capsys):
     assert train.main(["--help"]) == 0
     said = capsys.readouterr().out
+    assert all(f"\n  {name}: " in said for name in METHODS)
     assert all(f"--{section}." in said for section in ("data", "model", "optim", "method", "train", "run", "log"))
 
 
