@@ -10,7 +10,7 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from fastlsr.data.loader import Batch
-from fastlsr.labels.losses import losses_and_gradients
+from fastlsr.labels.losses import soft_target_cross_entropy
 from fastlsr.labels.targets import Targets
 
 ECE_BINS = 15
@@ -37,7 +37,7 @@ def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], targ
     mix = targets.mix_by_class()
     for batch in batches:
         logits = forward(batch.images).float()
-        losses, _ = losses_and_gradients(logits, batch.labels, mix, targets.table, one)
+        losses, _ = soft_target_cross_entropy(logits, batch.labels, mix, targets.table, one)
         nll = functional.cross_entropy(logits, batch.labels, reduction="sum")
         sums += torch.stack([losses.sum(dtype=torch.float64), nll.double(), torch.full_like(sums[0], len(logits))])
         for metric in (top1, top5):

@@ -16,6 +16,7 @@ from fastlsr.labels.losses import pair_divergence, redrawn, soft_target_cross_en
 from fastlsr.labels.methods import Phase
 from fastlsr.labels.targets import Targets
 
+Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -211,19 +212,22 @@ class TrainStep:
         self.paired = any(phase.pair_weight for phase in phases)
         self.label_seed = torch.zeros((), dtype=torch.int64, device=device)
         self.totals = Totals(device)
-        self.scale = torch.ones((), device=device)
-        self._scale = 1.0
+        self.scale = torch.ones((), device=device)  # of the gradients: 1 / samples, times fp16's own
+        self._share, self._samples = torch.ones((), device=device), 1
         self.scaler = torch.amp.GradScaler(device.type, enabled=network.dtype == torch.float16)
         # Static shapes: the ragged last batch gets a graph of its own instead of a slower dynamic one.
-        self.compute: Callable[..., Tensor] = torch.compile(self._compute, dynamic=False) if compile else self._compute
+        self.compute: Callable[..., tuple[Tensor, Tensor]] = (
+            torch.compile(self._compute, dynamic=False) if compile else self._compute
+        )
 
-    def _compute(self, images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+    def _compute(self, images: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits, gradients): [B, K] each, the gradients those of the loss times `scale`."""
         if self.paired:  # the second half holds a peer for each sample of the first
             (images, peers), labels, index = images.chunk(2), labels.chunk(2)[0], index.chunk(2)[0]
         logits = self.network(images)
         redraw, penalty, pair_weight, pair_temperature = self.targets.extra.unbind()
         table, key = self._soft_labels(images, index)
-        objective, losses = soft_target_cross_entropy(
+        losses, gradients = soft_target_cross_entropy(
             logits,
             redrawn(labels, index, redraw, logits.shape[1], self.label_seed) if self.redraws else labels,
             self.targets.mix,
@@ -235,12 +239,12 @@ class TrainStep:
         if self.paired:
             with torch.no_grad():
                 peer_logits = self.network(peers)
-            divergence, divergences = pair_divergence(logits, peer_logits, pair_weight, pair_temperature, self.scale)
-            objective, losses = objective + divergence, losses + divergences
+            more = pair_divergence(logits, peer_logits, pair_weight, pair_temperature, self.scale)
+            losses, gradients = losses + more[0], gradients + more[1]
         self.totals.update(losses, logits.detach(), labels)
         if self.means is not None:
             self.means.update(logits, labels, index)
-        return objective
+        return logits, gradients
 
     def _soft_labels(self, images: Tensor, index: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """(table, key): the soft labels that the phases of this run read, and which rows of them these samples have."""
@@ -254,10 +258,12 @@ class TrainStep:
 
     def accumulate(self, images: Tensor, labels: Tensor, index: Tensor, *, samples: int) -> None:
         """Adds a batch's gradient, as its share of a mean over `samples` samples."""
-        if samples != self._scale:
-            self.scale.fill_(1 / samples)
-            self._scale = samples
-        self.scaler.scale(self.compute(images, labels, index)).backward()
+        if samples != self._samples:
+            self._share.fill_(1 / samples)
+            self._samples = samples
+        self.scale.copy_(self.scaler.scale(self._share))
+        logits, gradients = self.compute(images, labels, index)
+        logits.backward(gradients)
 
     def update(self) -> None:
         """Moves the weights by the gradients added up, and clears those."""
