@@ -1,18 +1,22 @@
 """Teachers made of runs and of pre-trained networks on real digits, and runs that learn from them."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from fastlsr import teach, train
-from fastlsr.config import load
+from fastlsr.config import load, read_arguments
 from fastlsr.data.folds import fold_of_sample
 from fastlsr.data.manifest import read_manifest
 from fastlsr.engine import checkpoint
@@ -20,6 +24,7 @@ from fastlsr.engine.session import training_loader
 from fastlsr.engine.step import Classifier
 from fastlsr.models import build_model
 
+ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 BASE = {"data.dataset": "digits", "data.batch_size": 256, "train.device": "cpu", "train.precision": "fp32"}
 TRAINING = {"data.flip": "false", "model.name": "resnet8", "optim.lr": 0.05, "train.compile": "off",
@@ -239,6 +244,18 @@ def test_without_a_test_split_it_teaches_all_the_same(run, digits_dir, tmp_path)
     out = tmp_path / "t.safetensors"
     assert teach.main(["--checkpoint", str(run), f"--data.dir={tmp_path}", f"--out={out}"]) == 0
     assert "test_top1" not in said(out) and "train_top1" in said(out)
+
+
+def test_the_shipped_sweep_s_header_makes_the_teacher_that_it_reads(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "configs/sweeps/tsla_cifar100_pre.yaml").read_text(encoding="utf-8")
+    command = shlex.split(re.search(r"^# teacher: ((?:.*\\\n)*.*)", text, re.MULTILINE)[1].replace("\\\n#", ""))
+    assert command[:3] == ["python", "-m", "fastlsr.teach"]
+    path, options, _ = read_arguments(command[3:])
+    model, _, out = (options.pop(name, "") for name in teach.OWN)
+    teach.refuse_unknown(options, from_run=False)
+    assert teach.config_of_model(path, options, model).model.pretrained == "timm"
+    assert out == yaml.safe_load(text)["parameters"]["method.teacher"]["value"]
 
 
 def test_help_names_its_options(capsys):
