@@ -356,9 +356,9 @@ def load(path: str | Path = "", overrides: Mapping[str, Any] | Sequence[str] = (
     return Config(**sections, given=frozenset(given))
 
 
-def from_dict(tree: Mapping[str, Any]) -> Config:
-    """The configuration that `Config.as_dict` gave, as from a checkpoint."""
-    return load(overrides=_flat(tree))
+def from_dict(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
+    """The configuration that `Config.as_dict` gave, as from a checkpoint, under the overrides of `load`."""
+    return load(overrides={**_flat(tree), **(overrides or {})})
 
 
 def _refuse_unknown(source: str, key: str, value: Any, known: Sequence[str]) -> None:

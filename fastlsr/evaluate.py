@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from fastlsr.config import Config, load, read_arguments
+from fastlsr.config import Config, from_dict, read_arguments
 from fastlsr.engine import checkpoint
 from fastlsr.engine.evaluation import evaluate
 from fastlsr.engine.runtime import choose_device, set_up_torch
-from fastlsr.engine.session import build_network, evaluation_loader, wrap
+from fastlsr.engine.session import evaluation_loader, trained_network
 from fastlsr.errors import InputError, exit_on_input_error
 from fastlsr.labels.methods import phases
 from fastlsr.labels.targets import Targets
@@ -68,8 +68,7 @@ def changed(tree: dict[str, dict[str, Any]], words: list[str]) -> Config:
     for key in overrides:
         if key not in CHANGEABLE:
             raise InputError(f"--{key} cannot change in an evaluation; {', '.join(CHANGEABLE)} can")
-    flat = {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
-    return load(overrides={**flat, **overrides})
+    return from_dict(tree, overrides)
 
 
 def evaluate_state(state: dict[str, Any], config: Config) -> dict[str, float]:
@@ -77,13 +76,8 @@ def evaluate_state(state: dict[str, Any], config: Config) -> dict[str, float]:
     device = choose_device(config.train.device)
     loader = evaluation_loader(config, device)
     set_up_torch(device, deterministic=config.train.deterministic)
-    classes = len(loader.manifest.classes)
-    model = build_network(config, classes, loader.resolution, pretrained="")
-    if list(loader.manifest.classes) != state["decided"]["classes"]:
-        raise InputError(f"data.dataset={config.data.dataset} has other classes than the run was trained on")
-    model.load_state_dict(state["ema"] or state["model"])
-    network = wrap(model, state["decided"], config).to(device).eval()
-    targets = Targets(classes, phases(config.method, config.train.epochs), device=device)
+    network = trained_network(state, config, loader, device)
+    targets = Targets(len(loader.manifest.classes), phases(config.method, config.train.epochs), device=device)
     targets.load_state_dict(state["targets"])
     forward = torch.compile(network, dynamic=False) if state["decided"]["compile"] else network
     return evaluate(forward, loader.epoch(0), targets)

@@ -26,7 +26,7 @@ from fastlsr.engine import checkpoint
 from fastlsr.engine.log import Row, RunLog, results_table, wandb_mode, write_json
 from fastlsr.engine.runtime import choose_device, environment, peak_memory_bytes, set_up_torch
 from fastlsr.engine.schedule import Schedule
-from fastlsr.engine.session import Session, TrainingFailed, build_network, data_digests, split_paths
+from fastlsr.engine.session import Session, TrainingFailed, build_network, data_digests, split_paths, teacher_digest
 from fastlsr.engine.step import EpochTotals
 from fastlsr.errors import InputError, exit_on_input_error
 from fastlsr.files import replace_file, replace_text, sole_use
@@ -162,7 +162,8 @@ def train(config: Config) -> int:
         if remark:
             checkpoint.set_aside(folder)
         replace_text(folder / "config.yaml", config.as_yaml())
-        write_json(folder / "environment.json", environment(device) | {"data": session.decided["data"]})
+        digests = {name: session.decided.get(name) for name in ("data", "teacher")}
+        write_json(folder / "environment.json", environment(device) | digests)
         log.open(state["rows"] if state else [], wandb_id=session.wandb_id)
         session.wandb_id = log.wandb_id or session.wandb_id
         log.say(f"ready after {time.perf_counter() - started:.1f} s; training on {device}")
@@ -183,16 +184,16 @@ def inspect(config: Config) -> tuple[Path, torch.device, dict[str, Any] | None, 
     """
     wandb_mode(config.log.wandb)
     device = choose_device(config.train.device)
-    digests = data_digests(config)
+    digests = {"data": data_digests(config), "teacher": teacher_digest(config)}
     folder = Path(config.run.dir) / config.run_name()
     return folder, device, *find_checkpoint(config, folder, digests)
 
 
-def find_checkpoint(config: Config, folder: Path, digests: list[str]) -> tuple[dict[str, Any] | None, str]:
+def find_checkpoint(config: Config, folder: Path, digests: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """(state or None, remark): what `run.resume` says to go on from.
 
     Raises:
-        InputError: if that is not there, should not be there, or belongs to other options or data.
+        InputError: if that is not there, should not be there, or belongs to other options, data or another teacher.
     """
     state, remark = checkpoint.load(folder)
     if state is None:
@@ -204,8 +205,12 @@ def find_checkpoint(config: Config, folder: Path, digests: list[str]) -> tuple[d
     changed = differences(config, from_dict(state["config"]))
     if changed:
         raise InputError(f"{folder} was trained with other values of {', '.join(changed)}; take another run.name")
-    if state["decided"]["data"] != digests:
+    if state["decided"]["data"] != digests["data"]:
         raise InputError(f"{folder} was trained on other data of the same name; take another run.name")
+    if state["decided"].get("teacher") != digests["teacher"]:
+        raise InputError(
+            f"{folder} was trained with another teacher: {config.method.teacher} has changed; take another run.name"
+        )
     return state, remark
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fastlsr.config import Config, Data
-from fastlsr.data.folds import check_folds, held_out_subset, training_subset
+from fastlsr.data.folds import check_folds, fold_name, held_out_subset, training_subset
 from fastlsr.data.loader import Batch, Loader
-from fastlsr.data.manifest import read_manifest
+from fastlsr.data.manifest import digest_of, read_manifest
 from fastlsr.data.teacher import SampleLabels, class_labels, sample_labels
 from fastlsr.engine.evaluation import evaluate
 from fastlsr.engine.runtime import choose_compile, choose_precision
@@ -24,11 +24,22 @@ from fastlsr.engine.schedule import Schedule, build_optimizer, set_learning_rate
 from fastlsr.engine.step import Classifier, MovingAverage, TrainStep
 from fastlsr.errors import InputError
 from fastlsr.labels.class_means import ClassMeans, choose_peers
-from fastlsr.labels.methods import CORRECT, EXTRA_PASS, LEARNED, TEACHER_CLASS, TEACHER_SAMPLE, Phase, phases
+from fastlsr.labels.methods import (
+    CORRECT,
+    EXTRA_PASS,
+    FORMER_NETWORK,
+    LEARNED,
+    TEACHER_CLASS,
+    TEACHER_SAMPLE,
+    Phase,
+    phases,
+)
 from fastlsr.labels.targets import Targets
 from fastlsr.models import build_model, expected_normalization, head_parameters
 
 Watch = Callable[[Iterator[Batch]], Iterator[Batch]]
+
+_ENTROPY_VALUES = 1 << 22  # of targets that are looked at together
 
 
 @dataclass
@@ -87,6 +98,21 @@ def data_digests(config: Config) -> list[str]:
     return [train.digest, val.digest]
 
 
+def teacher_digest(config: Config) -> str | None:
+    """The digest of `method.teacher`, or None for a method that reads no teacher.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    sources = {phase.source for phase in phases(config.method, config.train.epochs)}
+    if sources.isdisjoint({TEACHER_CLASS, TEACHER_SAMPLE}):
+        return None
+    try:
+        return digest_of(Path(config.method.teacher))
+    except OSError as error:
+        raise InputError(f"method.teacher={config.method.teacher}: {error.strerror}") from None
+
+
 def build_network(config: Config, classes: int, resolution: int, *, pretrained: str) -> nn.Module:
     """The configured network, seeded, for square images of `resolution` pixels; `pretrained` as in `build_model`."""
     torch.manual_seed(config.train.seed)
@@ -97,6 +123,24 @@ def wrap(model: nn.Module, decided: dict[str, Any], config: Config) -> Classifie
     """The model as a classifier of uint8 images, with the precision and normalisation that a run decided on."""
     precision, channels_last = decided["precision"], config.train.channels_last
     return Classifier(model, *decided["normalization"], precision=precision, channels_last=channels_last)
+
+
+def trained_network(state: dict[str, Any], config: Config, loader: Loader, device: torch.device) -> Classifier:
+    """The network in a run's checkpoint as the run evaluates it: its moving average where there is one, in eval mode.
+
+    Args:
+        config: the run's, where its data or device may be others.
+        loader: of images as the run saw them.
+
+    Raises:
+        InputError: if the classes are not those it was trained on.
+    """
+    manifest = loader.manifest
+    if list(manifest.classes) != state["decided"]["classes"]:
+        raise InputError(f"data.dataset={config.data.dataset} has other classes than the run was trained on")
+    model = build_network(config, len(manifest.classes), loader.resolution, pretrained="")
+    model.load_state_dict(state["ema"] or state["model"])
+    return wrap(model, state["decided"], config).to(device).eval()
 
 
 def _stream(seed: int, number: int) -> int:
@@ -129,8 +173,8 @@ class Session:
         config: the options.
         device: where to train.
         decided: what the run that this one resumes decided on: "precision", "compile", "normalization" (mean and
-            std, those its pre-trained weights expect or else the training split's), "data" (digests) and
-            "classes" (names). Empty for a new run.
+            std, those its pre-trained weights expect or else the training split's), "data" and "teacher" (digests)
+            and "classes" (names). Empty for a new run.
         say: prints a line.
 
     Raises:
@@ -155,6 +199,7 @@ class Session:
             self.decided["normalization"] = [list(values) for values in expected]
             self.decided["precision"] = choose_precision(config.train.precision, device, say)
             self.decided["data"] = data_digests(config)
+            self.decided["teacher"] = teacher_digest(config)
             self.decided["classes"] = list(manifest.classes)
         refuse_lone_image(model, len(self.train.indices), config.data)
         self.network = wrap(model, self.decided, config).to(device)
@@ -165,6 +210,7 @@ class Session:
         self.optimizer = build_optimizer(self.network.model, head_parameters(self.network.model), config.optim)
         self.targets = Targets(self.classes, self.phases, device=device)
         self.teacher = self._load_teacher()
+        self._entropies: dict[Phase, float] = {}
         self.former: Classifier | None = None
         kinds = {phase.learns for phase in self.phases} - {None}
         self.means, self.learned = None, None
@@ -207,11 +253,11 @@ class Session:
 
     def _load_teacher(self) -> SampleLabels | None:
         """Reads `method.teacher` where a phase asks for it: by class into the table, by sample as what it returns."""
-        path, manifest = Path(self.config.method.teacher), self.train.manifest
+        path, manifest, fold = Path(self.config.method.teacher), self.train.manifest, fold_name(self.config.data)
         sources = {phase.source for phase in self.phases}
         if TEACHER_CLASS in sources:
-            self.targets.table.copy_(class_labels(path, manifest))
-        return sample_labels(path, manifest, device=self.device) if TEACHER_SAMPLE in sources else None
+            self.targets.table.copy_(class_labels(path, manifest, fold=fold))
+        return sample_labels(path, manifest, fold=fold, device=self.device) if TEACHER_SAMPLE in sources else None
 
     def phase_at(self, epoch: int) -> tuple[int, Phase, int]:
         """(0-based number, phase, its first epoch) of the phase that 0-based `epoch` belongs to."""
@@ -348,11 +394,25 @@ class Session:
         return self.config.optim.lr * self.learning_rate_factor(self.steps_done() - 1)
 
     def target_entropy(self) -> float | None:
-        """Mean entropy, in nats, of this phase's targets over the training split; None where they are not by class."""
+        """Mean entropy, in nats, of this phase's targets over the training split; None where a network makes them."""
         _, phase, _ = self.phase_at(self.position.epochs)
-        if phase.soft and phase.source not in (LEARNED, TEACHER_CLASS):
+        if phase.soft and phase.source == FORMER_NETWORK:
             return None
-        return self.targets.mean_entropy(self.class_counts())
+        if not phase.soft or phase.source != TEACHER_SAMPLE:
+            return self.targets.mean_entropy(self.class_counts())
+        if phase not in self._entropies:
+            self._entropies[phase] = self._mean_entropy_by_sample()
+        return self._entropies[phase]
+
+    def _mean_entropy_by_sample(self) -> float:
+        """Mean entropy of the targets of the phase under way, with the teacher's soft labels by sample."""
+        rows, total = max(1, _ENTROPY_VALUES // self.classes), 0.0
+        columns = (self.train.indices, self.train.labels[self.train.indices])
+        for block in zip(*(torch.from_numpy(column).split(rows) for column in columns), strict=True):
+            index, labels = (part.to(self.device) for part in block)
+            targets = self.targets.dense(labels, self.teacher.rows(index))
+            total += torch.special.entr(targets.double()).sum().item()
+        return total / len(self.train.indices)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as tensors and plain values."""

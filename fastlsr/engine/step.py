@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from fastlsr.labels.class_means import ClassMeans
 from fastlsr.labels.losses import pair_divergence, redrawn, soft_target_cross_entropy
 from fastlsr.labels.methods import Phase
 from fastlsr.labels.targets import Targets
+from fastlsr.models import Penultimate, features_and_templates
 
 Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -76,9 +78,16 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K], in the autocast type, of uint8 [B, 3, H, W]."""
+        return self._under_autocast(self.model, images)
+
+    def penultimate(self, images: Tensor) -> Penultimate:
+        """`models.features_and_templates` of uint8 [B, 3, H, W]."""
+        return self._under_autocast(lambda normalised: features_and_templates(self.model, normalised), images)
+
+    def _under_autocast(self, function: Callable[[Tensor], Any], images: Tensor) -> Any:
         normalised = self.normalised(images).contiguous(memory_format=self.format)
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.model(normalised)
+            return function(normalised)
 
 
 class Totals:
@@ -250,11 +259,12 @@ class TrainStep:
         """(table, key): the soft labels that the phases of this run read, and which rows of them these samples have."""
         if self.former is not None:
             with torch.no_grad():
-                answers = self.former(images).float().softmax(1)
-            return answers, torch.arange(len(index), device=index.device)
-        if self.teacher is not None:
-            return self.teacher.rows(index)
-        return self.targets.table, None
+                rows = self.former(images).float().softmax(1)
+        elif self.teacher is not None:
+            rows = self.teacher.rows(index)
+        else:
+            return self.targets.table, None
+        return rows, torch.arange(len(index), device=index.device)
 
     def accumulate(self, images: Tensor, labels: Tensor, index: Tensor, *, samples: int) -> None:
         """Adds a batch's gradient, as its share of a mean over `samples` samples."""
