@@ -75,8 +75,8 @@ def changed(tree: dict[str, dict[str, Any]], words: list[str]) -> Config:
 def evaluate_state(state: dict[str, Any], config: Config) -> dict[str, float]:
     """Test metrics (see `engine.evaluation.evaluate`) of the network in a checkpoint."""
     device = choose_device(config.train.device)
-    loader = evaluation_loader(config, device)
     set_up_torch(device, deterministic=config.train.deterministic)
+    loader = evaluation_loader(config, device)
     classes = len(loader.manifest.classes)
     model = build_network(config, classes, loader.resolution, pretrained="")
     if list(loader.manifest.classes) != state["decided"]["classes"]:
