@@ -74,8 +74,8 @@ def changed(tree: dict[str, dict[str, Any]], words: list[str]) -> Config:
 def evaluate_state(state: dict[str, Any], config: Config) -> dict[str, float]:
     """Test metrics (see `engine.evaluation.evaluate`) of the network in a checkpoint."""
     device = choose_device(config.train.device)
-    loader = evaluation_loader(config, device)
     set_up_torch(device, deterministic=config.train.deterministic)
+    loader = evaluation_loader(config, device)
     network = trained_network(state, config, loader, device)
     targets = Targets(len(loader.manifest.classes), phases(config.method, config.train.epochs), device=device)
     targets.load_state_dict(state["targets"])

@@ -150,8 +150,8 @@ def train(config: Config) -> int:
     if state and state["position"][0] == log.epochs:
         log.say("finished before; nothing is left to train (another run.name would train it anew)")
         return show_results(log, state["rows"])
-    session = Session(config, device, decided=state["decided"] if state else {}, say=log.say)
     set_up_torch(device, deterministic=config.train.deterministic)
+    session = Session(config, device, decided=state["decided"] if state else {}, say=log.say)
     if state:
         session.load_before_steps(state)
     session.prepare_steps()

@@ -248,9 +248,9 @@ class _Pipeline(FFCVLoader):
         self.storage = _storage(reader, os_cache=data.os_cache)
         # One slot is the consumer's, one is being filled, the others wait. They live as long as the loader: fresh
         # (pinned) memory for every epoch, as in FFCV, costs more than many an epoch's first batch.
-        self.slots = [_Slot(number, device) for number in range(_BATCHES_AHEAD + 2)]
-        images = min(data.batch_size, len(indices)) * (2 if paired else 1)
-        self._memory = self.graph.allocate_memory(images, len(self.slots))
+        images, slots = min(data.batch_size, len(indices)) * (2 if paired else 1), _BATCHES_AHEAD + 2
+        self._memory = self.graph.allocate_memory(images, slots)
+        self.slots = [_Slot(number, device) for number in range(slots)]
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """The sample indices of each batch of `epoch`."""
@@ -290,6 +290,7 @@ class _Slot:
             self._stream = torch.cuda.Stream(device)
             self._copied = torch.cuda.Event(blocking=True)  # by the stream: the pinned memory is free
             self._read = torch.cuda.Event()  # by the consumer's kernels: the device memory is free
+            self.take_back()  # what this memory was freed from may have kernels under way
 
     @contextmanager
     def filling(self) -> Iterator[None]:
@@ -312,6 +313,11 @@ class _Slot:
         """None; the slot is filled again only after what the consumer has queued so far."""
         if self._cuda:
             self._read.record(torch.cuda.current_stream(self._device))
+
+    def settle(self) -> None:
+        """None; no copy is under way: torch may give the memories to others, whose streams know nothing of ours."""
+        if self._cuda:
+            self._copied.synchronize()
 
 
 class _Failure(NamedTuple):
@@ -376,6 +382,8 @@ class _EpochThread(threading.Thread):
         self._left.set()
         self._free.put(None)  # wakes it
         self.join()
+        for slot in self._pipeline.slots:
+            slot.settle()
 
     def _take_back(self) -> None:
         if self._lent is not None:

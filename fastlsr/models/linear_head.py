@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from fastlsr.labels.losses import losses_and_gradients
+from fastlsr.labels.losses import soft_target_cross_entropy
 
 PENALTIES = tuple(10.0**-power for power in range(7))  # of the squared weights, tried from the strongest on
 MOST_ITERATIONS = 200  # for each of them
@@ -94,7 +94,7 @@ class _Problem:
         columns = (column.split(self.rows) for column in (self.features, self.labels, chosen))
         for block, labels, share in zip(*columns, strict=True):
             x = (block.float() - self.mean) * self.scale
-            losses, gradients = losses_and_gradients(torch.addmm(bias, x, weight.T), labels, mix, None, one)
+            losses, gradients = soft_target_cross_entropy(torch.addmm(bias, x, weight.T), labels, mix, None, one)
             gradients = gradients * share[:, None]
             loss = loss + (losses * share).sum(dtype=torch.float64)
             slope.addmm_(gradients.T, x)
