@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -31,7 +32,8 @@ ALLOWED = {
     "engine": _CORE,
     "analysis": _CORE,
     "report": _CORE,
-    **{name: _CORE | _ENTRY_POINTS | {"system", "search"} for name in _ENTRY_POINTS},
+    "training": _CORE,
+    **{name: _CORE | _ENTRY_POINTS | {"system", "search", "training"} for name in _ENTRY_POINTS},
 }
 # The only homes of these packages.
 HOMES = {"ffcv": "fastlsr/data/ffcv_parts.py", "wandb": "fastlsr/engine/log.py", "fastargs": "fastlsr/config.py"}
@@ -140,6 +142,8 @@ def test_imports_run_one_way_and_each_package_stays_in_its_home():
         ("fastlsr/__init__.py", "from fastlsr.engine import step"),
         ("fastlsr/engine/step.py", "from fastlsr.train import main"),
         ("fastlsr/train.py", "from fastlsr.report import table"),
+        ("fastlsr/training.py", "from fastlsr.train import main"),
+        ("fastlsr/engine/log.py", "from fastlsr import training"),
         ("fastlsr/attic.py", "import os"),
         ("fastlsr/engine/step.py", "import ffcv"),
         ("fastlsr/data/loader.py", "from ffcv.loader import Loader"),
@@ -197,3 +201,11 @@ def test_every_declared_package_has_a_version_that_was_tried():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {_normal(line.split("==")[0]) for line in lines if not line.startswith("#")}
     assert declared(ROOT / "pyproject.toml", "test") - pinned == set()
+
+
+@pytest.mark.parametrize("command", ["fastlsr.train", "fastlsr.evaluate", "fastlsr.sweep", "data_prep.write_ffcv"])
+def test_a_command_reads_its_options_before_it_loads_what_takes_seconds(command):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {command}; print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    slow = {"ffcv", "numba", "scipy.stats", "sklearn", "timm", "torch", "torchmetrics", "torchvision", "wandb"}
+    assert slow & set(said.split()) == set()

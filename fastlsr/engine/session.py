@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from fastlsr.config import Config, Data
-from fastlsr.data.folds import check_folds, held_out_subset, training_subset
+from fastlsr.data.folds import held_out_subset, training_subset
 from fastlsr.data.loader import Batch, Loader
-from fastlsr.data.manifest import read_manifest
+from fastlsr.data.splits import data_digests, split_paths
 from fastlsr.data.teacher import SampleLabels, class_labels, sample_labels
 from fastlsr.engine.evaluation import evaluate
 from fastlsr.engine.runtime import choose_compile, choose_precision
 from fastlsr.engine.schedule import Schedule, build_optimizer, set_learning_rate
 from fastlsr.engine.step import Classifier, MovingAverage, TrainStep
-from fastlsr.errors import InputError
+from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.labels.class_means import ClassMeans, choose_peers
 from fastlsr.labels.methods import CORRECT, EXTRA_PASS, LEARNED, TEACHER_CLASS, TEACHER_SAMPLE, Phase, phases
 from fastlsr.labels.targets import Targets
@@ -37,19 +37,6 @@ class Position:
 
     epochs: int = 0
     batches: int = 0
-
-
-def split_paths(config: Config) -> tuple[Path, Path]:
-    """The training and the evaluation `.beton` of a configuration; one and the same with `data.folds`.
-
-    Raises:
-        InputError: for folds that do not go together.
-    """
-    check_folds(config.data)
-    folder, name = Path(config.data.dir), config.data.dataset
-    train = Path(config.data.train) if config.data.train else folder / f"{name}_train.beton"
-    val = Path(config.data.val) if config.data.val else folder / f"{name}_test.beton"
-    return train, train if config.data.folds else val
 
 
 def training_loader(config: Config, device: torch.device, *, plain: bool = False, paired: bool = False) -> Loader:
@@ -73,18 +60,6 @@ def evaluation_loader(config: Config, device: torch.device) -> Loader:
     _, val = split_paths(config)
     seed, subset = config.train.seed, held_out_subset(config.data)
     return Loader(val, config.data, train=False, seed=seed, device=device, subset=subset)
-
-
-def data_digests(config: Config) -> list[str]:
-    """The digests of the training and the evaluation file, as their manifests have them.
-
-    Raises:
-        InputError: if a file is missing, or the two have different classes.
-    """
-    train, val = (read_manifest(path) for path in split_paths(config))
-    if train.classes != val.classes:
-        raise InputError("{} and {} have different classes".format(*split_paths(config)))
-    return [train.digest, val.digest]
 
 
 def build_network(config: Config, classes: int, resolution: int, *, pretrained: str) -> nn.Module:
@@ -116,10 +91,6 @@ def refuse_lone_image(model: nn.Module, count: int, data: Data) -> None:
             f"data.batch_size={data.batch_size} leaves a last batch of one of {count} images, which batch "
             "normalisation cannot take; choose another, or data.drop_last=true"
         )
-
-
-class TrainingFailed(Exception):
-    """Training cannot go on, through no fault of the input's form; the message says where it stopped."""
 
 
 class Session:
