@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,7 @@ class Session:
         self.plain = training_loader(config, device, plain=True) if EXTRA_PASS in kinds else None
         self.ema = MovingAverage(self.network.model, config.train.ema) if config.train.ema else None
         self.wandb_id: str | None = None
+        self._compiled: set[tuple[str, int, Classifier | None]] = set()
 
     def prepare_steps(self) -> None:
         """Makes the training step and the evaluation's forward pass, compiled or not."""
@@ -282,9 +285,26 @@ class Session:
     def evaluate(self, watch: Watch = iter) -> dict[str, float]:
         """Test metrics of the network, or of its moving average where there is one; `watch` may end the pass."""
         self.evaluated.eval()
-        metrics = evaluate(self.forward, watch(self.test.epoch(0)), self.targets)
+        metrics = evaluate(self._answers, watch(self.test.epoch(0)), self.targets)
         self.network.train()
         return metrics
+
+    def _answers(self, images: Tensor) -> Tensor:
+        with self._compiling_told("evaluation", images):
+            return self.forward(images)
+
+    @contextmanager
+    def _compiling_told(self, what: str, images: Tensor) -> Iterator[None]:
+        """Says, where a compiled run does `what` for the first time with so many images, that and how long it takes."""
+        key = (what, len(images), self.former)  # torch.compile makes a graph for each
+        if not self.decided["compile"] or key in self._compiled:
+            yield
+            return
+        self._compiled.add(key)
+        self.say(f"compiling {what} for batches of {len(images)}")
+        start = time.perf_counter()
+        yield
+        self.say(f"compiled in {time.perf_counter() - start:.1f} s")
 
     def refuse_broken_weights(self) -> None:
         """Raises TrainingFailed if a weight is not finite: such a state must not become a checkpoint."""
@@ -299,7 +319,8 @@ class Session:
             set_learning_rate(self.optimizer, self.learning_rate_factor(self.steps_done()))
         last = min(first + group, len(self.train))
         samples = self.samples_before(last) - self.samples_before(first)
-        self.step.accumulate(images, labels, index, samples=samples)
+        with self._compiling_told("the training step", images):
+            self.step.accumulate(images, labels, index, samples=samples)
         self.position.batches += 1
         if self.position.batches < last:
             return False
