@@ -65,7 +65,7 @@ from fastlsr.engine.schedule import set_learning_rate
 from fastlsr.engine.session import Session
 from fastlsr.engine.step import TrainStep
 from fastlsr.labels.losses import soft_target_cross_entropy
-from fastlsr.train import StopRequest, train_epoch
+from fastlsr.training import StopRequest, train_epoch
 
 BARS = {
     "loss_bandwidth_share": at_least(0.6),

@@ -33,15 +33,14 @@ from fastlsr.config import Config, from_dict, load, read_arguments
 from fastlsr.data.folds import fold_name, fold_of_sample
 from fastlsr.data.loader import Batch, Loader
 from fastlsr.data.manifest import digest_of
+from fastlsr.data.splits import data_digests, split_paths
 from fastlsr.data.teacher import TeacherRows
 from fastlsr.engine import checkpoint
 from fastlsr.engine.log import progress, terminal
 from fastlsr.engine.runtime import choose_device, choose_precision, set_up_torch
 from fastlsr.engine.session import (
     build_network,
-    data_digests,
     evaluation_loader,
-    split_paths,
     trained_network,
     training_loader,
     wrap,

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastlsr import evaluate, train
+from fastlsr import evaluate, train, training
 from fastlsr.config import load
 from fastlsr.engine import checkpoint
+from fastlsr.files import sole_use
 from fastlsr.labels.methods import METHODS
 
 TIMES = {"images_per_second", "data_wait", "seconds", "peak_memory_bytes"}
@@ -257,7 +258,7 @@ def test_a_run_is_not_continued_on_other_data(colam_run, command, digits_dir, tm
 
 
 def test_two_processes_do_not_train_one_run(command, tmp_path, capsys):
-    with train.sole_use(tmp_path / "run", ""), pytest.raises(SystemExit) as exit:
+    with sole_use(tmp_path / "run", ""), pytest.raises(SystemExit) as exit:
         train.main(command(tmp_path / "run"))
     assert exit.value.code == 2 and "another process" in capsys.readouterr().err
 
@@ -310,5 +311,5 @@ def test_wandb_offline_mirrors_the_rows(command, tmp_path):
     ],
 )
 def test_soft_labels_that_say_nothing_are_a_warning(table, words, warns):
-    line = train.describe_soft_labels(table)
+    line = training.describe_soft_labels(table)
     assert words in line and ("warning" in line) == warns

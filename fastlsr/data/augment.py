@@ -21,18 +21,11 @@ from typing import NamedTuple
 import llvmlite.binding
 import numba
 import numpy as np
-import torch
 from numba import types
 
+from fastlsr.data.ffcv_parts import IMAGE_MODES, AllocationQuery, IntDecoder, SimpleRGBImageDecoder
+from fastlsr.data.ffcv_parts import library as _ffcv_library
 from fastlsr.errors import InputError
-
-_threads = torch.get_num_threads()
-from ffcv.fields.basics import IntDecoder  # noqa: E402
-from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder  # noqa: E402
-from ffcv.libffcv import lib as _ffcv_library  # noqa: E402
-from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
-
-torch.set_num_threads(_threads)  # importing ffcv sets it to one
 
 _extension = importlib.util.find_spec("fastlsr.data._jpeg_window")
 if _extension is None:

@@ -21,16 +21,20 @@ from typing import NamedTuple
 import numba
 import numpy as np
 import torch
-from ffcv.loader import Loader as FFCVLoader
-from ffcv.loader import OrderOption
-from ffcv.loader.epoch_iterator import select_buffer
-from ffcv.memory_managers import OSCacheManager
-from ffcv.pipeline.compiler import Compiler
-from ffcv.reader import Reader
-from ffcv.transforms import ToDevice, ToTensor, ToTorchImage
 
 from fastlsr.config import Data
 from fastlsr.data import augment
+from fastlsr.data.ffcv_parts import (
+    Compiler,
+    FFCVLoader,
+    OrderOption,
+    OSCacheManager,
+    Reader,
+    ToDevice,
+    ToTensor,
+    ToTorchImage,
+    select_buffer,
+)
 from fastlsr.data.folds import Subset, whole
 from fastlsr.data.manifest import Manifest, verify
 from fastlsr.data.order import epoch_order, page_of_sample, peers_of

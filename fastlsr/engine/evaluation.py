@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from fastlsr.data.loader import Batch
 from fastlsr.labels.losses import soft_target_cross_entropy
@@ -28,6 +27,9 @@ def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], targ
         forward: uint8 images [B, 3, H, W] to logits [B, K], in evaluation mode.
         batches: a whole epoch of the split.
     """
+    # Imported at a run's first evaluation, not before its first step: it brings scipy.signal and torchvision along.
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
     device, classes = targets.mix.device, targets.classes
     top1 = MulticlassAccuracy(classes, top_k=1, average="micro", validate_args=False).to(device)
     top5 = MulticlassAccuracy(classes, top_k=min(5, classes), average="micro", validate_args=False).to(device)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from fastlsr.config import Config, Data
-from fastlsr.data.folds import check_folds, fold_name, held_out_subset, training_subset
+from fastlsr.data.folds import fold_name, held_out_subset, training_subset
 from fastlsr.data.loader import Batch, Loader
-from fastlsr.data.manifest import digest_of, read_manifest
+from fastlsr.data.manifest import digest_of
+from fastlsr.data.splits import data_digests, split_paths
 from fastlsr.data.teacher import SampleLabels, class_labels, sample_labels
 from fastlsr.engine.evaluation import evaluate
 from fastlsr.engine.runtime import choose_compile, choose_precision
 from fastlsr.engine.schedule import Schedule, build_optimizer, set_learning_rate
 from fastlsr.engine.step import Classifier, MovingAverage, TrainStep
-from fastlsr.errors import InputError
+from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.labels.class_means import ClassMeans, choose_peers
 from fastlsr.labels.methods import (
     CORRECT,
@@ -50,19 +53,6 @@ class Position:
     batches: int = 0
 
 
-def split_paths(config: Config) -> tuple[Path, Path]:
-    """The training and the evaluation `.beton` of a configuration; one and the same with `data.folds`.
-
-    Raises:
-        InputError: for folds that do not go together.
-    """
-    check_folds(config.data)
-    folder, name = Path(config.data.dir), config.data.dataset
-    train = Path(config.data.train) if config.data.train else folder / f"{name}_train.beton"
-    val = Path(config.data.val) if config.data.val else folder / f"{name}_test.beton"
-    return train, train if config.data.folds else val
-
-
 def training_loader(config: Config, device: torch.device, *, plain: bool = False, paired: bool = False) -> Loader:
     """The batches to train on; `plain` gives the same samples in the file's order and not augmented, `paired` each with
     another of its class.
@@ -84,18 +74,6 @@ def evaluation_loader(config: Config, device: torch.device) -> Loader:
     _, val = split_paths(config)
     seed, subset = config.train.seed, held_out_subset(config.data)
     return Loader(val, config.data, train=False, seed=seed, device=device, subset=subset)
-
-
-def data_digests(config: Config) -> list[str]:
-    """The digests of the training and the evaluation file, as their manifests have them.
-
-    Raises:
-        InputError: if a file is missing, or the two have different classes.
-    """
-    train, val = (read_manifest(path) for path in split_paths(config))
-    if train.classes != val.classes:
-        raise InputError("{} and {} have different classes".format(*split_paths(config)))
-    return [train.digest, val.digest]
 
 
 def teacher_digest(config: Config) -> str | None:
@@ -162,10 +140,6 @@ def refuse_lone_image(model: nn.Module, count: int, data: Data) -> None:
         )
 
 
-class TrainingFailed(Exception):
-    """Training cannot go on, through no fault of the input's form; the message says where it stopped."""
-
-
 class Session:
     """A run under way: data, network, targets, optimizer, and its position.
 
@@ -222,6 +196,7 @@ class Session:
         self.plain = training_loader(config, device, plain=True) if EXTRA_PASS in kinds else None
         self.ema = MovingAverage(self.network.model, config.train.ema) if config.train.ema else None
         self.wandb_id: str | None = None
+        self._compiled: set[tuple[str, int, Classifier | None]] = set()
 
     def prepare_steps(self) -> None:
         """Makes the training step and the evaluation's forward pass, compiled or not."""
@@ -357,9 +332,26 @@ class Session:
     def evaluate(self, watch: Watch = iter) -> dict[str, float]:
         """Test metrics of the network, or of its moving average where there is one; `watch` may end the pass."""
         self.evaluated.eval()
-        metrics = evaluate(self.forward, watch(self.test.epoch(0)), self.targets)
+        metrics = evaluate(self._answers, watch(self.test.epoch(0)), self.targets)
         self.network.train()
         return metrics
+
+    def _answers(self, images: Tensor) -> Tensor:
+        with self._compiling_told("evaluation", images):
+            return self.forward(images)
+
+    @contextmanager
+    def _compiling_told(self, what: str, images: Tensor) -> Iterator[None]:
+        """Says, where a compiled run does `what` for the first time with so many images, that and how long it takes."""
+        key = (what, len(images), self.former)  # torch.compile makes a graph for each
+        if not self.decided["compile"] or key in self._compiled:
+            yield
+            return
+        self._compiled.add(key)
+        self.say(f"compiling {what} for batches of {len(images)}")
+        start = time.perf_counter()
+        yield
+        self.say(f"compiled in {time.perf_counter() - start:.1f} s")
 
     def refuse_broken_weights(self) -> None:
         """Raises TrainingFailed if a weight is not finite: such a state must not become a checkpoint."""
@@ -374,7 +366,8 @@ class Session:
             set_learning_rate(self.optimizer, self.learning_rate_factor(self.steps_done()))
         last = min(first + group, len(self.train))
         samples = self.samples_before(last) - self.samples_before(first)
-        self.step.accumulate(images, labels, index, samples=samples)
+        with self._compiling_told("the training step", images):
+            self.step.accumulate(images, labels, index, samples=samples)
         self.position.batches += 1
         if self.position.batches < last:
             return False
