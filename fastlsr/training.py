@@ -28,6 +28,8 @@ from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.files import replace_file, replace_text, sole_use
 from fastlsr.labels.methods import phases
 
+WAITING_SHARE = 0.1  # of an epoch spent waiting for data, from which the user is told what may help
+
 
 class Stopped(Exception):
     """A stop was asked for outside the training loop."""
@@ -261,8 +263,20 @@ def train_epoch(session: Session, log: RunLog, stop: StopRequest) -> tuple[Epoch
     whole = totals.read()
     refuse_non_finite(whole, epoch)
     seconds = time.perf_counter() - start
+    advise(session, log, seconds)
     seen = session.samples_before(position.batches) - session.samples_before(first)
     return whole, {"images_per_second": seen / seconds, "data_wait": session.train.wait_seconds / seconds}
+
+
+def advise(session: Session, log: RunLog, seconds: float) -> None:
+    """Says what may help, once, where training waited for its data in much of an epoch that took so many seconds.
+
+    The wait for the first batch does not count: kernels are loaded meanwhile, and nothing could be trained on.
+    """
+    waited = (session.train.wait_seconds - session.train.first_wait_seconds) / seconds
+    if waited > WAITING_SHARE and not session.advised:
+        session.advised = True
+        log.say(f"waited for data in {waited:.0%} of this epoch; may help: {'; '.join(session.train.remedies())}")
 
 
 def refuse_non_finite(totals: EpochTotals, epoch: int) -> None:

@@ -157,6 +157,13 @@ def test_methods_meet_at_their_ends(command, tmp_path, one, other):
     assert rows(tmp_path / "one") == rows(tmp_path / "other")
 
 
+@pytest.mark.parametrize(("share", "times"), [(-1, 1), (1, 0)])
+def test_a_slow_loader_is_told_of_once_a_run(command, tmp_path, monkeypatch, capsys, share, times):
+    monkeypatch.setattr(training, "WAITING_SHARE", share)
+    assert train.main(command(tmp_path / "run", train__epochs=2)) == 0
+    assert capsys.readouterr().out.count("waited for data") == times
+
+
 def test_seeds_and_methods_differ(command, tmp_path):
     runs = [{}, {"train__seed": 1}, {"method__name": "lsr"}]
     for number, options in enumerate(runs):

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from fastlsr.config import Data
-from fastlsr.data import augment
+from fastlsr.data import advice, augment
 from fastlsr.data.ffcv_parts import (
     Compiler,
     FFCVLoader,
@@ -86,8 +86,10 @@ class Loader:
         paired: bool = False,
     ):
         self.manifest: Manifest = verify(beton)
+        self._data = data
         self.resolution: int = input_resolution(self.manifest, data)
         self.wait_seconds = 0.0  # spent waiting for data in the epoch under way, or in the last one
+        self.first_wait_seconds = 0.0  # of them for the first batch, which nothing could be done during
         crop = train_crop(self.manifest, data) if train else test_crop(self.manifest, data)
         reader = _checked_reader(beton, self.manifest)
         self.indices = subset(reader.metadata["f1"])
@@ -121,10 +123,24 @@ class Loader:
         thread = self._thread = _EpochThread(self._pipeline, epoch, first_batch)
         thread.start()
         try:
-            while (batch := self._timed_next(thread)) is not None:
+            batch = self._timed_next(thread)
+            self.first_wait_seconds = self.wait_seconds
+            while batch is not None:
                 yield batch
+                batch = self._timed_next(thread)
         finally:
             thread.close()
+
+    def remedies(self) -> list[str]:
+        """What may help where batches come too slowly; see `advice.remedies`."""
+        return advice.remedies(
+            self.manifest,
+            self._data,
+            resolution=self.resolution,
+            workers=self._pipeline.num_workers,
+            cores=numba.config.NUMBA_NUM_THREADS,
+            memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        )
 
     def _timed_next(self, thread: "_EpochThread") -> Batch | None:
         begin = time.perf_counter()

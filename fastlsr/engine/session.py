@@ -196,6 +196,7 @@ class Session:
         self.plain = training_loader(config, device, plain=True) if EXTRA_PASS in kinds else None
         self.ema = MovingAverage(self.network.model, config.train.ema) if config.train.ema else None
         self.wandb_id: str | None = None
+        self.advised = False  # of what may help where training waits for its data
         self._compiled: set[tuple[str, int, Classifier | None]] = set()
 
     def prepare_steps(self) -> None:
