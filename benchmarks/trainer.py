@@ -1,21 +1,21 @@
 """How many images a second does a whole training run take in: ours, timm's training script, a plain PyTorch loop?
 
-Whole: a contender is a program of its own that goes through epochs of CIFAR-100 (decoding or unpickling, a random crop
-of the padded image, a flip, training, evaluation on a fifth as many images, a checkpoint) and writes a line at the end
-of each. A round is the time from line to line; between its turns a program is halted by SIGSTOP, so that nobody
-disturbs the others. Images a second are training images over all of that time.
+Whole: a contender is a program of its own that goes through epochs of CIFAR-100 (reading, a random crop of the padded
+image, a flip, training, evaluation on a fifth as many images, a checkpoint) and writes a line at the end of each. A
+round is the time from line to line; between its turns a program is halted by SIGSTOP, so that nobody disturbs the
+others. Images a second are training images over all of that time.
 
-- ours: `python -m fastlsr.train`, from .beton files, method lsr; compiled if `--compile auto` finds that faster, as in a
-  run of many epochs (compiling falls into the first epoch, which does not count). `ours, eager` does not compile.
+- ours: `python -m fastlsr.train`, from .beton files, method lsr; compiled if `train.compile=auto` finds that faster, as
+  in a run of many epochs (compiling falls into the first epoch, which does not count). `ours, eager` never compiles.
 - timm: timm.data.create_dataset("torch/cifar100") and create_loader, its loss, optimizer, scheduler, meters and
   CheckpointSaver, in the loop of train_one_epoch and validate in its published train.py, written anew. On a CPU without
   the prefetcher, which is for CUDA. The loader's transform is replaced by the crop and flip of the others.
 - plain: torchvision's CIFAR100 and transforms, a DataLoader, torch's own loss, optimizer and scheduler.
 
 All train the same network from fastlsr.models with the same batch size, precision, number of torch threads and label
-smoothing 0.1. timm and plain try out 0, 1 and 2 workers and both memory formats first, and go on with the fastest. The ratios
-`vs_timm_...` and `vs_plain_...` are against those; `..._as_written` are against the same loops in torch's default memory
-format, as timm's script has it unless told otherwise; `..._eager` are those of `ours, eager`.
+smoothing 0.1. timm and plain try out 0, 1 and 2 workers and both memory formats first and go on with the fastest; the
+ratios `vs_timm_...` and `vs_plain_...` are against those. `..._as_written` are against the same loops in torch's
+default memory format, which timm's script keeps unless told otherwise; `..._eager` are those of `ours, eager`.
 """
 
 from __future__ import annotations
@@ -302,7 +302,8 @@ def ours(data: Path, model: str, out: Path, *, batch_size: int, compile: str) ->
     """The trainer as users start it."""
     options = {"data.dataset": "cifar100", "data.dir": data, "data.batch_size": batch_size, "model.name": model,
                "method.name": "lsr", "method.smoothing": SMOOTHING, "optim.lr": LR, "train.epochs": EPOCHS,
-               "train.compile": compile, "run.dir": out.parent, "run.name": out.name, "log.wandb": "disabled"}  # fmt: skip
+               "train.compile": compile, "run.dir": out.parent, "run.name": out.name,
+               "log.wandb": "disabled"}  # fmt: skip
     words = [f"--{key}={value}" for key, value in options.items()]
     return Program([sys.executable, "-u", "-m", "fastlsr.train", *words], out / "metrics.jsonl")
 
@@ -310,7 +311,7 @@ def ours(data: Path, model: str, out: Path, *, batch_size: int, compile: str) ->
 def loop(name: str, data: Path, model: str, out: Path, *, batch_size: int, formats: str) -> Program:
     """One of the loops above, by this very file."""
     words = ["--contender", name, "--data", data, "--out", out, "--models", model, "--formats", formats]
-    command = [sys.executable, "-u", __file__, *map(str, words), "--batch-size", str(batch_size)]
+    command = [sys.executable, "-u", str(Path(__file__).resolve()), *map(str, words), "--batch-size", str(batch_size)]
     return Program(command, out / "rows.jsonl")
 
 
