@@ -14,7 +14,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,12 +90,13 @@ class Report:
     def ratio(self, key: str, over: list[float], under: list[float]) -> None:
         """Notes median(over) / median(under), with the lowest and highest ratio of any round."""
         rounds = [a / b for a, b in zip(over, under, strict=True)]
-        self._spread[key] = [round(min(rounds), 4), round(max(rounds), 4)]
-        self.value(key, statistics.median(over) / statistics.median(under))
+        self.value(key, statistics.median(over) / statistics.median(under), rounds=rounds)
 
-    def value(self, key: str, value: float | None) -> None:
-        """Notes a figure that is no ratio of seconds; None: not measured."""
+    def value(self, key: str, value: float | None, *, rounds: Sequence[float] = ()) -> None:
+        """Notes a figure that is no ratio of seconds, and how far its `rounds` spread; None: not measured."""
         self._ratios[key] = None if value is None else round(value, 4)
+        if rounds:
+            self._spread[key] = [round(min(rounds), 4), round(max(rounds), 4)]
 
     def finish(self) -> None:
         """Prints each figure against its bar, and the JSON object."""

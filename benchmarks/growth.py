@@ -1,0 +1,275 @@
+"""How do time and memory grow with images, classes and epochs, and does memory grow while nothing else does?
+
+Each figure `exponent_...` is the slope of log(amount) over log(size), by least squares: 1 is proportional. The sizes
+are large enough for what is constant not to hide the slope; what is constant is subtracted from memory (that of the
+same program at the smallest size), never from time.
+
+- images: seconds of an epoch of the loader (random 32x32 images, raw, cropped and flipped) and of training (ResNet-8 on
+  8x8 images: the cost of an image does not matter here); anonymous memory of a process that holds a run and has gone
+  through an epoch of its data. The .beton itself is mapped: its pages are the page cache's, and do not count.
+- classes: seconds of a step's share that depends on their number K (linear classifier, soft-target loss with a class
+  table, backward, class means), for batches of 128; peak memory of a process that trains, evaluates and logs an epoch
+  by label smoothing, which needs no table; and, for COLAM, its bytes by K*K (table, sums and learned labels are 12 at
+  rest).
+- epochs: seconds until the end of an epoch of one run, with evaluation, rows, summary and checkpoint.
+- `leak_mb`: anonymous memory after the last of 200 such epochs less that after the 20th, after a garbage collection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import io
+import multiprocessing
+import re
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import torch
+from timing import Report, at_most, in_turns
+
+from fastlsr.config import load
+from fastlsr.data.encoding import Encoding
+from fastlsr.data.loader import Loader
+from fastlsr.data.writing import Samples, write_beton
+from fastlsr.engine.log import RunLog
+from fastlsr.engine.runtime import set_up_torch
+from fastlsr.engine.session import Session
+from fastlsr.labels.class_means import ClassMeans
+from fastlsr.labels.losses import soft_target_cross_entropy
+from fastlsr.train import StopRequest, run_epochs
+
+CPU = torch.device("cpu")
+BATCH = 128
+
+
+def write_split(folder: Path, split: str, images: int, *, side: int, classes: int) -> None:
+    """`folder`/bench_SPLIT.beton: random pixels."""
+    random = np.random.default_rng(images)
+    pixels = random.integers(0, 256, (images, side, side, 3), dtype=np.uint8)
+    samples = Samples(pixels, random.integers(0, classes, images))
+    names = [str(number) for number in range(classes)]
+    path = folder / f"bench_{split}.beton"
+    write_beton(samples, path, dataset="bench", split=split, classes=names, encoding=Encoding(mode="raw"))
+
+
+def data_set(scratch: Path, images: int, *, side: int = 8, classes: int = 10, test: int = BATCH) -> Path:
+    """A folder with both splits, made if it is not there."""
+    folder = scratch / f"{images} {side} {classes}"
+    if not folder.is_dir():
+        folder.mkdir()
+        write_split(folder, "train", images, side=side, classes=classes)
+        write_split(folder, "test", test, side=side, classes=classes)
+    return folder
+
+
+def run_under_way(folder: Path, *, epochs: int, method: str) -> tuple[Session, RunLog]:
+    """A run as `fastlsr.train` makes it, before its first step."""
+    options = {"data.dataset": "bench", "data.dir": folder, "data.batch_size": BATCH, "model.name": "resnet8",
+               "method.name": method, "method.stages": 2, "train.epochs": epochs, "train.compile": "off",
+               "train.device": "cpu", "optim.lr": 0.01, "run.dir": folder, "run.name": "run",
+               "log.wandb": "disabled"}  # fmt: skip
+    config = load("", {key: str(value) for key, value in options.items()})
+    set_up_torch(CPU, deterministic=False)
+    session = Session(config, CPU, decided={}, say=lambda line: None)
+    session.prepare_steps()
+    (folder / "run").mkdir(exist_ok=True)
+    return session, WatchedLog(folder / "run", config)
+
+
+class WatchedLog(RunLog):
+    """A run's log that notes, at each row, when it came, and now and then how much memory was held."""
+
+    def __init__(self, *arguments: object):
+        super().__init__(*arguments)
+        self.times: list[float] = [time.perf_counter()]
+        self.memory: dict[int, int] = {}
+
+    def row(self, row: dict[str, object]) -> None:
+        super().row(row)
+        self.times.append(time.perf_counter())
+        if len(self.rows) % 10 == 0:
+            self.memory[len(self.rows)] = anonymous_bytes()
+
+
+def anonymous_bytes() -> int:
+    """Resident memory of this process that is no file's, after a garbage collection."""
+    gc.collect()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
+
+
+def memory_of_epoch(folder: Path) -> int:
+    """Anonymous bytes once a run has gone through an epoch of its data, training on the first batch."""
+    session, _ = run_under_way(folder, epochs=2, method="colam")
+    session.enter_epoch()
+    for images, labels, index in session.train.epoch(0):
+        if session.position.batches == 0:
+            session.accumulate(images, labels, index)
+    return anonymous_bytes()
+
+
+def peak_of_run(folder: Path, method: str) -> int:
+    """Peak resident bytes of a run of two epochs."""
+    session, log = run_under_way(folder, epochs=2, method=method)
+    with redirect_stdout(io.StringIO()):
+        run_epochs(session, log, StopRequest())
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def watched_run(folder: Path, epochs: int) -> tuple[list[float], dict[int, int]]:
+    """(seconds until the end of each epoch, epoch -> anonymous bytes)."""
+    session, log = run_under_way(folder, epochs=epochs, method="lsr")
+    with redirect_stdout(io.StringIO()):
+        run_epochs(session, log, StopRequest())
+    return [moment - log.times[0] for moment in log.times[1:]], log.memory
+
+
+def in_own_process(function: Callable, *arguments: object):
+    """What the function answers in a process that has done nothing else."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def exponent(sizes: Sequence[int], amounts: Sequence[float]) -> float:
+    """Slope of log(amount) over log(size), by least squares."""
+    return float(np.polyfit(np.log(sizes), np.log(amounts), 1)[0])
+
+
+def note_exponent(report: Report, key: str, sizes: Sequence[int], rounds: Sequence[Sequence[float]]) -> None:
+    """Notes the exponent of each size's median over the rounds, and its spread over them; a size is a column."""
+    medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
+    report.value(key, exponent(sizes, medians), rounds=[exponent(sizes, amounts) for amounts in rounds])
+
+
+def time_sizes(
+    report: Report, key: str, title: str, tasks: dict[int, Callable[[], None]], *, rounds: int, fitted: int
+) -> None:
+    """Times the tasks in turns and notes the exponent over the `fitted` largest sizes."""
+    seconds = in_turns({str(size): task for size, task in tasks.items()}, rounds=rounds)
+    report.table(title, seconds, unit="times", units=1)
+    sizes = sorted(tasks)[-fitted:]
+    note_exponent(report, key, sizes, list(zip(*(seconds[str(size)] for size in sizes), strict=True)))
+
+
+def loader_epoch(folder: Path) -> Callable[[], None]:
+    """An epoch of the loader alone."""
+    data = load("", {"data.dataset": "bench", "data.dir": str(folder), "data.batch_size": str(BATCH)}).data
+    loader = Loader(folder / "bench_train.beton", data, train=True, seed=0, device=CPU)
+    return lambda: [None for _ in loader.epoch(0)] and None
+
+
+def training_epoch(folder: Path) -> Callable[[], None]:
+    """An epoch of training, without what comes after it."""
+    session, _ = run_under_way(folder, epochs=2, method="colam")
+
+    def epoch() -> None:
+        session.position.batches = 0
+        session.enter_epoch()
+        for images, labels, index in session.train.epoch(0):
+            session.accumulate(images, labels, index)
+
+    return epoch
+
+
+def class_step(classes: int) -> Callable[[], None]:
+    """What of a training step depends on the number of classes, ten times."""
+    random = torch.Generator().manual_seed(0)
+    features = torch.randn(BATCH, 64, generator=random)
+    weight = torch.randn(64, classes, generator=random, requires_grad=True)
+    labels = torch.randint(classes, (BATCH,), generator=random)
+    index, one = torch.arange(BATCH), torch.ones(())
+    mix, table = torch.tensor([0.5, 0.1, 0.4, 0.5]), torch.full((classes, classes), 1 / classes)
+    means = ClassMeans(classes, BATCH, device=CPU)
+    means.start(torch.ones(BATCH))
+
+    def steps() -> None:
+        for _ in range(10):
+            weight.grad = None
+            logits = features @ weight
+            objective, _ = soft_target_cross_entropy(logits, labels, mix, table, one / BATCH)
+            objective.backward()
+            means.update(logits, labels, index)
+
+    return steps
+
+
+def images(report: Report, scratch: Path, most: int, rounds: int) -> None:
+    """Time and memory against the number of images."""
+    sizes = [most // 8, most // 4, most // 2, most]
+    loaders = {size: loader_epoch(data_set(scratch, size, side=32)) for size in sizes}
+    time_sizes(report, "exponent_images_loader", "an epoch of the loader, by images", loaders, rounds=rounds, fitted=3)
+    del loaders
+    epochs = {size // 2: training_epoch(data_set(scratch, size // 2)) for size in sizes}
+    time_sizes(report, "exponent_images", "an epoch of training, by images", epochs, rounds=rounds, fitted=3)
+    del epochs
+    held = [4 * size for size in sizes]
+    base = in_own_process(memory_of_epoch, data_set(scratch, BATCH))
+    above = [in_own_process(memory_of_epoch, data_set(scratch, size)) - base for size in held]
+    print(f"\nanonymous memory above {base / 1e6:.0f} MB, by images")
+    for size, extra in zip(held, above, strict=True):
+        print(f"  {size:12,} {extra / 1e6:9.2f} MB {extra / size:9.1f} bytes an image")
+    report.value("exponent_images_memory", exponent(held[1:], above[1:]))
+
+
+def classes(report: Report, scratch: Path, most: int, rounds: int) -> None:
+    """Time and memory against the number of classes."""
+    sizes = [10, most // 10, most // 4, most // 2, most]
+    tasks = {size: class_step(size) for size in sizes}
+    time_sizes(report, "exponent_classes", "ten steps' loss, by classes", tasks, rounds=rounds, fitted=3)
+    del tasks
+    for method, power in (("lsr", 1), ("colam", 2)):
+        base = in_own_process(peak_of_run, data_set(scratch, 8 * BATCH), method)
+        folders = [data_set(scratch, 8 * BATCH, classes=size) for size in sizes[2:]]
+        above = [in_own_process(peak_of_run, folder, method) - base for folder in folders]
+        print(f"\npeak memory of {method} above {base / 1e6:.0f} MB, by classes")
+        for size, extra in zip(sizes[2:], above, strict=True):
+            print(
+                f"  {size:12,} {extra / 1e6:9.2f} MB {extra / size**power:9.1f} bytes a class{' squared' * (power - 1)}"
+            )
+        if method == "lsr":
+            report.value("exponent_classes_memory", exponent(sizes[2:], above))
+        else:
+            report.value("bytes_by_classes_squared", above[-1] / most**2)
+
+
+def epochs(report: Report, scratch: Path, most: int, rounds: int) -> None:
+    """Time against epochs, and what memory grows by meanwhile."""
+    folder = data_set(scratch, 2 * BATCH)
+    runs = [in_own_process(watched_run, folder, most) for _ in range(rounds)]
+    sizes = [most // 8, most // 4, most // 2, most]
+    reached = [[seconds[size - 1] for size in sizes] for seconds, _ in runs]
+    table = {str(size): [amounts[at] for amounts in reached] for at, size in enumerate(sizes)}
+    report.table("a run, by epochs", table, unit="times", units=1)
+    note_exponent(report, "exponent_epochs", sizes, reached)
+    first = max(most // 100 * 10, 10)
+    grown = [(memory[max(memory)] - memory[first]) / 1e6 for _, memory in runs]
+    print(f"\nmemory from epoch {first} to {most}: {', '.join(f'{each:+.2f}' for each in grown)} MB")
+    report.value("leak_mb", max(grown), rounds=grown)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=65_536, help="the most (65,536; memory up to 4 times as many)")
+    parser.add_argument("--classes", type=int, default=10_000, help="the most")
+    parser.add_argument("--epochs", type=int, default=200, help="the most")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    linear = ("images_loader", "images", "images_memory", "classes", "classes_memory", "epochs")
+    report = Report({**{f"exponent_{name}": at_most(1.05) for name in linear}, "leak_mb": at_most(5)}, vars(options))
+    with tempfile.TemporaryDirectory() as scratch:
+        images(report, Path(scratch), options.images, options.rounds)
+        classes(report, Path(scratch), options.classes, options.rounds)
+        epochs(report, Path(scratch), options.epochs, options.rounds)
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()
