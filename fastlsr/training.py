@@ -133,7 +133,8 @@ def train(config: Config, *, started: float) -> int:
         write_json(folder / "environment.json", environment(device) | digests)
         log.open(state["rows"] if state else [], wandb_id=session.wandb_id)
         session.wandb_id = log.wandb_id or session.wandb_id
-        log.say(f"ready after {time.perf_counter() - started:.1f} s; training on {device}")
+        threads = f"{torch.get_num_threads()} threads of torch, {session.train.workers} of the loader"
+        log.say(f"ready after {time.perf_counter() - started:.1f} s; training on {device}, {threads}")
         code = 1
         try:
             with StopRequest() as stop:

@@ -47,7 +47,10 @@ def cores() -> int:
 
 
 def threads() -> int:
-    """Threads for torch: as many as cores, or OMP_NUM_THREADS if that is fewer, as for one of several trials."""
+    """Threads for torch: as many as cores, or OMP_NUM_THREADS if that is fewer, as for one of several trials.
+
+    None is set aside for the loader's (`data.loader.worker_count`), which on a CPU work for a small part of the time.
+    """
     wish = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores(), int(wish)) if wish.isdigit() and int(wish) else cores()
 
