@@ -73,7 +73,7 @@ def _keep_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def choose_precision(wish: str, device: torch.device, say: Callable[[str], None]) -> str:
