@@ -63,6 +63,24 @@ def held(value: float, bar: str) -> bool:
     return value >= float(limit) if relation == ">=" else value <= float(limit)
 
 
+def write_report(path: Path, answers: dict[str, tuple[dict | None, str]]) -> None:
+    """Writes the report of what was measured so far, and its figures as JSON beside it."""
+    measured = {name: answer for name, (answer, _) in answers.items() if answer}
+    ran = next(iter(measured.values()), {})
+    versions = ", ".join(f"{package} {version}" for package, version in ran.get("versions", {}).items())
+    lines = [
+        f"# Benchmarks, {path.stem}", "",
+        f"On {ran.get('device')}, Python {ran.get('python')}, {versions}; commit {ran.get('commit')}.",
+        "A ratio is that of medians; its spread is the lowest and highest of any round.", "",
+        "| benchmark | figure | value | spread | bar |", "| --- | --- | --- | --- | --- |",
+        *(row for name, answer in measured.items() for row in table(name, answer)), "",
+    ]  # fmt: skip
+    for name, (_, text) in answers.items():
+        lines += [f"## {name}", "", "```", text.strip("\n"), "```", ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    path.with_suffix(".json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="names, separated by commas; else all")
@@ -74,26 +92,14 @@ def main() -> int:
     if unknown := set(names) - set(BENCHMARKS):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     given = {"photographs": options.photographs, "cifar-dir": options.cifar_dir}
-    answers = {name: run(name, given) for name in names}
-    date = datetime.date.today().isoformat()
-    measured = {name: answer for name, (answer, _) in answers.items() if answer}
-    ran = next(iter(measured.values()), {})
-    versions = ", ".join(f"{package} {version}" for package, version in ran.get("versions", {}).items())
-    lines = [
-        f"# Benchmarks, {date}", "",
-        f"On {ran.get('device')}, Python {ran.get('python')}, {versions}; commit {ran.get('commit')}.",
-        "A ratio is that of medians; its spread is the lowest and highest of any round.", "",
-        "| benchmark | figure | value | spread | bar |", "| --- | --- | --- | --- | --- |",
-        *(row for name, answer in measured.items() for row in table(name, answer)), "",
-    ]  # fmt: skip
-    for name, (_, text) in answers.items():
-        lines += [f"## {name}", "", "```", text.strip("\n"), "```", ""]
     options.reports.mkdir(exist_ok=True)
-    path = options.reports / f"{date}.md"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    path.with_suffix(".json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    path = options.reports / f"{datetime.date.today().isoformat()}.md"
+    answers: dict[str, tuple[dict | None, str]] = {}
+    for name in names:
+        answers[name] = run(name, given)
+        write_report(path, answers)  # after each: what was measured stays, whatever becomes of the rest
     print(f"\nreport: {path}")
-    return 0 if len(measured) == len(names) else 1
+    return 0 if all(answer for answer, _ in answers.values()) else 1
 
 
 if __name__ == "__main__":
