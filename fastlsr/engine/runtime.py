@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import os
 import platform
 import resource
@@ -21,6 +22,7 @@ from fastlsr.errors import InputError
 
 # Compiling a network takes a CPU a minute or more: below this many seconds of training it is not worth trying.
 COMPILE_TRIAL_SECONDS = 1200.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def choose_device(name: str) -> torch.device:
@@ -51,14 +53,29 @@ def threads() -> int:
 
 
 def set_up_torch(device: torch.device, *, deterministic: bool) -> None:
-    """Sets torch's threads, the CUDA device, and determinism (without it cuDNN may pick any kernel)."""
+    """Sets torch's threads, its memory on the CPU, the CUDA device, and determinism (without it cuDNN may pick any
+    kernel).
+    """
     torch.set_num_threads(threads())
+    keep_freed_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc's malloc keep what is freed, in blocks up to 32 MiB, for the next step; other systems stay as is.
+
+    It would give a step's activations back to the kernel, which then clears every page anew in the next one: a ninth of
+    the processor's time of ResNet-8 and of ResNet-18, for a twentieth less memory (measured, batches of 128).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def choose_precision(wish: str, device: torch.device, say: Callable[[str], None]) -> str:

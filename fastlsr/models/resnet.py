@@ -33,7 +33,9 @@ class PaddedShortcut(nn.Module):
         self.new_channels = channels_out - channels_in
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+        # The mean of one pixel, not x[:, :, ::stride, ::stride]: that one's gradient is never channels-last, and then
+        # neither is what it is added to, down to the stem (measured on a CPU: 7% of a step of ResNet-8).
+        return F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, 0, self.new_channels))
 
 
 def projection_shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:
