@@ -45,7 +45,7 @@ from fastlsr.engine.runtime import set_up_torch
 from fastlsr.engine.session import Session
 from fastlsr.labels.class_means import ClassMeans
 from fastlsr.labels.losses import soft_target_cross_entropy
-from fastlsr.train import StopRequest, run_epochs
+from fastlsr.training import StopRequest, run_epochs
 
 CPU = torch.device("cpu")
 BATCH = 128
@@ -200,8 +200,8 @@ def class_step(classes: int) -> Callable[[], None]:
         for _ in range(10):
             weight.grad = None
             logits = features @ weight
-            objective, _ = soft_target_cross_entropy(logits, labels, mix, table, one / BATCH)
-            objective.backward()
+            _, gradients = soft_target_cross_entropy(logits, labels, mix, table, one / BATCH)
+            logits.backward(gradients)
             means.update(logits, labels, index)
 
     return steps

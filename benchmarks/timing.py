@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -113,11 +114,18 @@ def where() -> dict[str, object]:
     """Device, versions and commit."""
     folder = Path(__file__).parents[1]
     git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    versions = {name: _version(name) for name in PACKAGES}
     cores = len(os.sched_getaffinity(0))
     return {"device": f"{_processor()}, {cores} cores", "python": platform.python_version(), "versions": versions,
             "commit": commit or "none"}  # fmt: skip
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # opencv comes under several names, for one
+        return None
 
 
 def _processor() -> str:

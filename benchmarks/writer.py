@@ -1,33 +1,30 @@
 """Is our writer at least 0.9 times as fast as FFCV's bare `DatasetWriter` on the same input and workers?
 
-    python benchmarks/writer.py [--data-dir FOLDER_OF_CLASS_FOLDERS] [--images N] [--workers N] [--repeats N]
+    python benchmarks/writer.py [--photographs FOLDER] [--images N] [--workers N] [--repeats N]
 
 Two inputs: `arrays`, CIFAR-like uint8 32x32 images in memory, stored raw; `photographs`, JPEG files stored as
 `proportion` with the longest side at most 500. FFCV gets the fastest data set it can be given: one that indexes the
 array, or decodes the file with Pillow to RGB. Ours does more besides: checks, statistics, digest, fsync, manifest.
-Ratios are FFCV's median seconds / ours, so larger is better for us. The last line is a JSON object.
 """
 
 import argparse
 import contextlib
-import importlib.metadata
 import io
-import json
 import os
-import platform
-import statistics
-import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from timing import Report, at_least, in_turns
 
 from fastlsr.data.encoding import Encoding
 from fastlsr.data.sources import SOURCES
 from fastlsr.data.writing import Samples, write_beton
 
+BARS = {"arrays_vs_ffcv": at_least(0.9), "photographs_vs_ffcv": at_least(0.9)}
 _RAW = Encoding(mode="raw")
 _PROPORTION = SOURCES["imagenet"].encoding
 
@@ -68,21 +65,26 @@ def write_ffcv(samples: Samples, path: Path, encoding: Encoding, workers: int) -
         DatasetWriter(str(path), fields, num_workers=workers).from_indexed_dataset(Indexed(samples))
 
 
-def compare(samples: Samples, encoding: Encoding, *, workers: int, repeats: int) -> dict[str, list[float]]:
-    """Contender -> seconds of each repeat, interleaved, after one warm-up of each."""
-    contenders = {"ours": write_ours, "ffcv": write_ffcv}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+def compare(samples: Samples, encoding: Encoding, *, workers: int, rounds: int) -> dict[str, list[float]]:
+    """Contender -> seconds of each round.
+
+    What is written is deleted untimed, and so is what FFCV leaves for the disk to do: ours waits for the disk itself.
+    """
+
+    def timed(write: Callable) -> Callable[[], float]:
+        def run() -> float:
+            path = Path(folder, "bench.beton")
+            started = time.perf_counter()
+            write(samples, path, encoding, workers)
+            taken = time.perf_counter() - started
+            path.unlink()
+            os.sync()
+            return taken
+
+        return run
+
     with tempfile.TemporaryDirectory() as folder:
-        for repeat in range(repeats + 1):
-            for name, write in contenders.items():
-                path = Path(folder, f"{repeat}.beton")
-                started = time.perf_counter()
-                write(samples, path, encoding, workers)
-                if repeat:
-                    seconds[name].append(time.perf_counter() - started)
-                path.unlink()  # untimed, as is what FFCV leaves for the disk to do: ours waits for the disk itself
-                os.sync()
-    return seconds
+        return in_turns({"ours": timed(write_ours), "ffcv": timed(write_ffcv)}, rounds=rounds)
 
 
 def arrays(count: int) -> Samples:
@@ -103,40 +105,24 @@ def _random_photograph(path: Path, seed: int) -> Path:
     return path
 
 
-def report(question: str, seconds: dict[str, list[float]], images: int) -> float:
-    """FFCV's median seconds / ours, printed with the spread."""
-    for name, taken in seconds.items():
-        median = statistics.median(taken)
-        print(f"{question:12} {name:5} {median:7.2f} s ({min(taken):.2f} to {max(taken):.2f}) "
-              f"{images / median:8.0f} images/s")  # fmt: skip
-    return statistics.median(seconds["ffcv"]) / statistics.median(seconds["ours"])
-
-
-def where() -> dict[str, str]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    versions = {name: importlib.metadata.version(name) for name in ("ffcv", "numpy", "pillow", "opencv-python")}
-    return {"device": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version(),
-            "commit": commit or "none", **versions}  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, help="JPEG files anywhere below; else random pictures")
+    parser.add_argument("--photographs", type=Path, help="folder with JPEG files; else random pictures")
     parser.add_argument("--images", type=int, default=2000, help="photographs to write (2000)")
     parser.add_argument("--arrays", type=int, default=50_000, help="32x32 images to write (50,000)")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    print(where())
-    spent = {"workers": options.workers, "repeats": options.repeats}
+    spent = {"workers": options.workers, "rounds": options.rounds}
+    report = Report(BARS, {"arrays": options.arrays, "photographs": options.images, **spent})
     with tempfile.TemporaryDirectory() as scratch:
-        photos = photographs(options.data_dir, options.images, Path(scratch))
+        photos = photographs(options.photographs, options.images, Path(scratch))
         inputs = {"arrays": (arrays(options.arrays), _RAW), "photographs": (photos, _PROPORTION)}
-        ratios = {}
-        for question, (samples, encoding) in inputs.items():
-            taken = compare(samples, encoding, **spent)
-            ratios[f"{question}_vs_ffcv"] = round(report(question, taken, len(samples)), 3)
-    print(json.dumps({**ratios, **spent, "bar": 0.9, **where()}))
+        for name, (samples, encoding) in inputs.items():
+            seconds = compare(samples, encoding, **spent)
+            report.table(f"{len(samples)} {name}", seconds, unit="images", units=len(samples))
+            report.ratio(f"{name}_vs_ffcv", seconds["ffcv"], seconds["ours"])
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -87,8 +87,7 @@ class Optim:
 class Method:
     """What the network is trained towards; `labels.methods` says which option each method reads."""
 
-    name: str = option("hard", "hard lsr tsla lsr_pre tsla_pre table colam online disturb_label confidence_penalty "
-                       "cs_kd label_refinery")  # fmt: skip
+    name: str = option("hard", "one of the methods of labels.methods, which `--help` lists with the options they read")
     smoothing: float = option(0.1, "weight of the uniform distribution (TSLA's theta)", low=0, high=1)
     drop_epoch: int = option(
         -1, "epochs with smoothing before it is dropped (TSLA's s); -1: half of the epochs", low=-1
@@ -357,9 +356,9 @@ def load(path: str | Path = "", overrides: Mapping[str, Any] | Sequence[str] = (
     return Config(**sections, given=frozenset(given))
 
 
-def from_dict(tree: Mapping[str, Any]) -> Config:
-    """The configuration that `Config.as_dict` gave, as from a checkpoint."""
-    return load(overrides=_flat(tree))
+def from_dict(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
+    """The configuration that `Config.as_dict` gave, as from a checkpoint, under the overrides of `load`."""
+    return load(overrides={**_flat(tree), **(overrides or {})})
 
 
 def _refuse_unknown(source: str, key: str, value: Any, known: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this", and what a command does with it."""
+"""The exceptions that a command answers in one line, and what it does with "the user can mend this"."""
 
 import contextlib
 import sys
@@ -10,6 +10,10 @@ class InputError(Exception):
 
     The message is a single line that names the thing and, where it can, the mend.
     """
+
+
+class TrainingFailed(Exception):
+    """Training cannot go on, through no fault of the input's form; the message says where it stopped."""
 
 
 @contextlib.contextmanager

@@ -11,16 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fastlsr.config import Config, load, read_arguments
-from fastlsr.engine import checkpoint
-from fastlsr.engine.evaluation import evaluate
-from fastlsr.engine.runtime import choose_device, set_up_torch
-from fastlsr.engine.session import build_network, evaluation_loader, wrap
+from fastlsr.config import Config, from_dict, load, read_arguments
 from fastlsr.errors import InputError, exit_on_input_error
 from fastlsr.labels.methods import phases
-from fastlsr.labels.targets import Targets
 
 CHANGEABLE = ("data.dir", "data.val", "data.workers", "train.device")
 
@@ -48,42 +41,50 @@ def evaluate_run(folder: Path, words: list[str]) -> dict[str, Any]:
     Raises:
         InputError: if there is no checkpoint, the data has other classes, or an option may not change.
     """
+    overrides = changes(words)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not the folder of a run")
+    # Here and not above: it takes seconds, and most of what can be wrong has been said by now.
+    from fastlsr.engine import checkpoint
+
     state, remark = checkpoint.load(folder)
     if state is None:
         raise InputError(f"{folder} holds no checkpoint")
     if remark:
         print(f"warning: {remark}", file=sys.stderr)
     epochs, batches = state["position"]
-    metrics = evaluate_state(state, changed(state["config"], words))
+    metrics = evaluate_state(state, from_dict(state["config"], overrides))
     return {"epoch": epochs, "batches": batches, **{f"test/{name}": value for name, value in metrics.items()}}
 
 
-def changed(tree: dict[str, dict[str, Any]], words: list[str]) -> Config:
-    """The run's configuration with the options of a command line.
+def changes(words: list[str]) -> dict[str, str]:
+    """The options on a command line.
 
     Raises:
-        InputError: for options other than `CHANGEABLE`.
+        InputError: for options other than `CHANGEABLE`, or a value that is none.
     """
     _, overrides, _ = read_arguments(words)
     for key in overrides:
         if key not in CHANGEABLE:
             raise InputError(f"--{key} cannot change in an evaluation; {', '.join(CHANGEABLE)} can")
-    flat = {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
-    return load(overrides={**flat, **overrides})
+    load(overrides=overrides)
+    return overrides
 
 
 def evaluate_state(state: dict[str, Any], config: Config) -> dict[str, float]:
     """Test metrics (see `engine.evaluation.evaluate`) of the network in a checkpoint."""
+    import torch
+
+    from fastlsr.engine.evaluation import evaluate
+    from fastlsr.engine.runtime import choose_device, set_up_torch
+    from fastlsr.engine.session import evaluation_loader, trained_network
+    from fastlsr.labels.targets import Targets
+
     device = choose_device(config.train.device)
-    loader = evaluation_loader(config, device)
     set_up_torch(device, deterministic=config.train.deterministic)
-    classes = len(loader.manifest.classes)
-    model = build_network(config, classes, loader.resolution, pretrained="")
-    if list(loader.manifest.classes) != state["decided"]["classes"]:
-        raise InputError(f"data.dataset={config.data.dataset} has other classes than the run was trained on")
-    model.load_state_dict(state["ema"] or state["model"])
-    network = wrap(model, state["decided"], config).to(device).eval()
-    targets = Targets(classes, phases(config.method, config.train.epochs), device=device)
+    loader = evaluation_loader(config, device)
+    network = trained_network(state, config, loader, device)
+    targets = Targets(len(loader.manifest.classes), phases(config.method, config.train.epochs), device=device)
     targets.load_state_dict(state["targets"])
     forward = torch.compile(network, dynamic=False) if state["decided"]["compile"] else network
     return evaluate(forward, loader.epoch(0), targets)

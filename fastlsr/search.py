@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special  # not scipy.stats, which takes a second to load
 
 from fastlsr.config import read_yaml
 from fastlsr.errors import InputError
@@ -287,11 +287,11 @@ def _of_logarithms(make: Callable[..., Any], *, sign: int = 1):
     return made
 
 
-def _of_scipy(distribution: Callable[..., Any]):
+def _shaped(quantile: Callable[..., Any]):
     def made(**parameters: float):
         if min((parameters.get(name, 0) for name in ("sigma", "a", "b")), default=0) < 0:
             raise ValueError("sigma, a and b are not negative")
-        return None, lambda u: float(distribution(**parameters).ppf(u))
+        return None, lambda u: float(quantile(u, **parameters))
 
     return made
 
@@ -308,9 +308,9 @@ def _quantized(make: Callable[..., Any]):
     return made
 
 
-_normal = _of_scipy(lambda mu, sigma: stats.norm(loc=mu, scale=sigma))
-_log_normal = _of_scipy(lambda mu, sigma: stats.lognorm(s=sigma, scale=math.exp(mu)))
-_beta = _of_scipy(lambda a, b: stats.beta(a=a, b=b))
+_normal = _shaped(lambda u, mu, sigma: mu + sigma * special.ndtri(u))
+_log_normal = _shaped(lambda u, mu, sigma: math.exp(mu) * math.exp(sigma * special.ndtri(u)))
+_beta = _shaped(lambda u, a, b: special.betaincinv(a, b, u))
 _log_uniform_values = _of_logarithms(_log_uniform)
 
 _BOUNDS, _Q = ("min", "max"), {"q": 1.0}

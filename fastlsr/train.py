@@ -1,95 +1,59 @@
 """Trains one run: python -m fastlsr.train --cfg FILE --section.key=value [--dry-run].
 
-Reads downward: main -> train -> train_epoch -> one step. Exit codes: 0 done, 1 failed, 2 wrong input, 130 and 143
-stopped by SIGINT and SIGTERM with a checkpoint.
+Exit codes: 0 done, 1 failed, 2 wrong input, 130 and 143 stopped by SIGINT and SIGTERM with a checkpoint.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import save
-
-from fastlsr.config import Config, differences, from_dict, load, read_arguments, usage
-from fastlsr.data.folds import training_count
-from fastlsr.data.loader import Batch, input_resolution
-from fastlsr.data.manifest import read_manifest
-from fastlsr.engine import checkpoint
-from fastlsr.engine.log import Row, RunLog, results_table, wandb_mode, write_json
-from fastlsr.engine.runtime import choose_device, environment, peak_memory_bytes, set_up_torch
-from fastlsr.engine.schedule import Schedule
-from fastlsr.engine.session import Session, TrainingFailed, build_network, data_digests, split_paths
-from fastlsr.engine.step import EpochTotals
-from fastlsr.errors import InputError, exit_on_input_error
-from fastlsr.files import replace_file, replace_text, sole_use
-from fastlsr.labels.methods import options_of, phases
-
-
-class Stopped(Exception):
-    """A stop was asked for outside the training loop."""
-
-
-class StopRequest:
-    """Remembers SIGINT or SIGTERM until the step under way is done; a second signal acts at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __enter__(self) -> StopRequest:
-        self._former = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, _frame: object) -> None:
-        self.signal = number
-        for each in self._former:
-            signal.signal(each, signal.SIG_DFL)
-
-    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches, unless a stop is asked for meanwhile.
-
-        Raises:
-            Stopped: then.
-        """
-        with contextlib.closing(batches):
-            for batch in batches:
-                if self.signal is not None:
-                    raise Stopped
-                yield batch
+from fastlsr.config import Config, differences, load, read_arguments, usage
+from fastlsr.data.splits import data_digests
+from fastlsr.errors import TrainingFailed, exit_on_input_error
+from fastlsr.labels.methods import options_of, overview, phases
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code of a run as the command line asks for it."""
     with exit_on_input_error():
+        started = time.perf_counter()
         words = sys.argv[1:] if arguments is None else arguments
         path, overrides, flags = read_arguments(words, flags=("dry-run", "help"))
         if "help" in flags:
-            print(f"{__doc__}\nOptions, with their defaults:\n{usage()}")
+            print(f"{__doc__}\nMethods, with their options:\n{overview()}\n")
+            print(f"Options, with their defaults:\n{usage()}")
             return 0
         config = load(path, overrides)
+        refuse_early(config)
         warn_of_unused(config)
-        if "dry-run" in flags:
-            for line in describe(config):
-                print(line, flush=True)
-            return 0
+        print("loading torch, FFCV and W&B", flush=True)
         try:
-            return train(config)
+            # Here and not above: it takes seconds, and most of what can be wrong has been said by now.
+            from fastlsr import training
+
+            if "dry-run" in flags:
+                for line in training.describe(config):
+                    print(line, flush=True)
+                return 0
+            return training.train(config, started=started)
         except TrainingFailed as error:
             print(f"failed: {error}; the last checkpoint, if there is one, is good", file=sys.stderr)
             return 1
         except KeyboardInterrupt:  # before the first step, or the second one: nothing is left to save
             return 128 + signal.SIGINT
+
+
+def refuse_early(config: Config) -> None:
+    """Refuses what can be known to be wrong before the seconds that torch and FFCV take to load.
+
+    Raises:
+        InputError: for options that do not make a run of any data, or data that is not there.
+    """
+    phases(config.method, config.train.epochs)
+    config.run_name()
+    data_digests(config)
 
 
 def warn_of_unused(config: Config) -> None:
@@ -99,236 +63,6 @@ def warn_of_unused(config: Config) -> None:
     unused = [key for key in changed if key in config.given and key.startswith("method.") and key not in used]
     if unused:
         print(f"warning: method {config.method.name} does not use {', '.join(unused)}", file=sys.stderr)
-
-
-def describe(config: Config) -> Iterator[str]:
-    """Lines on the resolved options, the phases, the learning rate where it turns, and the network's size.
-
-    The last of them need the data; nothing is downloaded.
-
-    Raises:
-        InputError: as training would.
-    """
-    yield config.as_yaml()
-    yield "phases:"
-    first = 1
-    for number, phase in enumerate(phases(config.method, config.train.epochs), start=1):
-        yield f"  {number}. epochs {first} to {first + phase.epochs - 1}: {phase}"
-        first += phase.epochs
-    yield "learning rate:"
-    for epoch, factor in Schedule(config.optim, config.train.epochs, steps_per_epoch=1000).milestones():
-        backbone = f", backbone {factor * config.optim.backbone_lr:.6g}" if config.optim.backbone_lr else ""
-        yield f"  from epoch {epoch + 1}: {factor * config.optim.lr:.6g}{backbone}"
-    yield f"run: {Path(config.run.dir) / config.run_name()}"
-    inspect(config)
-    train = read_manifest(split_paths(config)[0])
-    resolution, classes = input_resolution(train, config.data), len(train.classes)
-    pretrained = "" if config.model.pretrained == "timm" else config.model.pretrained
-    model = build_network(config, classes, resolution, pretrained=pretrained)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    yield f"model: {config.model.name}, {count:,} parameters, {classes} classes, {resolution} pixels"
-    images = training_count(train.count, config.data)
-    batches = images / config.data.batch_size
-    batches = math.floor(batches) if config.data.drop_last else math.ceil(batches)
-    yield f"data: {images:,} training images, batches an epoch: {batches:,}"
-
-
-def train(config: Config) -> int:
-    """Trains the configured run, from its checkpoint where there is one; returns the exit code.
-
-    Raises:
-        InputError: before anything is written.
-        TrainingFailed: with the last good checkpoint kept.
-    """
-    started = time.perf_counter()
-    folder, device, state, remark = inspect(config)
-    log = RunLog(folder, config)
-    log.say(f"run: {folder}")
-    if remark:
-        log.say(f"warning: {remark}")
-    if state and state["position"][0] == log.epochs:
-        log.say("finished before; nothing is left to train (another run.name would train it anew)")
-        return show_results(log, state["rows"])
-    session = Session(config, device, decided=state["decided"] if state else {}, say=log.say)
-    set_up_torch(device, deterministic=config.train.deterministic)
-    if state:
-        session.load_before_steps(state)
-    session.prepare_steps()
-    if state:
-        session.load_after_steps(state)
-        log.say(f"resuming after {session.position.epochs} epochs and {session.position.batches} batches")
-    with sole_use(folder, f"another process is training {folder}"):
-        if remark:
-            checkpoint.set_aside(folder)
-        replace_text(folder / "config.yaml", config.as_yaml())
-        write_json(folder / "environment.json", environment(device) | {"data": session.decided["data"]})
-        log.open(state["rows"] if state else [], wandb_id=session.wandb_id)
-        session.wandb_id = log.wandb_id or session.wandb_id
-        log.say(f"ready after {time.perf_counter() - started:.1f} s; training on {device}")
-        code = 1
-        try:
-            with StopRequest() as stop:
-                code = run_epochs(session, log, stop)
-        finally:
-            log.close(code)
-        return code
-
-
-def inspect(config: Config) -> tuple[Path, torch.device, dict[str, Any] | None, str]:
-    """(folder, device, state or None, remark): where a run goes, what on, and what it goes on from.
-
-    Raises:
-        InputError: if any of these, the data or the W&B account, is not to be had, or they do not fit together.
-    """
-    wandb_mode(config.log.wandb)
-    device = choose_device(config.train.device)
-    digests = data_digests(config)
-    folder = Path(config.run.dir) / config.run_name()
-    return folder, device, *find_checkpoint(config, folder, digests)
-
-
-def find_checkpoint(config: Config, folder: Path, digests: list[str]) -> tuple[dict[str, Any] | None, str]:
-    """(state or None, remark): what `run.resume` says to go on from.
-
-    Raises:
-        InputError: if that is not there, should not be there, or belongs to other options or data.
-    """
-    state, remark = checkpoint.load(folder)
-    if state is None:
-        if config.run.resume == "must":
-            raise InputError(f"run.resume=must: {folder} has no checkpoint")
-        return None, remark
-    if config.run.resume == "never":
-        raise InputError(f"run.resume=never: {folder} holds a run already; take another run.name")
-    changed = differences(config, from_dict(state["config"]))
-    if changed:
-        raise InputError(f"{folder} was trained with other values of {', '.join(changed)}; take another run.name")
-    if state["decided"]["data"] != digests:
-        raise InputError(f"{folder} was trained on other data of the same name; take another run.name")
-    return state, remark
-
-
-def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
-    """Runs the epochs that are left: train, evaluate, learn soft labels, log, checkpoint. Returns the exit code."""
-    while session.position.epochs < session.epochs:
-        try:
-            row = run_epoch(session, log, stop)
-        except Stopped:
-            session.refuse_broken_weights()
-            checkpoint.save(log.folder, {**session.state_dict(), "rows": log.rows})
-            log.say(f"stopped by {signal.Signals(stop.signal).name}; the same command goes on from {log.folder}")
-            return 128 + stop.signal
-        log.row(row)
-        checkpoint.save(log.folder, {**session.state_dict(), "rows": log.rows})
-        log.summary(finished=session.position.epochs == session.epochs)
-    return show_results(log, log.rows)
-
-
-def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row:
-    """The row of the epoch at hand, after which the run's position is the next one's beginning.
-
-    Raises:
-        Stopped: at a stop, wherever it came; the position says where.
-        TrainingFailed: at a loss that is no number.
-    """
-    start = time.perf_counter()
-    number, phase, _ = session.phase_at(session.position.epochs)
-    totals, speed = train_epoch(session, log, stop)
-    metrics = session.evaluate(stop.watch)
-    if not math.isfinite(metrics["nll"]):
-        raise TrainingFailed(f"the test loss is not finite after epoch {session.position.epochs + 1}")
-    if session.phase_ends():
-        learn_soft_labels(session, log, stop, number)
-    target_entropy = session.target_entropy()
-    session.position.epochs, session.position.batches = session.position.epochs + 1, 0
-    return {
-        "epoch": session.position.epochs,
-        "phase": number + 1,
-        "lr": session.last_learning_rate(),
-        "train/loss": totals.loss,
-        "train/top1": totals.top1,
-        **{f"test/{name}": value for name, value in metrics.items()},
-        **speed,
-        "target_entropy": target_entropy,
-        "seconds": time.perf_counter() - start,
-        "peak_memory_bytes": peak_memory_bytes(session.device),
-    }
-
-
-def show_results(log: RunLog, rows: list[Row]) -> int:
-    """The exit code of a finished run, once its rows are in their files, the last and best on the terminal."""
-    log.restore(rows)
-    log.console.print(results_table(log.summary(finished=True)))
-    log.say(f"results: {log.folder}")
-    return 0
-
-
-def train_epoch(session: Session, log: RunLog, stop: StopRequest) -> tuple[EpochTotals, dict[str, float]]:
-    """(totals, speed) of the epoch at hand, from the batch that the run's position names.
-
-    Nothing in the loop waits for the device.
-
-    Raises:
-        Stopped: after the step under way, at a stop.
-        TrainingFailed: at a loss that is no number.
-    """
-    session.enter_epoch()
-    position, totals, every = session.position, session.step.totals, session.config.log.every
-    epoch, first, note = position.epochs + 1, position.batches, ""
-    start = time.perf_counter()
-    with log.progress(epoch, steps=len(session.train)) as advance:
-        for images, labels, index in session.train.epoch(position.epochs, first_batch=first):
-            stepped = session.accumulate(images, labels, index)
-            if position.batches % every == 0:
-                so_far = totals.read_late()
-                refuse_non_finite(so_far, epoch)
-                note = f"loss {so_far.loss:.4f}" if so_far.seen else ""
-            advance(position.batches, note)
-            if stepped and stop.signal is not None:
-                refuse_non_finite(totals.read(), epoch)
-                raise Stopped
-    whole = totals.read()
-    refuse_non_finite(whole, epoch)
-    seconds = time.perf_counter() - start
-    seen = session.samples_before(position.batches) - session.samples_before(first)
-    return whole, {"images_per_second": seen / seconds, "data_wait": session.train.wait_seconds / seconds}
-
-
-def refuse_non_finite(totals: EpochTotals, epoch: int) -> None:
-    """Stops the run at a loss that is no number.
-
-    Raises:
-        TrainingFailed: names epoch and step.
-    """
-    if totals.bad_step:
-        raise TrainingFailed(f"the loss is not finite at epoch {epoch}, step {totals.bad_step:.0f}")
-
-
-def learn_soft_labels(session: Session, log: RunLog, stop: StopRequest, number: int) -> None:
-    """Makes the soft labels of the phase that just ended, if it learns any, and keeps a copy in the run's folder."""
-    missing = session.learn_soft_labels(stop.watch)
-    if missing is None:
-        return
-    if missing:
-        names = ", ".join(session.train.manifest.classes[label] for label in missing[:5])
-        log.say(f"warning: no sample of {len(missing)} classes was seen ({names}); they keep their former soft label")
-    log.say(describe_soft_labels(session.learned.cpu()))
-    folder = log.folder / "soft_labels"
-    folder.mkdir(exist_ok=True)
-    table = {"soft_labels": session.learned.cpu().contiguous(), "count": session.means.count.cpu()}
-    path = folder / f"stage_{number + 1:02d}.safetensors"
-    replace_file(path, lambda part: part.write_bytes(save(table)))  # save_file would hide it from all but its owner
-
-
-def describe_soft_labels(table: torch.Tensor) -> str:
-    """A line on float32[K, K] soft labels by class: how soft they are, and how many still name their own class."""
-    classes = len(table)
-    entropy, most = torch.special.entr(table.double()).sum(1).mean().item(), math.log(classes)
-    own = int((table.argmax(1) == torch.arange(classes)).sum())
-    line = f"soft labels: {own} of {classes} peak at their own class, entropy {entropy:.3f} of at most {most:.3f} nats"
-    if own < classes / 2 or entropy > 0.95 * most:
-        line += "; warning: they say little, the network does not tell the classes apart yet (try longer stages)"
-    return line
 
 
 if __name__ == "__main__":

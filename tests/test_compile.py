@@ -5,7 +5,7 @@ import json
 import pytest
 from torch._dynamo.utils import counters
 
-from fastlsr import evaluate, train
+from fastlsr import evaluate, train, training
 
 OPTIONS = {
     "data.dataset": "digits", "data.batch_size": 400, "data.flip": "false", "model.name": "resnet8", "optim.lr": 0.01,
@@ -25,13 +25,13 @@ def compiled_graphs(monkeypatch):
     """Graphs compiled after each row that a run logs."""
     counters.clear()
     counts = []
-    row = train.RunLog.row
+    row = training.RunLog.row
 
     def counting(log, values):
         counts.append(counters["stats"]["unique_graphs"])
         row(log, values)
 
-    monkeypatch.setattr(train.RunLog, "row", counting)
+    monkeypatch.setattr(training.RunLog, "row", counting)
     return counts
 
 
@@ -43,10 +43,13 @@ def compiled_graphs(monkeypatch):
     ],
     ids=lambda method: method["method.name"],
 )
-def test_no_phase_change_compiles_anything(digits_dir, tmp_path, compiled_graphs, method):
+def test_no_phase_change_compiles_anything(digits_dir, tmp_path, compiled_graphs, method, capsys):
     rows = run(digits_dir, tmp_path / "compiled", **method, **{"train.compile": "on"})
     assert compiled_graphs[0] > 0, "the step was compiled"
     assert compiled_graphs == [compiled_graphs[0]] * 4
+    said = capsys.readouterr().out
+    assert said.count("compiling the training step") == 2, "the last batch is smaller, and has a graph of its own"
+    assert said.count("compiling evaluation") == 1 and said.count("compiled in ") == 3
     eager = run(digits_dir, tmp_path / "eager", **method, **{"train.compile": "off"})
     for one, other in zip(rows, eager, strict=True):
         assert one["train/loss"] == pytest.approx(other["train/loss"], rel=0.02)

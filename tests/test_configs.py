@@ -1,5 +1,7 @@
 """Every shipped YAML: its header, its options, its phases, its network."""
 
+import csv
+import functools
 import re
 from pathlib import Path
 
@@ -18,6 +20,8 @@ SHIPPED = (
     "quickstart tsla_cifar100 tsla_dogs tsla_cub colam_cifar10 colam_cifar100 colam_imagenet "
     "colam_flowers102 colam_aircraft colam_dtd colam_cub"
 ).split()
+
+RESULTS = FOLDER.parents[1] / "shared" / "papers" / "results.csv"
 
 of_each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
@@ -109,7 +113,8 @@ def test_options_in_the_header_make_a_run(path):
         config = load(path, options)
         falls = [int(epoch) for epoch in config.optim.milestones.split(",") if epoch]
         assert all(0 < epoch < config.train.epochs for epoch in falls)
-        assert len({phase.epochs for phase in phases(config.method, config.train.epochs)}) == 1, "stages are equal"
+        lengths = {phase.epochs for phase in phases(config.method, config.train.epochs)}
+        assert len(lengths) == 1 or config.method.name == "tsla", "stages are equal"
         with torch.device("meta"):
             build_model(config.model.name, classes=7, resolution=config.data.resolution or 32)
 
@@ -125,3 +130,54 @@ def test_densenet_has_its_240_epochs_and_falls_at_half_and_three_quarters(name):
 def test_a_separate_backbone_rate_belongs_to_pretrained_weights(path):
     config = load(path)
     assert not config.optim.backbone_lr or config.model.pretrained
+
+
+@functools.cache
+def quoted(path):
+    """(config, figures) of each row of the header: the run that it stands for, and what the paper printed of it.
+
+    A row is `method: figures` or `method, option value: figures`; it stands below the options that it needs besides.
+    """
+    rows, options = [], {}
+    for line in header(path):
+        if line.startswith("--"):
+            options = dict(word[2:].split("=") for word in line.split())
+        for method, option, value, figures in re.findall(r"(\w+)(?:, (\w+) (\d+))?: (\d\d\.\d\d[^;]*)", line):
+            own = {f"method.{option}": value} if option else {}
+            rows.append((load(path, {**options, "method.name": method, **own}), figures))
+    return rows
+
+
+PAPER_FILES = {("colam", "fgvc_aircraft"): "colam_aircraft", ("tsla", "stanford_dogs"): "tsla_dogs",
+               ("tsla", "cub200"): "tsla_cub", ("colam", "cub200"): "colam_cub"}  # fmt: skip
+
+
+@pytest.mark.skipif(not RESULTS.is_file(), reason="../shared/papers is not here")
+def test_every_accuracy_of_the_papers_tables_is_quoted_where_options_train_it():
+    seen = 0
+    for row in csv.DictReader(RESULTS.read_text(encoding="utf-8").splitlines()):
+        paper, data = row["paper"], row["dataset"]
+        if row["metric"] not in ("top1", "top5"):
+            continue
+        name, epoch, theta = re.fullmatch(r"(\w+?)(?:\((\d+)\))?(?:;smoothing=([\d.]+))?", row["method"]).groups()
+        path = FOLDER / f"{PAPER_FILES.get((paper, data), f'{paper}_{data}')}.yaml"
+        smoothing = float(theta) if theta else load(path).method.smoothing
+        (figures,) = [
+            figures
+            for config, figures in quoted(path)
+            if config.data.dataset == data
+            and config.model.name.removeprefix("timm/").removesuffix(".tv_in1k") == row["model"]
+            and config.method.name == {"baseline": "hard"}.get(name, name)
+            and (epoch is None or config.method.drop_epoch == int(epoch))
+            and config.method.smoothing == smoothing
+        ]
+        printed = f"{row['mean']} +- {row['std']}" if row["std"] else row["mean"]
+        assert figures.split(" / ")[row["metric"] == "top5"] == printed, (path.name, row)
+        seen += 1
+    assert seen == 139
+
+
+@of_each_config
+def test_quoted_rows_are_runs(path):
+    for config, _ in quoted(path):
+        assert phases(config.method, config.train.epochs)

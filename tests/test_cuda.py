@@ -16,8 +16,8 @@ def session_on(device, digits_dir, **options):
     base = {"data.dataset": "digits", "data.dir": str(digits_dir), "data.batch_size": 64, "model.name": "resnet8",
             "method.name": "colam", "method.stages": 1, "train.epochs": 1, "train.precision": "fp32"}  # fmt: skip
     chosen = base | {key.replace("__", "."): value for key, value in options.items()}
-    session = Session(load(overrides=chosen), device, decided={}, say=lambda text: None)
     set_up_torch(device, deterministic=False)
+    session = Session(load(overrides=chosen), device, decided={}, say=lambda text: None)
     session.prepare_steps()
     return session
 
@@ -43,14 +43,16 @@ def test_batches_are_the_cpus_even_when_the_device_lags_behind(digits_dir):
 def test_the_batch_loop_never_waits_for_the_device(digits_dir, options):
     session = session_on(CUDA, digits_dir, **options)
     session.enter_epoch()
-    for number, batch in enumerate(session.train.epoch(0)):
-        if number == 4:  # compiled and warm
-            torch.cuda.set_sync_debug_mode("error")
-        session.accumulate(*batch)
-        session.step.totals.read_late()
-        if number == 15:
-            break
-    torch.cuda.set_sync_debug_mode("default")
+    try:
+        for number, batch in enumerate(session.train.epoch(0)):
+            if number == 4:  # compiled and warm
+                torch.cuda.set_sync_debug_mode("error")
+            session.accumulate(*batch)
+            session.step.totals.read_late()
+            if number == 15:
+                break
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_an_epoch_has_the_cpus_loss_and_class_means(digits_dir):

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -31,10 +32,11 @@ ALLOWED = {
     "engine": _CORE,
     "analysis": _CORE,
     "report": _CORE,
-    **{name: _CORE | _ENTRY_POINTS | {"system", "search"} for name in _ENTRY_POINTS},
+    "training": _CORE,
+    **{name: _CORE | _ENTRY_POINTS | {"system", "search", "training"} for name in _ENTRY_POINTS},
 }
 # The only homes of these packages.
-HOMES = {"ffcv": "fastlsr/data/", "wandb": "fastlsr/engine/log.py", "fastargs": "fastlsr/config.py"}
+HOMES = {"ffcv": "fastlsr/data/ffcv_parts.py", "wandb": "fastlsr/engine/log.py", "fastargs": "fastlsr/config.py"}
 
 # Import names that are not the distribution's own. tomllib is one only where Python itself does not bring it.
 DISTRIBUTIONS = {
@@ -140,8 +142,11 @@ def test_imports_run_one_way_and_each_package_stays_in_its_home():
         ("fastlsr/__init__.py", "from fastlsr.engine import step"),
         ("fastlsr/engine/step.py", "from fastlsr.train import main"),
         ("fastlsr/train.py", "from fastlsr.report import table"),
+        ("fastlsr/training.py", "from fastlsr.train import main"),
+        ("fastlsr/engine/log.py", "from fastlsr import training"),
         ("fastlsr/attic.py", "import os"),
         ("fastlsr/engine/step.py", "import ffcv"),
+        ("fastlsr/data/loader.py", "from ffcv.loader import Loader"),
         ("data_prep/write.py", "from ffcv.writer import DatasetWriter"),
         ("fastlsr/train.py", "import wandb"),
         ("fastlsr/engine/logs.py", "import wandb"),
@@ -160,8 +165,9 @@ def test_the_guard_sees_a_forbidden_import(tmp_path, file, line):
         ("fastlsr/train.py", "from fastlsr.engine.step import train_step\nfrom fastlsr import config, errors"),
         ("fastlsr/sweep.py", "from fastlsr.train import main"),
         ("fastlsr/engine/log.py", "import wandb\nfrom fastlsr.data import loader"),
-        ("fastlsr/data/loader.py", "import ffcv\nimport fastlsr\nfrom . import order\nfrom fastlsr.config import Data"),
-        ("fastlsr/data/deep/jpeg.py", "from ..order import epoch_order\nfrom ffcv.fields import IntField"),
+        ("fastlsr/data/loader.py", "import fastlsr\nfrom . import order\nfrom fastlsr.config import Data"),
+        ("fastlsr/data/deep/jpeg.py", "from ..order import epoch_order"),
+        ("fastlsr/data/ffcv_parts.py", "from ffcv.reader import Reader"),
     ],
 )
 def test_the_guard_lets_a_proper_import_pass(tmp_path, file, line):
@@ -180,7 +186,8 @@ def test_pyproject_declares_every_package_that_is_imported():
 
 
 def test_the_test_extra_declares_every_further_package_that_tests_and_benchmarks_import():
-    assert third_party(ROOT, "tests", "benchmarks") - declared(ROOT / "pyproject.toml", "test") == set()
+    rivals = {"nvidia", "liger-kernel"}  # DALI and Liger: benchmarks measure them where they are installed
+    assert third_party(ROOT, "tests", "benchmarks") - declared(ROOT / "pyproject.toml", "test") <= rivals
 
 
 def test_the_scan_sees_an_undeclared_package(tmp_path):
@@ -194,3 +201,11 @@ def test_every_declared_package_has_a_version_that_was_tried():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {_normal(line.split("==")[0]) for line in lines if not line.startswith("#")}
     assert declared(ROOT / "pyproject.toml", "test") - pinned == set()
+
+
+@pytest.mark.parametrize("command", ["fastlsr.train", "fastlsr.evaluate", "fastlsr.sweep", "data_prep.write_ffcv"])
+def test_a_command_reads_its_options_before_it_loads_what_takes_seconds(command):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {command}; print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    slow = {"ffcv", "numba", "scipy.stats", "sklearn", "timm", "torch", "torchmetrics", "torchvision", "wandb"}
+    assert slow & set(said.split()) == set()

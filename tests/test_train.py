@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastlsr import evaluate, train
+from fastlsr import evaluate, train, training
 from fastlsr.config import load
 from fastlsr.engine import checkpoint
+from fastlsr.files import sole_use
+from fastlsr.labels.methods import METHODS
 
 TIMES = {"images_per_second", "data_wait", "seconds", "peak_memory_bytes"}
 
@@ -155,6 +157,13 @@ def test_methods_meet_at_their_ends(command, tmp_path, one, other):
     assert rows(tmp_path / "one") == rows(tmp_path / "other")
 
 
+@pytest.mark.parametrize(("share", "times"), [(-1, 1), (1, 0)])
+def test_a_slow_loader_is_told_of_once_a_run(command, tmp_path, monkeypatch, capsys, share, times):
+    monkeypatch.setattr(training, "WAITING_SHARE", share)
+    assert train.main(command(tmp_path / "run", train__epochs=2)) == 0
+    assert capsys.readouterr().out.count("waited for data") == times
+
+
 def test_seeds_and_methods_differ(command, tmp_path):
     runs = [{}, {"train__seed": 1}, {"method__name": "lsr"}]
     for number, options in enumerate(runs):
@@ -256,7 +265,7 @@ def test_a_run_is_not_continued_on_other_data(colam_run, command, digits_dir, tm
 
 
 def test_two_processes_do_not_train_one_run(command, tmp_path, capsys):
-    with train.sole_use(tmp_path / "run", ""), pytest.raises(SystemExit) as exit:
+    with sole_use(tmp_path / "run", ""), pytest.raises(SystemExit) as exit:
         train.main(command(tmp_path / "run"))
     assert exit.value.code == 2 and "another process" in capsys.readouterr().err
 
@@ -286,9 +295,10 @@ def test_options_that_the_method_does_not_use_are_one_warning(command, tmp_path,
     assert warnings == ["warning: method lsr does not use method.stages, method.temperature"]
 
 
-def test_help_names_every_option(capsys):
+def test_help_names_every_option_and_every_method(capsys):
     assert train.main(["--help"]) == 0
     said = capsys.readouterr().out
+    assert all(f"\n  {name}: " in said for name in METHODS)
     assert all(f"--{section}." in said for section in ("data", "model", "optim", "method", "train", "run", "log"))
 
 
@@ -308,5 +318,5 @@ def test_wandb_offline_mirrors_the_rows(command, tmp_path):
     ],
 )
 def test_soft_labels_that_say_nothing_are_a_warning(table, words, warns):
-    line = train.describe_soft_labels(table)
+    line = training.describe_soft_labels(table)
     assert words in line and ("warning" in line) == warns

@@ -1,1 +1,1 @@
-"""Images on disk, in `.beton` files and in batches; the only home of ffcv."""
+"""Images on disk, in `.beton` files and in batches; `ffcv_parts` is the only home of ffcv."""

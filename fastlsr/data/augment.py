@@ -21,18 +21,11 @@ from typing import NamedTuple
 import llvmlite.binding
 import numba
 import numpy as np
-import torch
 from numba import types
 
+from fastlsr.data.ffcv_parts import IMAGE_MODES, AllocationQuery, IntDecoder, SimpleRGBImageDecoder
+from fastlsr.data.ffcv_parts import library as _ffcv_library
 from fastlsr.errors import InputError
-
-_threads = torch.get_num_threads()
-from ffcv.fields.basics import IntDecoder  # noqa: E402
-from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder  # noqa: E402
-from ffcv.libffcv import lib as _ffcv_library  # noqa: E402
-from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
-
-torch.set_num_threads(_threads)  # importing ffcv sets it to one
 
 _extension = importlib.util.find_spec("fastlsr.data._jpeg_window")
 if _extension is None:
@@ -314,6 +307,17 @@ def central_crops(memory, rows, buffers, out, failed):
             start, stop = columns[0][0], min(width, columns[0][-1] + columns[1].shape[1])
             source, failed[i] = _pixels(memory, rows, i, buffers[worker], first, start, last - first, stop - start)
             resize(source, width, lines, columns, False, out[i])
+
+
+@_function
+def scale_rows(rows, scale, shift, out):
+    """None; `out` float32[N, M] is rows * scale + shift, for uint8[N, M] and float32[M]: pixels to a network's input.
+
+    On one thread, as memory is what limits it.
+    """
+    for i in range(rows.shape[0]):
+        for j in range(np.uint64(rows.shape[1])):
+            out[i, j] = np.float32(rows[i, j]) * scale[j] + shift[j]
 
 
 # Numba's workqueue layer, its last resort, aborts the process when two threads run kernels at once. Every kernel

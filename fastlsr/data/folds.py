@@ -54,6 +54,11 @@ def training_count(count: int, data: Data) -> int:
     return count - len(range(data.fold, count, data.folds)) if data.folds else count
 
 
+def fold_name(data: Data) -> str:
+    """Which part of a training split is held out, as a teacher's file has it: "1 of 5", or "" for none."""
+    return f"{data.fold} of {data.folds}" if data.folds else ""
+
+
 def check_folds(data: Data) -> None:
     """None.
 

@@ -21,16 +21,20 @@ from typing import NamedTuple
 import numba
 import numpy as np
 import torch
-from ffcv.loader import Loader as FFCVLoader
-from ffcv.loader import OrderOption
-from ffcv.loader.epoch_iterator import select_buffer
-from ffcv.memory_managers import OSCacheManager
-from ffcv.pipeline.compiler import Compiler
-from ffcv.reader import Reader
-from ffcv.transforms import ToDevice, ToTensor, ToTorchImage
 
 from fastlsr.config import Data
-from fastlsr.data import augment
+from fastlsr.data import advice, augment
+from fastlsr.data.ffcv_parts import (
+    Compiler,
+    FFCVLoader,
+    OrderOption,
+    OSCacheManager,
+    Reader,
+    ToDevice,
+    ToTensor,
+    ToTorchImage,
+    select_buffer,
+)
 from fastlsr.data.folds import Subset, whole
 from fastlsr.data.manifest import Manifest, verify
 from fastlsr.data.order import epoch_order, page_of_sample, peers_of
@@ -82,8 +86,10 @@ class Loader:
         paired: bool = False,
     ):
         self.manifest: Manifest = verify(beton)
+        self._data = data
         self.resolution: int = input_resolution(self.manifest, data)
         self.wait_seconds = 0.0  # spent waiting for data in the epoch under way, or in the last one
+        self.first_wait_seconds = 0.0  # of them for the first batch, which nothing could be done during
         crop = train_crop(self.manifest, data) if train else test_crop(self.manifest, data)
         reader = _checked_reader(beton, self.manifest)
         self.indices = subset(reader.metadata["f1"])
@@ -104,6 +110,11 @@ class Loader:
         """Batches in an epoch."""
         return len(self._pipeline)
 
+    @property
+    def workers(self) -> int:
+        """Threads that decode."""
+        return self._pipeline.num_workers
+
     def epoch(self, epoch: int, *, first_batch: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from number `first_batch` on; its thread ends however the iterator is left.
 
@@ -117,10 +128,24 @@ class Loader:
         thread = self._thread = _EpochThread(self._pipeline, epoch, first_batch)
         thread.start()
         try:
-            while (batch := self._timed_next(thread)) is not None:
+            batch = self._timed_next(thread)
+            self.first_wait_seconds = self.wait_seconds
+            while batch is not None:
                 yield batch
+                batch = self._timed_next(thread)
         finally:
             thread.close()
+
+    def remedies(self) -> list[str]:
+        """What may help where batches come too slowly; see `advice.remedies`."""
+        return advice.remedies(
+            self.manifest,
+            self._data,
+            resolution=self.resolution,
+            workers=self.workers,
+            cores=numba.config.NUMBA_NUM_THREADS,
+            memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        )
 
     def _timed_next(self, thread: "_EpochThread") -> Batch | None:
         begin = time.perf_counter()
@@ -162,8 +187,9 @@ def test_crop(manifest: Manifest, data: Data) -> augment.Crop:
 def worker_count(requested: int, *, device: torch.device) -> int:
     """Threads that decode: as requested up to the cores; 0 chooses.
 
-    A GPU leaves the cores to the loader: all of them, up to 12. On the CPU the network needs them: one thread
-    decodes hundreds of photographs a second, where two cores train tens.
+    A GPU leaves the cores to the loader: all of them, up to 12. On the CPU the network needs them, and torch takes all
+    (`engine.runtime.threads`): one thread decodes hundreds of photographs a second, where two cores train tens, so
+    that training waits for it in less than a hundredth of the time.
     """
     cores = numba.config.NUMBA_NUM_THREADS  # those this process may run on, unless the environment says otherwise
     if requested:
@@ -248,9 +274,9 @@ class _Pipeline(FFCVLoader):
         self.storage = _storage(reader, os_cache=data.os_cache)
         # One slot is the consumer's, one is being filled, the others wait. They live as long as the loader: fresh
         # (pinned) memory for every epoch, as in FFCV, costs more than many an epoch's first batch.
-        self.slots = [_Slot(number, device) for number in range(_BATCHES_AHEAD + 2)]
-        images = min(data.batch_size, len(indices)) * (2 if paired else 1)
-        self._memory = self.graph.allocate_memory(images, len(self.slots))
+        images, slots = min(data.batch_size, len(indices)) * (2 if paired else 1), _BATCHES_AHEAD + 2
+        self._memory = self.graph.allocate_memory(images, slots)
+        self.slots = [_Slot(number, device) for number in range(slots)]
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """The sample indices of each batch of `epoch`."""
@@ -290,6 +316,7 @@ class _Slot:
             self._stream = torch.cuda.Stream(device)
             self._copied = torch.cuda.Event(blocking=True)  # by the stream: the pinned memory is free
             self._read = torch.cuda.Event()  # by the consumer's kernels: the device memory is free
+            self.take_back()  # what this memory was freed from may have kernels under way
 
     @contextmanager
     def filling(self) -> Iterator[None]:
@@ -312,6 +339,11 @@ class _Slot:
         """None; the slot is filled again only after what the consumer has queued so far."""
         if self._cuda:
             self._read.record(torch.cuda.current_stream(self._device))
+
+    def settle(self) -> None:
+        """None; no copy is under way: torch may give the memories to others, whose streams know nothing of ours."""
+        if self._cuda:
+            self._copied.synchronize()
 
 
 class _Failure(NamedTuple):
@@ -376,6 +408,8 @@ class _EpochThread(threading.Thread):
         self._left.set()
         self._free.put(None)  # wakes it
         self.join()
+        for slot in self._pipeline.slots:
+            slot.settle()
 
     def _take_back(self) -> None:
         if self._lent is not None:

@@ -3,12 +3,16 @@
 import hashlib
 import json
 import os
+import sys
 import time
 import types
 import typing
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+from tqdm import tqdm
 
 from fastlsr.errors import InputError
 from fastlsr.files import replace_text
@@ -18,6 +22,7 @@ _READ_BYTES = 2**20
 # A file changed this shortly before it was hashed can be changed again within one tick of the file system's
 # clock, which no time stamp would show. Such a file is not stamped: the next `verify` hashes it again.
 _SETTLED_NANOSECONDS = 200_000_000
+_SILENT_SECONDS = 1.0  # of verifying a file; after them it is shown
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def verify(beton: Path) -> Manifest:
     """The manifest of `beton`, after the file's size and digest were found to be the manifest's.
 
     A verified file leaves a hidden stamp beside it, so that the digest is computed once for each state of the
-    file (size, times, inode), not at each start of a training.
+    file (size, times, inode), not at each start of a training. Where that takes more than a second it is shown.
 
     Raises:
         InputError: as `read_manifest`, or the file is truncated, altered, or another than the manifest's.
@@ -86,22 +91,37 @@ def verify(beton: Path) -> Manifest:
     if _read_stamp(beton) == stamp:
         return manifest
     settled = time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > _SETTLED_NANOSECONDS
-    if digest_of(beton) != manifest.digest:
+    if digest_of(beton, watch=lambda blocks: _shown(blocks, beton)) != manifest.digest:
         raise InputError(f"{beton} is not the file its manifest describes (its digest differs); write it again")
     if settled and _identity(beton.stat()) == _identity(state):
         _write_stamp(beton, stamp)
     return manifest
 
 
-def digest_of(path: Path) -> str:
+def digest_of(path: Path, watch: Callable[[Iterable[str]], Iterable[str]] = iter) -> str:
     """The sha256, in hexadecimal, of the list of sha256s of the file's blocks, which all cores compute together.
 
-    `split -b 64M --filter=sha256sum FILE | sha256sum` prints the same.
+    `split -b 64M --filter=sha256sum FILE | sha256sum` prints the same. `watch` sees the blocks as they are done.
     """
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         starts = range(0, max(1, path.stat().st_size), _BLOCK_BYTES)
         lines = pool.map(lambda start: f"{_block_sha256(path, start)}  -\n", starts)
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return hashlib.sha256("".join(watch(lines)).encode()).hexdigest()
+
+
+def _shown(blocks: Iterable[str], beton: Path) -> Iterator[str]:
+    """The same blocks, with a bar on a terminal, elsewhere a line, once they have taken `_SILENT_SECONDS`."""
+    size, start, said = beton.stat().st_size, time.monotonic(), False
+    if sys.stderr.isatty():
+        mebibytes = {"unit": " MiB", "unit_scale": _BLOCK_BYTES // 2**20}
+        total = -(-size // _BLOCK_BYTES)
+        yield from tqdm(blocks, f"verifying {beton}", total, leave=False, delay=_SILENT_SECONDS, **mebibytes)
+        return
+    for block in blocks:
+        if not said and time.monotonic() - start > _SILENT_SECONDS:
+            print(f"verifying {beton} ({size / 2**30:.1f} GiB), once after each change", file=sys.stderr, flush=True)
+            said = True
+        yield block
 
 
 def _block_sha256(path: Path, start: int) -> str:

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 import numpy as np
-from ffcv.traversal_order.base import TraversalOrder
+
+from fastlsr.data.ffcv_parts import TraversalOrder
 
 _GROUP_BATCHES = 16  # how many batches the pages that quasi_random keeps in memory hold, about
 

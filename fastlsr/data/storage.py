@@ -8,7 +8,8 @@ import os
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-from ffcv.memory_managers.process_cache.schedule import compute_schedule
+
+from fastlsr.data.ffcv_parts import compute_schedule
 
 _READERS = 4  # threads that read pages; they wait for the disk, not for a core
 

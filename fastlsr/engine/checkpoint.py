@@ -19,8 +19,10 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     replace_file(folder / NEWEST, lambda path: torch.save(state, path), keep=folder / BEFORE)
 
 
-def load(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """(state, remark): the newest whole checkpoint of a run, on the CPU, or None if it has none yet.
+def load(run: Path) -> tuple[dict[str, Any] | None, str]:
+    """(state, remark): the newest whole checkpoint of a run's folder, on the CPU, or None if it has none yet.
+
+    `run` may also be the file of one checkpoint.
 
     The remark is "" or says that the newest was damaged and the one before it is used.
 
@@ -28,15 +30,15 @@ def load(folder: Path) -> tuple[dict[str, Any] | None, str]:
         InputError: if there are checkpoints and none is whole.
     """
     damage = []
-    for name in (NEWEST, BEFORE):
-        if not (folder / name).exists():
+    for path in [run] if run.is_file() else [run / NEWEST, run / BEFORE]:
+        if not path.exists():
             continue
         try:
-            state = _read(folder / name)
+            state = _read(path)
         except Exception as e:  # zip, zlib, pickle and torch each have errors of their own for damage
-            damage.append(f"{folder / name} is damaged ({str(e).splitlines()[0][:80] if str(e) else type(e).__name__})")
+            damage.append(f"{path} is damaged ({str(e).splitlines()[0][:80] if str(e) else type(e).__name__})")
             continue
-        return state, f"{damage[0]}; going back to {name}" if damage else ""
+        return state, f"{damage[0]}; going back to {path.name}" if damage else ""
     if damage:
         raise InputError("; ".join(damage))
     return None, ""

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from fastlsr.data.loader import Batch
-from fastlsr.labels.losses import losses_and_gradients
+from fastlsr.labels.losses import soft_target_cross_entropy
 from fastlsr.labels.targets import Targets
 
 ECE_BINS = 15
@@ -28,6 +27,9 @@ def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], targ
         forward: uint8 images [B, 3, H, W] to logits [B, K], in evaluation mode.
         batches: a whole epoch of the split.
     """
+    # Imported at a run's first evaluation, not before its first step: it brings scipy.signal and torchvision along.
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
     device, classes = targets.mix.device, targets.classes
     top1 = MulticlassAccuracy(classes, top_k=1, average="micro", validate_args=False).to(device)
     top5 = MulticlassAccuracy(classes, top_k=min(5, classes), average="micro", validate_args=False).to(device)
@@ -37,7 +39,7 @@ def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], targ
     mix = targets.mix_by_class()
     for batch in batches:
         logits = forward(batch.images).float()
-        losses, _ = losses_and_gradients(logits, batch.labels, mix, targets.table, one)
+        losses, _ = soft_target_cross_entropy(logits, batch.labels, mix, targets.table, one)
         nll = functional.cross_entropy(logits, batch.labels, reduction="sum")
         sums += torch.stack([losses.sum(dtype=torch.float64), nll.double(), torch.full_like(sums[0], len(logits))])
         for metric in (top1, top5):

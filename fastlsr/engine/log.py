@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class RunLog:
     def __init__(self, folder: Path, config: Config):
         self.folder, self.config = folder, config
         self.epochs = sum(phase.epochs for phase in phases(config.method, config.train.epochs))
-        self.console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+        self.console = terminal()
         self.rows: list[Row] = []
         self.wandb: wandb.Run | None = None
 
@@ -91,24 +91,9 @@ class RunLog:
         """The W&B run's id, for a checkpoint."""
         return self.wandb.id if self.wandb else None
 
-    @contextmanager
-    def progress(self, epoch: int, *, steps: int) -> Iterator[Callable[[int, str], None]]:
+    def progress(self, epoch: int, *, steps: int) -> AbstractContextManager[Callable[[int, str], None]]:
         """A function that shows how many of the `steps` of 1-based `epoch` are done, with a few words on the loss."""
-        name = f"epoch {epoch}/{self.epochs}"
-        if self.console.is_terminal:
-            with _bar(self.console) as bar:
-                task = bar.add_task(name, total=steps, note="")
-                yield lambda done, note: bar.update(task, completed=done, note=note)
-        else:
-            due = time.monotonic() + SECONDS_BETWEEN_LINES
-
-            def line(done: int, note: str) -> None:
-                nonlocal due
-                if time.monotonic() > due:
-                    due = time.monotonic() + SECONDS_BETWEEN_LINES
-                    self.say(f"{name}  step {done}/{steps}  {note}")
-
-            yield line
+        return progress(self.console, f"epoch {epoch}/{self.epochs}", steps=steps)
 
     def row(self, row: Row) -> None:
         """Keeps an epoch's row in the file, on the terminal and at W&B."""
@@ -140,6 +125,33 @@ class RunLog:
         if self.wandb:
             with suppress(Exception):  # a W&B that cannot be reached must not take the results with it
                 self.wandb.finish(exit_code=exit_code)
+
+
+def terminal() -> Console:
+    """A console for lines that are never cut off."""
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(console: Console, name: str, *, steps: int | None = None) -> Iterator[Callable[[int, str], None]]:
+    """A function that shows how many of the `steps`, if they are known, are done, with a few words.
+
+    On a terminal it moves a bar; piped, it prints a line every half minute.
+    """
+    if console.is_terminal:
+        with _bar(console) as bar:
+            task = bar.add_task(name, total=steps, note="")
+            yield lambda done, note: bar.update(task, completed=done, note=note)
+    else:
+        due, of = time.monotonic() + SECONDS_BETWEEN_LINES, f"/{steps}" if steps else ""
+
+        def line(done: int, note: str) -> None:
+            nonlocal due
+            if time.monotonic() > due:
+                due = time.monotonic() + SECONDS_BETWEEN_LINES
+                console.print(f"{name}  step {done}{of}  {note}", markup=False)
+
+        yield line
 
 
 def _bar(console: Console) -> Progress:

@@ -47,17 +47,19 @@ def cores() -> int:
 
 
 def threads() -> int:
-    """Threads for torch: as many as cores, or OMP_NUM_THREADS if that is fewer, as for one of several trials."""
+    """Threads for torch: as many as cores, or OMP_NUM_THREADS if that is fewer, as for one of several trials.
+
+    None is set aside for the loader's (`data.loader.worker_count`), which on a CPU work for a small part of the time.
+    """
     wish = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores(), int(wish)) if wish.isdigit() and int(wish) else cores()
 
 
 def set_up_torch(device: torch.device, *, deterministic: bool) -> None:
-    """Sets torch's threads, its memory on the CPU, the CUDA device, and determinism (without it cuDNN may pick any
-    kernel).
-    """
+    """Sets torch's threads, memory, the CUDA device, and determinism (without it cuDNN may pick any kernel)."""
     torch.set_num_threads(threads())
-    keep_freed_memory()
+    if device.type == "cpu":
+        _keep_freed_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not deterministic
@@ -66,7 +68,7 @@ def set_up_torch(device: torch.device, *, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def keep_freed_memory() -> None:
+def _keep_freed_memory() -> None:
     """Makes glibc's malloc keep what is freed, in blocks up to 32 MiB, for the next step; other systems stay as is.
 
     It would give a step's activations back to the kernel, which then clears every page anew in the next one: a ninth of

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,21 +16,33 @@ import torch
 from torch import Tensor, nn
 
 from fastlsr.config import Config, Data
-from fastlsr.data.folds import check_folds, held_out_subset, training_subset
+from fastlsr.data.folds import fold_name, held_out_subset, training_subset
 from fastlsr.data.loader import Batch, Loader
-from fastlsr.data.manifest import read_manifest
+from fastlsr.data.manifest import digest_of
+from fastlsr.data.splits import data_digests, split_paths
 from fastlsr.data.teacher import SampleLabels, class_labels, sample_labels
 from fastlsr.engine.evaluation import evaluate
 from fastlsr.engine.runtime import choose_compile, choose_precision
 from fastlsr.engine.schedule import Schedule, build_optimizer, set_learning_rate
 from fastlsr.engine.step import Classifier, MovingAverage, TrainStep
-from fastlsr.errors import InputError
+from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.labels.class_means import ClassMeans, choose_peers
-from fastlsr.labels.methods import CORRECT, EXTRA_PASS, LEARNED, TEACHER_CLASS, TEACHER_SAMPLE, Phase, phases
+from fastlsr.labels.methods import (
+    CORRECT,
+    EXTRA_PASS,
+    FORMER_NETWORK,
+    LEARNED,
+    TEACHER_CLASS,
+    TEACHER_SAMPLE,
+    Phase,
+    phases,
+)
 from fastlsr.labels.targets import Targets
 from fastlsr.models import build_model, expected_normalization, head_parameters
 
 Watch = Callable[[Iterator[Batch]], Iterator[Batch]]
+
+_ENTROPY_VALUES = 1 << 22  # of targets that are looked at together
 
 
 @dataclass
@@ -37,19 +51,6 @@ class Position:
 
     epochs: int = 0
     batches: int = 0
-
-
-def split_paths(config: Config) -> tuple[Path, Path]:
-    """The training and the evaluation `.beton` of a configuration; one and the same with `data.folds`.
-
-    Raises:
-        InputError: for folds that do not go together.
-    """
-    check_folds(config.data)
-    folder, name = Path(config.data.dir), config.data.dataset
-    train = Path(config.data.train) if config.data.train else folder / f"{name}_train.beton"
-    val = Path(config.data.val) if config.data.val else folder / f"{name}_test.beton"
-    return train, train if config.data.folds else val
 
 
 def training_loader(config: Config, device: torch.device, *, plain: bool = False, paired: bool = False) -> Loader:
@@ -75,16 +76,19 @@ def evaluation_loader(config: Config, device: torch.device) -> Loader:
     return Loader(val, config.data, train=False, seed=seed, device=device, subset=subset)
 
 
-def data_digests(config: Config) -> list[str]:
-    """The digests of the training and the evaluation file, as their manifests have them.
+def teacher_digest(config: Config) -> str | None:
+    """The digest of `method.teacher`, or None for a method that reads no teacher.
 
     Raises:
-        InputError: if a file is missing, or the two have different classes.
+        InputError: if the file cannot be read.
     """
-    train, val = (read_manifest(path) for path in split_paths(config))
-    if train.classes != val.classes:
-        raise InputError("{} and {} have different classes".format(*split_paths(config)))
-    return [train.digest, val.digest]
+    sources = {phase.source for phase in phases(config.method, config.train.epochs)}
+    if sources.isdisjoint({TEACHER_CLASS, TEACHER_SAMPLE}):
+        return None
+    try:
+        return digest_of(Path(config.method.teacher))
+    except OSError as error:
+        raise InputError(f"method.teacher={config.method.teacher}: {error.strerror}") from None
 
 
 def build_network(config: Config, classes: int, resolution: int, *, pretrained: str) -> nn.Module:
@@ -97,6 +101,24 @@ def wrap(model: nn.Module, decided: dict[str, Any], config: Config) -> Classifie
     """The model as a classifier of uint8 images, with the precision and normalisation that a run decided on."""
     precision, channels_last = decided["precision"], config.train.channels_last
     return Classifier(model, *decided["normalization"], precision=precision, channels_last=channels_last)
+
+
+def trained_network(state: dict[str, Any], config: Config, loader: Loader, device: torch.device) -> Classifier:
+    """The network in a run's checkpoint as the run evaluates it: its moving average where there is one, in eval mode.
+
+    Args:
+        config: the run's, where its data or device may be others.
+        loader: of images as the run saw them.
+
+    Raises:
+        InputError: if the classes are not those it was trained on.
+    """
+    manifest = loader.manifest
+    if list(manifest.classes) != state["decided"]["classes"]:
+        raise InputError(f"data.dataset={config.data.dataset} has other classes than the run was trained on")
+    model = build_network(config, len(manifest.classes), loader.resolution, pretrained="")
+    model.load_state_dict(state["ema"] or state["model"])
+    return wrap(model, state["decided"], config).to(device).eval()
 
 
 def _stream(seed: int, number: int) -> int:
@@ -118,10 +140,6 @@ def refuse_lone_image(model: nn.Module, count: int, data: Data) -> None:
         )
 
 
-class TrainingFailed(Exception):
-    """Training cannot go on, through no fault of the input's form; the message says where it stopped."""
-
-
 class Session:
     """A run under way: data, network, targets, optimizer, and its position.
 
@@ -129,8 +147,8 @@ class Session:
         config: the options.
         device: where to train.
         decided: what the run that this one resumes decided on: "precision", "compile", "normalization" (mean and
-            std, those its pre-trained weights expect or else the training split's), "data" (digests) and
-            "classes" (names). Empty for a new run.
+            std, those its pre-trained weights expect or else the training split's), "data" and "teacher" (digests)
+            and "classes" (names). Empty for a new run.
         say: prints a line.
 
     Raises:
@@ -155,6 +173,7 @@ class Session:
             self.decided["normalization"] = [list(values) for values in expected]
             self.decided["precision"] = choose_precision(config.train.precision, device, say)
             self.decided["data"] = data_digests(config)
+            self.decided["teacher"] = teacher_digest(config)
             self.decided["classes"] = list(manifest.classes)
         refuse_lone_image(model, len(self.train.indices), config.data)
         self.network = wrap(model, self.decided, config).to(device)
@@ -165,6 +184,7 @@ class Session:
         self.optimizer = build_optimizer(self.network.model, head_parameters(self.network.model), config.optim)
         self.targets = Targets(self.classes, self.phases, device=device)
         self.teacher = self._load_teacher()
+        self._entropies: dict[Phase, float] = {}
         self.former: Classifier | None = None
         kinds = {phase.learns for phase in self.phases} - {None}
         self.means, self.learned = None, None
@@ -176,6 +196,8 @@ class Session:
         self.plain = training_loader(config, device, plain=True) if EXTRA_PASS in kinds else None
         self.ema = MovingAverage(self.network.model, config.train.ema) if config.train.ema else None
         self.wandb_id: str | None = None
+        self.advised = False  # of what may help where training waits for its data
+        self._compiled: set[tuple[str, int, Classifier | None]] = set()
 
     def prepare_steps(self) -> None:
         """Makes the training step and the evaluation's forward pass, compiled or not."""
@@ -207,11 +229,11 @@ class Session:
 
     def _load_teacher(self) -> SampleLabels | None:
         """Reads `method.teacher` where a phase asks for it: by class into the table, by sample as what it returns."""
-        path, manifest = Path(self.config.method.teacher), self.train.manifest
+        path, manifest, fold = Path(self.config.method.teacher), self.train.manifest, fold_name(self.config.data)
         sources = {phase.source for phase in self.phases}
         if TEACHER_CLASS in sources:
-            self.targets.table.copy_(class_labels(path, manifest))
-        return sample_labels(path, manifest, device=self.device) if TEACHER_SAMPLE in sources else None
+            self.targets.table.copy_(class_labels(path, manifest, fold=fold))
+        return sample_labels(path, manifest, fold=fold, device=self.device) if TEACHER_SAMPLE in sources else None
 
     def phase_at(self, epoch: int) -> tuple[int, Phase, int]:
         """(0-based number, phase, its first epoch) of the phase that 0-based `epoch` belongs to."""
@@ -311,9 +333,26 @@ class Session:
     def evaluate(self, watch: Watch = iter) -> dict[str, float]:
         """Test metrics of the network, or of its moving average where there is one; `watch` may end the pass."""
         self.evaluated.eval()
-        metrics = evaluate(self.forward, watch(self.test.epoch(0)), self.targets)
+        metrics = evaluate(self._answers, watch(self.test.epoch(0)), self.targets)
         self.network.train()
         return metrics
+
+    def _answers(self, images: Tensor) -> Tensor:
+        with self._compiling_told("evaluation", images):
+            return self.forward(images)
+
+    @contextmanager
+    def _compiling_told(self, what: str, images: Tensor) -> Iterator[None]:
+        """Says, where a compiled run does `what` for the first time with so many images, that and how long it takes."""
+        key = (what, len(images), self.former)  # torch.compile makes a graph for each
+        if not self.decided["compile"] or key in self._compiled:
+            yield
+            return
+        self._compiled.add(key)
+        self.say(f"compiling {what} for batches of {len(images)}")
+        start = time.perf_counter()
+        yield
+        self.say(f"compiled in {time.perf_counter() - start:.1f} s")
 
     def refuse_broken_weights(self) -> None:
         """Raises TrainingFailed if a weight is not finite: such a state must not become a checkpoint."""
@@ -328,7 +367,8 @@ class Session:
             set_learning_rate(self.optimizer, self.learning_rate_factor(self.steps_done()))
         last = min(first + group, len(self.train))
         samples = self.samples_before(last) - self.samples_before(first)
-        self.step.accumulate(images, labels, index, samples=samples)
+        with self._compiling_told("the training step", images):
+            self.step.accumulate(images, labels, index, samples=samples)
         self.position.batches += 1
         if self.position.batches < last:
             return False
@@ -348,11 +388,25 @@ class Session:
         return self.config.optim.lr * self.learning_rate_factor(self.steps_done() - 1)
 
     def target_entropy(self) -> float | None:
-        """Mean entropy, in nats, of this phase's targets over the training split; None where they are not by class."""
+        """Mean entropy, in nats, of this phase's targets over the training split; None where a network makes them."""
         _, phase, _ = self.phase_at(self.position.epochs)
-        if phase.soft and phase.source not in (LEARNED, TEACHER_CLASS):
+        if phase.soft and phase.source == FORMER_NETWORK:
             return None
-        return self.targets.mean_entropy(self.class_counts())
+        if not phase.soft or phase.source != TEACHER_SAMPLE:
+            return self.targets.mean_entropy(self.class_counts())
+        if phase not in self._entropies:
+            self._entropies[phase] = self._mean_entropy_by_sample()
+        return self._entropies[phase]
+
+    def _mean_entropy_by_sample(self) -> float:
+        """Mean entropy of the targets of the phase under way, with the teacher's soft labels by sample."""
+        rows, total = max(1, _ENTROPY_VALUES // self.classes), 0.0
+        columns = (self.train.indices, self.train.labels[self.train.indices])
+        for block in zip(*(torch.from_numpy(column).split(rows) for column in columns), strict=True):
+            index, labels = (part.to(self.device) for part in block)
+            targets = self.targets.dense(labels, self.teacher.rows(index))
+            total += torch.special.entr(targets.double()).sum().item()
+        return total / len(self.train.indices)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as tensors and plain values."""

@@ -5,17 +5,40 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastlsr.data.augment import scale_rows
 from fastlsr.data.teacher import SampleLabels
 from fastlsr.labels.class_means import ClassMeans
 from fastlsr.labels.losses import pair_divergence, redrawn, soft_target_cross_entropy
 from fastlsr.labels.methods import Phase
 from fastlsr.labels.targets import Targets
+from fastlsr.models import Penultimate, features_and_templates
 
+Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@torch.library.custom_op("fastlsr::normalise", mutates_args=())
+def _normalise(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """float32 [B, 3, H, W], channels-last: images * scale + shift, for uint8 images and float32[3] on the CPU.
+
+    An operation of its own, since both torch and inductor are slow at uint8 in channels of three: several passes, or
+    one without SIMD code.
+    """
+    batch, channels, height, width = images.shape
+    rows = images.permute(0, 2, 3, 1).reshape(batch * height, width * channels)
+    out = torch.empty(rows.shape)
+    scale_rows(rows.numpy(), scale.repeat(width).numpy(), shift.repeat(width).numpy(), out.numpy())
+    return out.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+@_normalise.register_fake
+def _(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return torch.empty_like(images, dtype=torch.float32, memory_format=torch.channels_last)
 
 
 class Classifier(nn.Module):
@@ -38,8 +61,8 @@ class Classifier(nn.Module):
         spread = [s or 1.0 for s in std]  # a constant channel is only shifted
         scale = [1 / (255 * s) for s in spread]
         shift = [-m / s for m, s in zip(mean, spread, strict=True)]
-        self.register_buffer("scale", torch.tensor(scale).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("shift", torch.tensor(shift).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+        self.register_buffer("shift", torch.tensor(shift), persistent=False)
 
     def around(self, model: nn.Module) -> Classifier:
         """A classifier with this one's normalisation and precision around another model."""
@@ -47,11 +70,24 @@ class Classifier(nn.Module):
         other._modules = {"model": model}
         return other
 
+    def normalised(self, images: Tensor) -> Tensor:
+        """float32 [B, 3, H, W], (images / 255 - mean) / std, of uint8 [B, 3, H, W]."""
+        if images.device.type == "cpu":
+            return _normalise(images, self.scale, self.shift)
+        return images * self.scale[:, None, None] + self.shift[:, None, None]
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K], in the autocast type, of uint8 [B, 3, H, W]."""
-        normalised = (images * self.scale + self.shift).contiguous(memory_format=self.format)
+        return self._under_autocast(self.model, images)
+
+    def penultimate(self, images: Tensor) -> Penultimate:
+        """`models.features_and_templates` of uint8 [B, 3, H, W]."""
+        return self._under_autocast(lambda normalised: features_and_templates(self.model, normalised), images)
+
+    def _under_autocast(self, function: Callable[[Tensor], Any], images: Tensor) -> Any:
+        normalised = self.normalised(images).contiguous(memory_format=self.format)
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.model(normalised)
+            return function(normalised)
 
 
 class Totals:
@@ -185,19 +221,22 @@ class TrainStep:
         self.paired = any(phase.pair_weight for phase in phases)
         self.label_seed = torch.zeros((), dtype=torch.int64, device=device)
         self.totals = Totals(device)
-        self.scale = torch.ones((), device=device)
-        self._scale = 1.0
+        self.scale = torch.ones((), device=device)  # of the gradients: 1 / samples, times fp16's own
+        self._share, self._samples = torch.ones((), device=device), 1
         self.scaler = torch.amp.GradScaler(device.type, enabled=network.dtype == torch.float16)
         # Static shapes: the ragged last batch gets a graph of its own instead of a slower dynamic one.
-        self.compute: Callable[..., Tensor] = torch.compile(self._compute, dynamic=False) if compile else self._compute
+        self.compute: Callable[..., tuple[Tensor, Tensor]] = (
+            torch.compile(self._compute, dynamic=False) if compile else self._compute
+        )
 
-    def _compute(self, images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+    def _compute(self, images: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits, gradients): [B, K] each, the gradients those of the loss times `scale`."""
         if self.paired:  # the second half holds a peer for each sample of the first
             (images, peers), labels, index = images.chunk(2), labels.chunk(2)[0], index.chunk(2)[0]
         logits = self.network(images)
         redraw, penalty, pair_weight, pair_temperature = self.targets.extra.unbind()
         table, key = self._soft_labels(images, index)
-        objective, losses = soft_target_cross_entropy(
+        losses, gradients = soft_target_cross_entropy(
             logits,
             redrawn(labels, index, redraw, logits.shape[1], self.label_seed) if self.redraws else labels,
             self.targets.mix,
@@ -209,29 +248,32 @@ class TrainStep:
         if self.paired:
             with torch.no_grad():
                 peer_logits = self.network(peers)
-            divergence, divergences = pair_divergence(logits, peer_logits, pair_weight, pair_temperature, self.scale)
-            objective, losses = objective + divergence, losses + divergences
+            more = pair_divergence(logits, peer_logits, pair_weight, pair_temperature, self.scale)
+            losses, gradients = losses + more[0], gradients + more[1]
         self.totals.update(losses, logits.detach(), labels)
         if self.means is not None:
             self.means.update(logits, labels, index)
-        return objective
+        return logits, gradients
 
     def _soft_labels(self, images: Tensor, index: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """(table, key): the soft labels that the phases of this run read, and which rows of them these samples have."""
         if self.former is not None:
             with torch.no_grad():
-                answers = self.former(images).float().softmax(1)
-            return answers, torch.arange(len(index), device=index.device)
-        if self.teacher is not None:
-            return self.teacher.rows(index)
-        return self.targets.table, None
+                rows = self.former(images).float().softmax(1)
+        elif self.teacher is not None:
+            rows = self.teacher.rows(index)
+        else:
+            return self.targets.table, None
+        return rows, torch.arange(len(index), device=index.device)
 
     def accumulate(self, images: Tensor, labels: Tensor, index: Tensor, *, samples: int) -> None:
         """Adds a batch's gradient, as its share of a mean over `samples` samples."""
-        if samples != self._scale:
-            self.scale.fill_(1 / samples)
-            self._scale = samples
-        self.scaler.scale(self.compute(images, labels, index)).backward()
+        if samples != self._samples:
+            self._share.fill_(1 / samples)
+            self._samples = samples
+        self.scale.copy_(self.scaler.scale(self._share))
+        logits, gradients = self.compute(images, labels, index)
+        logits.backward(gradients)
 
     def update(self) -> None:
         """Moves the weights by the gradients added up, and clears those."""

@@ -1,4 +1,4 @@
-"""Methods: a name and its options become a list of phases. A new method is one more function here.
+"""Methods: a name and its options become a list of phases. A new method is one more `@method` function here.
 
 A phase names its targets, q = hard * onehot(y) + uniform * 1/K + soft * S, and they may depend only on what
 earlier phases saw: a phase that `learns` fills the table S for the phases after it.
@@ -76,17 +76,28 @@ class Phase:
 
 _LEARNS = {IN_PASS: "its last epoch", EXTRA_PASS: "an extra pass", CORRECT: "what its last epoch got right"}
 
+METHODS: dict[str, Callable[..., list[Phase]]] = {}
 
+
+def method(function: Callable[..., list[Phase]]) -> Callable[..., list[Phase]]:
+    """Makes a function a method of its name; it takes the number of epochs and, by name, the options it reads."""
+    METHODS[function.__name__] = function
+    return function
+
+
+@method
 def hard(epochs: int) -> list[Phase]:
     """One-hot labels throughout (the papers' baseline)."""
     return [Phase(epochs)]
 
 
+@method
 def lsr(epochs: int, *, smoothing: float) -> list[Phase]:
     """Label smoothing throughout (TSLA Eq. 3 with y-hat = 1/K; COLAM Eq. 1)."""
     return [Phase(epochs, hard=1 - smoothing, uniform=smoothing)]
 
 
+@method
 def tsla(epochs: int, *, smoothing: float, drop_epoch: int, first_lr: float, second_lr: float) -> list[Phase]:
     """Label smoothing for the first `drop_epoch` epochs, one-hot labels after (TSLA Algorithm 2).
 
@@ -100,11 +111,13 @@ def tsla(epochs: int, *, smoothing: float, drop_epoch: int, first_lr: float, sec
     return _nonempty(smooth, Phase(epochs - first, lr_scale=second_lr))
 
 
+@method
 def lsr_pre(epochs: int, *, smoothing: float, teacher_key: str) -> list[Phase]:
     """Smoothing towards a pre-trained model's predictions throughout (TSLA Eq. 3; its LSR-pre)."""
     return [Phase(epochs, hard=1 - smoothing, soft=smoothing, source=teacher_key)]
 
 
+@method
 def tsla_pre(
     epochs: int, *, smoothing: float, drop_epoch: int, first_lr: float, second_lr: float, teacher_key: str
 ) -> list[Phase]:
@@ -118,24 +131,24 @@ def tsla_pre(
     return _nonempty(smooth, Phase(epochs - first, lr_scale=second_lr))
 
 
+@method
 def table(epochs: int, *, teacher_key: str, temperature: float) -> list[Phase]:
     """Soft labels of a file throughout; on a stage of COLAM's, its *expected accuracy* (COLAM Fig. 1b)."""
     return [Phase(epochs, hard=0.0, soft=1.0, source=teacher_key, temperature=temperature)]
 
 
+@method
 def colam(epochs: int, *, stages: int, temperature: float, peers: int, label_pass: str) -> list[Phase]:
     """Equal stages; the first on one-hot labels, each later one on softmax(class mean of logits / T) (COLAM Alg. 1).
 
     Raises:
         InputError: if the epochs do not divide into the stages.
     """
-    if epochs % stages:
-        fitting = ", ".join(str(n) for n in range(1, epochs + 1) if epochs % n == 0)
-        raise InputError(f"method.stages={stages} does not divide train.epochs={epochs}; these do: {fitting}")
-    common = {"epochs": epochs // stages, "temperature": temperature, "learns": label_pass, "peers": peers}
+    common = {"epochs": _stage_epochs(epochs, stages), "temperature": temperature, "learns": label_pass, "peers": peers}
     return [Phase(**common)] + [Phase(**common, hard=0.0, soft=1.0, source=LEARNED)] * (stages - 1)
 
 
+@method
 def online(epochs: int) -> list[Phase]:
     """Half hard, half the class mean of the correct predictions of the epoch before (Zhang et al. 2021, OLS).
 
@@ -145,21 +158,25 @@ def online(epochs: int) -> list[Phase]:
     return [first] + [Phase(1, hard=0.5, soft=0.5, source=LEARNED, learns=CORRECT)] * (epochs - 1)
 
 
+@method
 def disturb_label(epochs: int, *, alpha: float) -> list[Phase]:
     """One-hot labels, each redrawn with probability alpha from the uniform distribution (Xie et al. 2016)."""
     return [Phase(epochs, redraw=alpha)]
 
 
+@method
 def confidence_penalty(epochs: int, *, beta: float) -> list[Phase]:
     """One-hot labels, and beta times the entropy of the prediction subtracted (Pereyra et al. 2017)."""
     return [Phase(epochs, penalty=beta)]
 
 
+@method
 def cs_kd(epochs: int, *, kd_weight: float, kd_temperature: float) -> list[Phase]:
     """One-hot labels, and predictions drawn to those of another sample of the class (Yun et al. 2020)."""
     return [Phase(epochs, pair_weight=kd_weight, pair_temperature=kd_temperature)]
 
 
+@method
 def label_refinery(epochs: int, *, generations: int) -> list[Phase]:
     """Each generation from fresh weights, on what the one before says of the same crop (Bagherinezhad et al. 2018).
 
@@ -176,17 +193,15 @@ def _first_epochs(epochs: int, drop_epoch: int) -> int:
     return first
 
 
+def _stage_epochs(epochs: int, stages: int) -> int:
+    if epochs % stages:
+        fitting = ", ".join(str(n) for n in range(1, epochs + 1) if epochs % n == 0)
+        raise InputError(f"method.stages={stages} does not divide train.epochs={epochs}; these do: {fitting}")
+    return epochs // stages
+
+
 def _nonempty(*phases: Phase) -> list[Phase]:
     return [phase for phase in phases if phase.epochs]
-
-
-METHODS: dict[str, Callable[..., list[Phase]]] = {
-    method.__name__: method
-    for method in (
-        hard, lsr, tsla, lsr_pre, tsla_pre, table, colam, online, disturb_label, confidence_penalty, cs_kd,
-        label_refinery,
-    )
-}  # fmt: skip
 
 
 def options_of(name: str) -> list[str]:
@@ -203,13 +218,22 @@ def options_of(name: str) -> list[str]:
     return [*options, "teacher"] if "teacher_key" in options else options
 
 
-def phases(method: Method, epochs: int) -> list[Phase]:
+def overview() -> str:
+    """A line for each method on what it is, and one for the options that it reads."""
+    entries = []
+    for name, function in METHODS.items():
+        summary = (function.__doc__ or "").strip().partition("\n")[0]
+        entries += [f"  {name}: {summary}", f"      {' '.join(options_of(name)) or 'no options'}"]
+    return "\n".join(entries)
+
+
+def phases(chosen: Method, epochs: int) -> list[Phase]:
     """The phases of a configured method, in order. Their epochs sum to `epochs`, for each generation.
 
     Raises:
         InputError: for an unknown method, options that do not fit the number of epochs, or a teacher that is not named.
     """
-    options = {name: getattr(method, name) for name in options_of(method.name)}
+    options = {name: getattr(chosen, name) for name in options_of(chosen.name)}
     if "teacher" in options and not options.pop("teacher"):
-        raise InputError(f"method.name={method.name} needs method.teacher, a file that python -m fastlsr.teach makes")
-    return METHODS[method.name](epochs, **options)
+        raise InputError(f"method.name={chosen.name} needs method.teacher, a file that python -m fastlsr.teach makes")
+    return METHODS[chosen.name](epochs, **options)

@@ -42,14 +42,18 @@ class Targets:
             return self.mix
         return torch.stack([hard + soft, uniform, torch.zeros_like(soft), inverse_temperature])
 
-    def dense(self, labels: Tensor) -> Tensor:
+    def dense(self, labels: Tensor, soft_labels: Tensor | None = None) -> Tensor:
         """float32[B, K] targets of int64[B] labels, rows summing to 1. The loss never builds these.
 
-        Soft labels that are not by class stand as the one-hot label here.
+        Args:
+            soft_labels: float32[B, K], those of the samples where they are not by class; without them they stand as
+                the one-hot label.
         """
-        hard, uniform, soft, _ = self.mix_by_class()
+        hard, uniform, soft, _ = self.mix_by_class() if soft_labels is None else self.mix
         rows = hard * torch.nn.functional.one_hot(labels, self.classes) + uniform / self.classes
-        return rows if self.table is None else rows + soft * self.table[labels]
+        if soft_labels is None and self.table is not None:
+            soft_labels = self.table[labels]
+        return rows if soft_labels is None else rows + soft * soft_labels
 
     def mean_entropy(self, class_counts: Tensor) -> float:
         """Mean entropy, in nats, of the targets of a split with float[K] images in each class."""

@@ -59,7 +59,7 @@ def _build_small(name: str, *, classes: int, pretrained: str, resolution: int) -
             f"take {_timm_counterpart(name)}, or set data.resolution"
         )
     if pretrained == "timm":
-        raise InputError(f"model.pretrained=timm: {name} is not timm's; take {_timm_counterpart(name)}")
+        raise InputError(f"model.pretrained=timm: {name} is not timm's; take {_timm_counterpart(name)}, or a file")
     model = SMALL_IMAGE_NETWORKS[name](classes)
     if pretrained:
         weights.load_weights(model, Path(pretrained))

@@ -300,7 +300,7 @@ def test_building_a_loader_leaves_torchs_threads_alone(small):
 def test_waiting_is_counted(small):
     loader = load(small)
     epoch_of(loader)
-    assert loader.wait_seconds > 0
+    assert 0 < loader.first_wait_seconds < loader.wait_seconds
 
 
 def test_small_equal_images_keep_their_size_and_others_become_224(small, photos):

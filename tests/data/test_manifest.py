@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
+from fastlsr.data import manifest
 from fastlsr.data.manifest import digest_of, manifest_path, read_manifest, verify, write_manifest
 from fastlsr.errors import InputError
 
@@ -30,6 +32,22 @@ def test_equal_manifests_are_equal_files(beton):
     before = manifest_path(beton).read_bytes()
     write_manifest(read_manifest(beton), beton)
     assert manifest_path(beton).read_bytes() == before
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_verifying_for_long_is_shown_once(beton, terminal, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    verify(beton)
+    beton.with_name(".digits_test.verified").unlink(missing_ok=True)
+    assert capsys.readouterr().err == "", "it was quick"
+    monkeypatch.setattr(manifest, "_SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(manifest, "_BLOCK_BYTES", manifest._READ_BYTES)
+    os.truncate(beton, 3 * manifest._BLOCK_BYTES)
+    write_manifest(replace(read_manifest(beton), bytes=3 * manifest._BLOCK_BYTES, digest=digest_of(beton)), beton)
+    verify(beton)
+    said = capsys.readouterr().err
+    assert f"verifying {beton}" in said
+    assert ("%|" in said, said.count("\n")) == ((True, 0) if terminal else (False, 1))
 
 
 def test_an_untouched_file_is_verified_each_time(beton):

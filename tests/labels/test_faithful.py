@@ -6,7 +6,7 @@ import torch
 
 from fastlsr.data.order import peers_of
 from fastlsr.labels.class_means import ClassMeans
-from fastlsr.labels.losses import losses_and_gradients, pair_divergence, redrawn, soft_target_cross_entropy
+from fastlsr.labels.losses import pair_divergence, redrawn, soft_target_cross_entropy
 
 ONE = torch.ones(())
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def numeric_gradient(loss, logits, step=1e-6):
 def ours(logits, labels, mix, table=None, **options):
     table = None if table is None else torch.tensor(table)
     arguments = torch.tensor(logits), torch.tensor(labels), torch.tensor(mix), table, ONE
-    losses, gradients = losses_and_gradients(*arguments, **options)
+    losses, gradients = soft_target_cross_entropy(*arguments, **options)
     return losses.numpy(), gradients.numpy()
 
 
@@ -107,7 +107,7 @@ def test_the_penaltys_gradient_passes_gradcheck_in_float64():
     assert torch.autograd.gradcheck(reference, logits.clone().requires_grad_())
     exact = logits.clone().requires_grad_()
     reference(exact).backward()
-    _, gradients = losses_and_gradients(logits, labels, mix.float(), None, ONE, penalty=beta.float())
+    _, gradients = soft_target_cross_entropy(logits, labels, mix.float(), None, ONE, penalty=beta.float())
     torch.testing.assert_close(gradients.double(), exact.grad, rtol=1e-4, atol=1e-5)
 
 
@@ -124,19 +124,16 @@ def test_cs_kd_is_the_divergence_from_a_peers_prediction_that_gets_no_gradient(t
             total += weight * temperature**2 * (p * (np.log(p) - np.log(q))).sum()
         return total
 
-    mine, other = torch.tensor(logits, requires_grad=True), torch.tensor(peers, requires_grad=True)
-    objective, losses = pair_divergence(mine, other, torch.tensor(weight), torch.tensor(1 / temperature), ONE)
-    objective.backward()
-    assert objective.item() == pytest.approx(plain(logits), rel=1e-4)
+    mine, other = torch.tensor(logits), torch.tensor(peers)
+    losses, gradients = pair_divergence(mine, other, torch.tensor(weight), torch.tensor(1 / temperature), ONE)
     np.testing.assert_allclose(losses.sum().item(), plain(logits), rtol=1e-4)
-    np.testing.assert_allclose(mine.grad.numpy(), numeric_gradient(plain, logits), atol=1e-3)
-    assert other.grad is None
+    np.testing.assert_allclose(gradients.numpy(), numeric_gradient(plain, logits), atol=1e-3)
 
 
 def test_a_peer_with_the_same_prediction_costs_nothing():
     logits = torch.tensor(problem()[0])
-    objective, losses = pair_divergence(logits, logits, ONE, torch.tensor(0.25), ONE)
-    assert objective.abs() < 1e-3 and losses.abs().max() < 1e-4
+    losses, gradients = pair_divergence(logits, logits, ONE, torch.tensor(0.25), ONE)
+    assert gradients.abs().max() < 1e-4 and losses.abs().max() < 1e-4
 
 
 def test_disturb_label_redraws_from_all_classes_with_probability_alpha():
@@ -160,14 +157,15 @@ def test_disturb_label_is_a_function_of_seed_and_sample_not_of_the_batch():
 
 def test_the_expected_gradient_of_disturb_label_is_that_of_label_smoothing():
     logits, labels = (torch.tensor(value) for value in problem(8, 5))
+    logits = logits.float()
     alpha, draws = torch.tensor(0.4), 20_000
     index, total = torch.arange(8), torch.zeros(8, 5)
     hard = torch.tensor([1.0, 0.0, 0.0, 1.0])
     for seed in range(draws // 100):
         many = redrawn(labels.repeat(100), torch.arange(800) + 800 * seed, alpha, 5, torch.tensor(11))
-        total += losses_and_gradients(logits.repeat(100, 1), many, hard, None, ONE)[1].view(100, 8, 5).sum(0)
+        total += soft_target_cross_entropy(logits.repeat(100, 1), many, hard, None, ONE)[1].view(100, 8, 5).sum(0)
     smooth = torch.tensor([0.6, 0.4, 0.0, 1.0])
-    expected = losses_and_gradients(logits, labels, smooth, None, ONE)[1]
+    expected = soft_target_cross_entropy(logits, labels, smooth, None, ONE)[1]
     torch.testing.assert_close(total / draws, expected, atol=0.02, rtol=0)
     assert len(index) == 8
 
@@ -216,12 +214,3 @@ def test_peers_differ_between_epochs_and_seeds():
     drawn = [peers_of(labels, seed=s, epoch=e) for s, e in ((0, 0), (0, 1), (1, 0))]
     assert not any(np.array_equal(a, b) for a, b in ((drawn[0], drawn[1]), (drawn[0], drawn[2]), (drawn[1], drawn[2])))
     assert np.array_equal(drawn[1], peers_of(labels, seed=0, epoch=1))
-
-
-def test_the_objective_is_differentiable_through_every_option():
-    logits, labels = (torch.tensor(value) for value in problem())
-    exact = logits.float().requires_grad_()
-    arguments = labels, torch.tensor([0.5, 0.0, 0.5, 1.0]), torch.eye(6), torch.tensor(1 / 12)
-    objective, _ = soft_target_cross_entropy(exact, *arguments, key=labels, penalty=torch.tensor(0.1))
-    objective.backward()
-    assert exact.grad.isfinite().all() and exact.grad.abs().sum() > 0

@@ -1,0 +1,31 @@
+"""Images of CIFAR's shape as `.beton` files, and the options to train on them: what several benchmarks train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fastlsr.data.encoding import Encoding
+from fastlsr.data.writing import Samples, write_beton
+
+CLASSES = 100
+
+
+def write_random(folder: Path, *, train: int, test: int) -> None:
+    """`bench_train.beton` and `bench_test.beton` in the folder: random pixels, which cost what CIFAR's cost."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        samples = Samples(random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), np.arange(count) % CLASSES)
+        write_beton(
+            samples, folder / f"bench_{split}.beton", dataset="bench", split=split,
+            classes=[str(label) for label in range(CLASSES)], encoding=Encoding(),
+        )  # fmt: skip
+
+
+def options(folder: Path, **more: object) -> dict[str, str]:
+    """`--section.key` options of a run on those files, as `fastlsr.config.load` takes them; `more` by section__key."""
+    common = {"data.dir": folder, "data.dataset": "bench", "run.dir": folder / "runs", "log.wandb": "disabled",
+              "train.compile": "off"}  # fmt: skip
+    chosen = {**common, **{name.replace("__", "."): value for name, value in more.items()}}
+    return {name: str(value) for name, value in chosen.items()}

@@ -1,0 +1,106 @@
+"""Runs every benchmark and writes what they say as a dated report.
+
+    python benchmarks/run.py [--only loss,step] [--photographs FOLDER] [--cifar-dir FOLDER]
+
+Each runs in a process of its own, one after the other. The report goes to benchmarks/reports/DATE.md, with a table of
+all figures against their bars and what each benchmark printed, and DATE.json beside it. A benchmark that fails, or is
+not done after half an hour, says so in the report, and the rest goes on; the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+# What each is given besides, of the options below.
+BENCHMARKS = {
+    "writer": ["photographs"], "loader": ["photographs"], "loss": [], "colam": [], "step": [],
+    "trainer": ["cifar-dir"], "growth": [], "gpu": ["cifar-dir"],
+}  # fmt: skip
+MOST_SECONDS = 1800
+
+
+def run(name: str, given: dict[str, Path | None]) -> tuple[dict | None, str]:
+    """(the JSON object, or None; all that was printed) of one benchmark, shown as it comes."""
+    options = [f"--{option}={given[option]}" for option in BENCHMARKS[name] if given[option]]
+    print(f"\n=== {name} {' '.join(options)}", flush=True)
+    try:
+        done = subprocess.run([sys.executable, FOLDER / f"{name}.py", *options], capture_output=True,
+                              text=True, timeout=MOST_SECONDS)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return None, f"not done after {MOST_SECONDS} s\n"
+    *lines, last = done.stdout.splitlines() or [""]
+    print("\n".join(lines), flush=True)
+    if done.returncode:
+        print(done.stderr[-2000:], file=sys.stderr)
+        return None, done.stdout + done.stderr[-2000:]
+    return json.loads(last), "\n".join(lines)
+
+
+def table(name: str, answer: dict) -> list[str]:
+    """Rows of the report's table: benchmark, figure, value, its spread over the rounds, bar."""
+    about = ("spread", "bars", "work", "device", "python", "versions", "commit")
+    rows = []
+    for key, value in answer.items():
+        if key in about:
+            continue
+        spread = " to ".join(f"{end:g}" for end in answer["spread"].get(key, []))
+        bar = answer["bars"].get(key, "")
+        shown = "not measured" if value is None else f"{value:g}"
+        missed = bar and value is not None and not held(value, bar)
+        rows.append(f"| {name} | `{key}` | {shown} | {spread} | {bar}{', **not met**' if missed else ''} |")
+    return rows
+
+
+def held(value: float, bar: str) -> bool:
+    """Whether a value meets a bar such as ">= 2"."""
+    relation, limit = bar.split()
+    return value >= float(limit) if relation == ">=" else value <= float(limit)
+
+
+def write_report(path: Path, answers: dict[str, tuple[dict | None, str]]) -> None:
+    """Writes the report of what was measured so far, and its figures as JSON beside it."""
+    measured = {name: answer for name, (answer, _) in answers.items() if answer}
+    ran = next(iter(measured.values()), {})
+    versions = ", ".join(f"{package} {version}" for package, version in ran.get("versions", {}).items())
+    lines = [
+        f"# Benchmarks, {path.stem}", "",
+        f"On {ran.get('device')}, Python {ran.get('python')}, {versions}; commit {ran.get('commit')}.",
+        "A ratio is that of medians; its spread is the lowest and highest of any round.", "",
+        "| benchmark | figure | value | spread | bar |", "| --- | --- | --- | --- | --- |",
+        *(row for name, answer in measured.items() for row in table(name, answer)), "",
+    ]  # fmt: skip
+    for name, (_, text) in answers.items():
+        lines += [f"## {name}", "", "```", text.strip("\n"), "```", ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    path.with_suffix(".json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="names, separated by commas; else all")
+    parser.add_argument("--photographs", type=Path, help="folder with JPEG files of about 500 pixels; else random ones")
+    parser.add_argument("--cifar-dir", type=Path, help="folder that holds cifar-100-python; else random images")
+    parser.add_argument("--reports", type=Path, default=FOLDER / "reports", help="where the report goes")
+    options = parser.parse_args()
+    names = options.only.split(",") if options.only else list(BENCHMARKS)
+    if unknown := set(names) - set(BENCHMARKS):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    given = {"photographs": options.photographs, "cifar-dir": options.cifar_dir}
+    options.reports.mkdir(exist_ok=True)
+    path = options.reports / f"{datetime.date.today().isoformat()}.md"
+    answers: dict[str, tuple[dict | None, str]] = {}
+    for name in names:
+        answers[name] = run(name, given)
+        write_report(path, answers)  # after each: what was measured stays, whatever becomes of the rest
+    print(f"\nreport: {path}")
+    return 0 if all(answer for answer, _ in answers.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
