@@ -17,12 +17,13 @@ same program at the smallest size), never from time.
 
 from __future__ import annotations
 
+import fastlsr  # isort: skip  # noqa: F401  before torch: it says how torch's threads wait for one another
+
 import argparse
 import gc
 import io
 import multiprocessing
 import re
-import resource
 import statistics
 import tempfile
 import time
@@ -102,8 +103,13 @@ class WatchedLog(RunLog):
 def anonymous_bytes() -> int:
     """Resident memory of this process that is no file's, after a garbage collection."""
     gc.collect()
+    return of_status("RssAnon")
+
+
+def of_status(name: str) -> int:
+    """Bytes, from Linux's account of this process. Not getrusage's peak: a process inherits that of its parent."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
+    return 1024 * int(re.search(rf"{name}:\s+(\d+)", status)[1])
 
 
 def memory_of_epoch(folder: Path) -> int:
@@ -121,7 +127,7 @@ def peak_of_run(folder: Path, method: str) -> int:
     session, log = run_under_way(folder, epochs=2, method=method)
     with redirect_stdout(io.StringIO()):
         run_epochs(session, log, StopRequest())
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return of_status("VmHWM")
 
 
 def watched_run(folder: Path, epochs: int) -> tuple[list[float], dict[int, int]]:

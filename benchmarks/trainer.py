@@ -20,6 +20,8 @@ default memory format, which timm's script keeps unless told otherwise; `..._eag
 
 from __future__ import annotations
 
+import fastlsr  # isort: skip  # noqa: F401  before torch: it says how torch's threads wait for one another
+
 import argparse
 import os
 import pickle

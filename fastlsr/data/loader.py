@@ -463,15 +463,17 @@ def _storage(reader: Reader, *, os_cache: bool) -> MappedFile | PagedFile:
 def _ffcv_as_a_frame() -> Iterator[None]:
     """Inside, FFCV compiles nothing (our kernels are compiled already), and torch's thread count survives it.
 
-    Nor does it make the reader of its memory manager: for that it writes `mutable = False` into numba's one type of
+    Nor does its memory manager, whose place `storage` takes, do anything: it would make sets of the samples of each
+    page, hundreds of bytes an image, and a reader, for which it writes `mutable = False` into numba's one type of
     uint8 arrays, whose hash then changes, so that kernels of ours that are compiled for it cannot be found any more.
     """
-    threads, compile_reader = torch.get_num_threads(), OSCacheManager.compile_reader
+    threads, manager = torch.get_num_threads(), (OSCacheManager.__init__, OSCacheManager.compile_reader)
     Compiler.set_enabled(False)
-    OSCacheManager.compile_reader = lambda manager: None
+    OSCacheManager.__init__ = lambda self, reader: None
+    OSCacheManager.compile_reader = lambda self: None
     try:
         yield
     finally:
         Compiler.set_enabled(True)
-        OSCacheManager.compile_reader = compile_reader
+        OSCacheManager.__init__, OSCacheManager.compile_reader = manager
         torch.set_num_threads(threads)

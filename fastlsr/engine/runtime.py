@@ -22,7 +22,7 @@ from fastlsr.errors import InputError
 
 # Compiling a network takes a CPU a minute or more: below this many seconds of training it is not worth trying.
 COMPILE_TRIAL_SECONDS = 1200.0
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def choose_device(name: str) -> torch.device:
@@ -59,7 +59,7 @@ def set_up_torch(device: torch.device, *, deterministic: bool) -> None:
     """Sets torch's threads, memory, the CUDA device, and determinism (without it cuDNN may pick any kernel)."""
     torch.set_num_threads(threads())
     if device.type == "cpu":
-        _keep_memory()
+        _keep_freed_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not deterministic
@@ -68,11 +68,15 @@ def set_up_torch(device: torch.device, *, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def _keep_memory() -> None:
-    """Lets glibc keep what a step frees for the next one: else each large tensor is made of new, zeroed pages."""
+def _keep_freed_memory() -> None:
+    """Makes glibc's malloc keep what is freed, in blocks up to 32 MiB, for the next step; other systems stay as is.
+
+    It would give a step's activations back to the kernel, which then clears every page anew in the next one: a ninth of
+    the processor's time of ResNet-8 and of ResNet-18, for a twentieth less memory (measured, batches of 128).
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(_M_MMAP_MAX, 0)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 

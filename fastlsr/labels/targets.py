@@ -57,8 +57,10 @@ class Targets:
 
     def mean_entropy(self, class_counts: Tensor) -> float:
         """Mean entropy, in nats, of the targets of a split with float[K] images in each class."""
-        rows = self.dense(torch.arange(self.classes, device=self.mix.device)).double()
-        entropy = torch.special.entr(rows).sum(1).cpu()
+        # Without a table all classes have the same; with one a few rows at a time, so that it is not held again.
+        classes = torch.arange(1 if self.table is None else self.classes, device=self.mix.device)
+        parts = [torch.special.entr(self.dense(few).double()).sum(1) for few in classes.split(256)]
+        entropy = torch.cat(parts).cpu()
         return float((entropy * class_counts).sum() / class_counts.sum())
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -205,6 +205,14 @@ def test_option_a_takes_every_second_pixel_and_appends_zeros():
     assert y.shape == (1, 4, 2, 2) and not y[0, 2:].any()
 
 
+def test_the_gradient_of_option_a_is_channels_last_like_its_input():
+    x = torch.randn(2, 16, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+    (gradient,) = torch.autograd.grad(PaddedShortcut(16, 32, 2)(x).square().sum(), x)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(gradient[:, :, ::2, ::2], 2 * x[:, :, ::2, ::2])
+    assert gradient.count_nonzero() == 2 * 16 * 4 * 4
+
+
 def test_a_dense_layer_hands_on_what_it_got_and_appends_k_maps():
     x = torch.randn(2, 30, 8, 8)
     y = DenseLayer(30, 12)(x)
