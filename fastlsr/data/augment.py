@@ -19,9 +19,11 @@ from functools import partial
 from typing import NamedTuple
 
 import llvmlite.binding
+import llvmlite.ir
 import numba
 import numpy as np
 from numba import types
+from numba.extending import intrinsic
 
 from fastlsr.data.ffcv_parts import IMAGE_MODES, AllocationQuery, IntDecoder, SimpleRGBImageDecoder
 from fastlsr.data.ffcv_parts import library as _ffcv_library
@@ -67,6 +69,17 @@ class Rows(NamedTuple):
     height: np.ndarray  # pixels
     width: np.ndarray
     jpeg: np.ndarray  # 1: JPEG, 0: raw RGB
+
+
+@intrinsic
+def _take(typing, counter):
+    """int64: the number at the address `counter`, which is one more afterwards; no two threads get the same."""
+
+    def generate(context, builder, signature, arguments):
+        number = llvmlite.ir.IntType(64)
+        return builder.atomic_rmw("add", builder.inttoptr(*arguments, number.as_pointer()), number(1), "monotonic")
+
+    return types.int64(types.intp), generate
 
 
 @_function
@@ -268,14 +281,17 @@ def pad_crops(memory, rows, buffers, out, failed, seed, epoch, pad, flip):
     Each row of `buffers` serves one thread; it is typed read-only, since only C writes to it, so that a view of
     it and of the read-only file have one type.
     """
+    taken = np.zeros(1, dtype=np.int64)
     for worker in numba.prange(len(buffers)):
-        for i in range(worker, len(rows.index), len(buffers)):
+        i = _take(taken.ctypes.data)
+        while i < len(rows.index):
             height, width = rows.height[i], rows.width[i]
             source, failed[i] = _pixels(memory, rows, i, buffers[worker], 0, 0, height, width)
             key = sample_key(seed, epoch, rows.index[i])
             top, left = below(key, 0, 2 * pad + 1) - pad, below(key, 1, 2 * pad + 1) - pad
             flipped = flip and below(key, 2, 2) == 1
             copy_window(source, height, width, top, left, flipped, out[i])
+            i = _take(taken.ctypes.data)
 
 
 @_kernel
@@ -284,21 +300,26 @@ def random_resized_crops(memory, rows, buffers, out, failed, seed, epoch, flip):
 
     The other arguments are those of `pad_crops`.
     """
+    taken = np.zeros(1, dtype=np.int64)
     for worker in numba.prange(len(buffers)):
-        for i in range(worker, len(rows.index), len(buffers)):
+        i = _take(taken.ctypes.data)
+        while i < len(rows.index):
             key = sample_key(seed, epoch, rows.index[i])
             top, left, h, w = random_window(key, rows.height[i], rows.width[i])
             source, failed[i] = _pixels(memory, rows, i, buffers[worker], top, left, h, w)
             lines = _taps(float(top), h / out.shape[1], top, top + h, out.shape[1])
             columns = _taps(float(left), w / out.shape[2], left, left + w, out.shape[2])
             resize(source, rows.width[i], lines, columns, flip and below(key, _FLIP_DRAW, 2) == 1, out[i])
+            i = _take(taken.ctypes.data)
 
 
 @_kernel
 def central_crops(memory, rows, buffers, out, failed):
     """None; `out` uint8[B, H, W, 3]: the `central_box` of each image; arguments as `pad_crops`."""
+    taken = np.zeros(1, dtype=np.int64)
     for worker in numba.prange(len(buffers)):
-        for i in range(worker, len(rows.index), len(buffers)):
+        i = _take(taken.ctypes.data)
+        while i < len(rows.index):
             height, width = rows.height[i], rows.width[i]
             top, left, row_step, column_step = central_box(height, width, out.shape[1])
             lines = _taps(top, row_step, 0, height, out.shape[1])
@@ -307,6 +328,7 @@ def central_crops(memory, rows, buffers, out, failed):
             start, stop = columns[0][0], min(width, columns[0][-1] + columns[1].shape[1])
             source, failed[i] = _pixels(memory, rows, i, buffers[worker], first, start, last - first, stop - start)
             resize(source, width, lines, columns, False, out[i])
+            i = _take(taken.ctypes.data)
 
 
 @_function
