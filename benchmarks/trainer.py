@@ -365,7 +365,8 @@ def main() -> None:
     if options.images % options.batch_size:
         parser.error("--images: not a multiple of the batch size (timm drops the rest, the others do not)")
     models = options.models.split(",")
-    bars = {f"vs_{kind}_{model}": at_least(1.5) for model in models for kind in ("timm", "plain")}
+    bars = {f"vs_{kind}_{model}{suffix}": at_least(1.5)
+            for model in models for kind in ("timm", "plain") for suffix in ("", "_as_written")}  # fmt: skip
     work = {"images": options.images, "batch_size": options.batch_size, "rounds": options.rounds}
     report = Report(bars, {**work, "pixels": "CIFAR-100" if options.cifar_dir else "random"})
     with tempfile.TemporaryDirectory() as scratch:
