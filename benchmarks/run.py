@@ -22,23 +22,29 @@ BENCHMARKS = {
     "writer": ["photographs"], "loader": ["photographs"], "loss": [], "colam": [], "step": [],
     "trainer": ["cifar-dir"], "growth": [], "gpu": ["cifar-dir"],
 }  # fmt: skip
-MOST_SECONDS = 1800
+MOST_SECONDS, SECONDS_TO_END = 1800, 20
 
 
 def run(name: str, given: dict[str, Path | None]) -> tuple[dict | None, str]:
     """(the JSON object, or None; all that was printed) of one benchmark, shown as it comes."""
     options = [f"--{option}={given[option]}" for option in BENCHMARKS[name] if given[option]]
     print(f"\n=== {name} {' '.join(options)}", flush=True)
-    try:
-        done = subprocess.run([sys.executable, FOLDER / f"{name}.py", *options], capture_output=True,
-                              text=True, timeout=MOST_SECONDS)  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return None, f"not done after {MOST_SECONDS} s\n"
-    *lines, last = done.stdout.splitlines() or [""]
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            out, errors = process.communicate(timeout=MOST_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # not killed at once: it may have programs of its own to end
+            try:
+                process.wait(SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            return None, f"not done after {MOST_SECONDS} s\n"
+    *lines, last = out.splitlines() or [""]
     print("\n".join(lines), flush=True)
-    if done.returncode:
-        print(done.stderr[-2000:], file=sys.stderr)
-        return None, done.stdout + done.stderr[-2000:]
+    if process.returncode:
+        print(errors[-2000:], file=sys.stderr)
+        return None, out + errors[-2000:]
     return json.loads(last), "\n".join(lines)
 
 

@@ -364,6 +364,7 @@ def main() -> None:
         return contend(options.contender, job, Path(options.out), formats)
     if options.images % options.batch_size:
         parser.error("--images: not a multiple of the batch size (timm drops the rest, the others do not)")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the programs end with this one
     models = options.models.split(",")
     bars = {f"vs_{kind}_{model}{suffix}": at_least(1.5)
             for model in models for kind in ("timm", "plain") for suffix in ("", "_as_written")}  # fmt: skip

@@ -1,0 +1,132 @@
+"""Every benchmark runs to its end at tiny sizes and answers with its figures; `run` puts them into one report."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import colam
+import growth
+import loader
+import loss
+import numpy as np
+import pytest
+import run
+import step
+import timing
+import trainer
+import writer
+
+TINY = {
+    writer: ["--images=8", "--arrays=64", "--workers=1", "--rounds=1"],
+    loader: ["--tiny", "--rounds=1", "--parts=cifar,photographs"],
+    loss: ["--batch=16", "--rounds=1"],
+    colam: ["--images=256", "--rounds=1"],
+    step: ["--images=256", "--epochs=3"],
+}
+ABSENT = {"jpeg_vs_dali", "raw_vs_dali", "first_batch"}  # DALI is no requirement; FFCV's first batch takes 10 s
+
+
+@pytest.fixture
+def answer(monkeypatch, capsys):
+    """The JSON object on the last line of what a benchmark prints, for some options."""
+
+    def answer(benchmark, options):
+        monkeypatch.setattr(sys, "argv", [benchmark.__name__, *options])
+        benchmark.main()
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return answer
+
+
+@pytest.mark.parametrize("benchmark", TINY, ids=lambda benchmark: benchmark.__name__)
+def test_a_benchmark_answers_with_every_figure_that_has_a_bar(benchmark, answer):
+    figures = answer(benchmark, TINY[benchmark])
+    for key in set(figures["bars"]) - ABSENT:
+        assert figures[key] is not None and math.isfinite(figures[key]), key
+    assert {"device", "python", "versions", "commit"} <= set(figures)
+
+
+def test_a_ratio_is_that_of_medians_and_its_spread_that_of_rounds():
+    report = timing.Report({})
+    report.ratio("key", [2.0, 8.0, 4.0], [1.0, 2.0, 8.0])
+    assert report._ratios["key"] == 2.0
+    assert report._spread["key"] == [0.5, 4.0]
+
+
+def test_contenders_take_turns_and_every_one_is_first_once():
+    order = []
+    tasks = {name: lambda name=name: order.append(name) for name in "abc"}
+    seconds = timing.in_turns(tasks, rounds=3, warm=0)
+    assert "".join(order) == "abcbcacab"
+    assert all(len(taken) == 3 for taken in seconds.values())
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_the_exponent_of_a_power_law_is_its_power(power):
+    sizes = [10, 100, 1000]
+    assert growth.exponent(sizes, [3 * size**power for size in sizes]) == pytest.approx(power)
+
+
+def test_the_growth_of_a_run_is_watched_epoch_by_epoch(tmp_path):
+    ends, memory = growth.watched_run(growth.data_set(tmp_path, growth.BATCH), 10)
+    assert len(ends) == 10 and np.all(np.diff(ends) > 0)
+    assert list(memory) == [10]
+
+
+@pytest.mark.parametrize("loop", ["plain", "timm"])
+def test_the_loops_that_the_trainer_is_held_against_train(loop, tmp_path):
+    trainer.write_data(None, tmp_path, {"train": 128, "test": 64})
+    trainer.use_files_without_checksums()
+    train, finish = getattr(trainer, loop)(trainer.Job(tmp_path, "resnet8", 64), tmp_path)
+    assert sum(1 for _ in train()) == 2
+    finish()
+    assert list(tmp_path.rglob("*.pt*")) + list(tmp_path.rglob("*.tar")), "no checkpoint"
+
+
+@pytest.fixture
+def reported(monkeypatch, tmp_path):
+    """(exit code, report, figures) of `run` over small scripts in the place of benchmarks."""
+
+    def reported(scripts, *options):
+        for name, script in scripts.items():
+            Path(tmp_path, f"{name}.py").write_text(script, encoding="utf-8")
+        monkeypatch.setattr(run, "FOLDER", tmp_path)
+        monkeypatch.setattr(run, "BENCHMARKS", {name: [] for name in scripts})
+        monkeypatch.setattr(sys, "argv", ["run", f"--reports={tmp_path / 'reports'}", *options])
+        code = run.main()
+        (text,), (figures,) = (list((tmp_path / "reports").glob(f"*.{kind}")) for kind in ("md", "json"))
+        return code, text.read_text(encoding="utf-8"), json.loads(figures.read_text(encoding="utf-8"))
+
+    return reported
+
+
+GOOD = """print("a table")
+print('{"fast": 3, "slow": 1.5, "spread": {"fast": [2, 4]}, "bars": {"fast": ">= 2", "slow": "<= 1"}, "work": {}}')
+"""
+
+
+def test_the_report_holds_what_was_measured_against_the_bars(reported):
+    code, text, figures = reported({"good": GOOD})
+    assert code == 0
+    assert "| good | `fast` | 3 | 2 to 4 | >= 2 |" in text
+    assert "| good | `slow` | 1.5 |  | <= 1, **not met** |" in text
+    assert "a table" in text and figures["good"]["fast"] == 3
+
+
+def test_a_benchmark_that_fails_is_in_the_report_and_the_rest_goes_on(reported):
+    code, text, figures = reported({"bad": "raise SystemExit('no disk')", "good": GOOD})
+    assert code == 1
+    assert "no disk" in text and "`fast`" in text and set(figures) == {"good"}
+
+
+def test_one_that_does_not_end_is_given_up(reported, monkeypatch):
+    monkeypatch.setattr(run, "MOST_SECONDS", 0.5)
+    code, text, _ = reported({"hung": "import time; time.sleep(60)"})
+    assert code == 1 and "not done after 0.5 s" in text
+
+
+def test_an_unknown_name_is_refused(reported):
+    with pytest.raises(SystemExit) as refused:
+        reported({"good": GOOD}, "--only=quick")
+    assert refused.value.code == 2
