@@ -3,8 +3,9 @@
     python benchmarks/run.py [--only loss,step] [--photographs FOLDER] [--cifar-dir FOLDER]
 
 Each runs in a process of its own, one after the other. The report goes to benchmarks/reports/DATE.md, with a table of
-all figures against their bars and what each benchmark printed, and DATE.json beside it. A benchmark that fails, or is
-not done after half an hour, says so in the report, and the rest goes on; the exit code is then 1.
+all figures against their bars and what each benchmark printed, and DATE.json beside it. A report of the same day is
+completed: what is run again takes the place of its former part, and each part names its commit. A benchmark that fails,
+or is not done after half an hour, says so in the report, and the rest goes on; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ BENCHMARKS = {
     "writer": ["photographs"], "loader": ["photographs"], "loss": [], "colam": [], "step": [],
     "trainer": ["cifar-dir"], "growth": [], "gpu": ["cifar-dir"],
 }  # fmt: skip
+ABOUT = ("spread", "bars", "work", "device", "python", "versions", "commit", "printed")  # no figures
 MOST_SECONDS, SECONDS_TO_END = 1800, 20
 
 
-def run(name: str, given: dict[str, Path | None]) -> tuple[dict | None, str]:
-    """(the JSON object, or None; all that was printed) of one benchmark, shown as it comes."""
+def run(name: str, given: dict[str, Path | None]) -> dict:
+    """The JSON object of one benchmark, shown as it comes, with all that was printed before it as `printed`.
+
+    Of one that fails there is nothing but `printed`.
+    """
     options = [f"--{option}={given[option]}" for option in BENCHMARKS[name] if given[option]]
     print(f"\n=== {name} {' '.join(options)}", flush=True)
     command = [sys.executable, str(FOLDER / f"{name}.py"), *options]
@@ -39,21 +44,20 @@ def run(name: str, given: dict[str, Path | None]) -> tuple[dict | None, str]:
                 process.wait(SECONDS_TO_END)
             except subprocess.TimeoutExpired:
                 process.kill()
-            return None, f"not done after {MOST_SECONDS} s\n"
+            return {"printed": f"not done after {MOST_SECONDS} s\n"}
     *lines, last = out.splitlines() or [""]
     print("\n".join(lines), flush=True)
     if process.returncode:
         print(errors[-2000:], file=sys.stderr)
-        return None, out + errors[-2000:]
-    return json.loads(last), "\n".join(lines)
+        return {"printed": out + errors[-2000:]}
+    return {**json.loads(last), "printed": "\n".join(lines)}
 
 
 def table(name: str, answer: dict) -> list[str]:
     """Rows of the report's table: benchmark, figure, value, its spread over the rounds, bar."""
-    about = ("spread", "bars", "work", "device", "python", "versions", "commit")
     rows = []
     for key, value in answer.items():
-        if key in about:
+        if key in ABOUT:
             continue
         spread = " to ".join(f"{end:g}" for end in answer["spread"].get(key, []))
         bar = answer["bars"].get(key, "")
@@ -69,22 +73,23 @@ def held(value: float, bar: str) -> bool:
     return value >= float(limit) if relation == ">=" else value <= float(limit)
 
 
-def write_report(path: Path, answers: dict[str, tuple[dict | None, str]]) -> None:
-    """Writes the report of what was measured so far, and its figures as JSON beside it."""
-    measured = {name: answer for name, (answer, _) in answers.items() if answer}
-    ran = next(iter(measured.values()), {})
+def write_report(path: Path, answers: dict[str, dict]) -> None:
+    """Writes the report of what was measured so far, and the same as JSON beside it."""
+    answers = {name: answers[name] for name in BENCHMARKS if name in answers}
+    ran = next((answer for answer in answers.values() if "device" in answer), {})
     versions = ", ".join(f"{package} {version}" for package, version in ran.get("versions", {}).items())
     lines = [
         f"# Benchmarks, {path.stem}", "",
-        f"On {ran.get('device')}, Python {ran.get('python')}, {versions}; commit {ran.get('commit')}.",
+        f"On {ran.get('device')}, Python {ran.get('python')}, {versions}.",
         "A ratio is that of medians; its spread is the lowest and highest of any round.", "",
         "| benchmark | figure | value | spread | bar |", "| --- | --- | --- | --- | --- |",
-        *(row for name, answer in measured.items() for row in table(name, answer)), "",
+        *(row for name, answer in answers.items() for row in table(name, answer)), "",
     ]  # fmt: skip
-    for name, (_, text) in answers.items():
-        lines += [f"## {name}", "", "```", text.strip("\n"), "```", ""]
+    for name, answer in answers.items():
+        commit = f"Commit {answer['commit']}." if "commit" in answer else "It failed."
+        lines += [f"## {name}", "", commit, "", "```", answer["printed"].strip("\n"), "```", ""]
     path.write_text("\n".join(lines), encoding="utf-8")
-    path.with_suffix(".json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".json").write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> int:
@@ -100,12 +105,13 @@ def main() -> int:
     given = {"photographs": options.photographs, "cifar-dir": options.cifar_dir}
     options.reports.mkdir(exist_ok=True)
     path = options.reports / f"{datetime.date.today().isoformat()}.md"
-    answers: dict[str, tuple[dict | None, str]] = {}
+    former = path.with_suffix(".json")
+    answers: dict[str, dict] = json.loads(former.read_text(encoding="utf-8")) if former.exists() else {}
     for name in names:
         answers[name] = run(name, given)
         write_report(path, answers)  # after each: what was measured stays, whatever becomes of the rest
     print(f"\nreport: {path}")
-    return 0 if all(answer for answer, _ in answers.values()) else 1
+    return 0 if all("device" in answers[name] for name in names) else 1
 
 
 if __name__ == "__main__":

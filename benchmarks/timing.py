@@ -51,12 +51,14 @@ def in_turns(
 ) -> dict[str, list[float]]:
     """Contender -> seconds of each round. Every round runs each contender once, after `warm` rounds that do not count.
 
-    The order turns by one each round, so that nobody always follows the same other. A contender that answers a number
+    The order turns by one each round and runs backwards in every other, so that nobody always follows the same other.
+    A contender that answers a number
     has timed itself, and that number counts.
     """
     names, seconds = list(contenders), {name: [] for name in contenders}
     for number in range(warm + rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
+        turned = names[number % len(names) :] + names[: number % len(names)]
+        for name in turned[:: -1 if number % 2 else 1]:
             started = time.perf_counter()
             own = contenders[name]()
             taken = time.perf_counter() - started if own is None else own

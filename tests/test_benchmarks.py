@@ -54,12 +54,18 @@ def test_a_ratio_is_that_of_medians_and_its_spread_that_of_rounds():
     assert report._spread["key"] == [0.5, 4.0]
 
 
-def test_contenders_take_turns_and_every_one_is_first_once():
+def test_contenders_take_turns_and_none_always_follows_the_same_other():
     order = []
     tasks = {name: lambda name=name: order.append(name) for name in "abc"}
-    seconds = timing.in_turns(tasks, rounds=3, warm=0)
-    assert "".join(order) == "abcbcacab"
-    assert all(len(taken) == 3 for taken in seconds.values())
+    seconds = timing.in_turns(tasks, rounds=4, warm=0)
+    rounds = ["".join(order[at : at + 3]) for at in range(0, 12, 3)]
+    assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
+    assert {each[each.index("a") - 1] for each in rounds if each[0] != "a"} == {"b", "c"}
+    assert all(len(taken) == 4 for taken in seconds.values())
+
+
+def test_a_contender_may_time_itself():
+    assert timing.in_turns({"own": lambda: 7.0}, rounds=2) == {"own": [7.0, 7.0]}
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
@@ -102,7 +108,8 @@ def reported(monkeypatch, tmp_path):
 
 
 GOOD = """print("a table")
-print('{"fast": 3, "slow": 1.5, "spread": {"fast": [2, 4]}, "bars": {"fast": ">= 2", "slow": "<= 1"}, "work": {}}')
+print('{"fast": 3, "slow": 1.5, "spread": {"fast": [2, 4]}, "bars": {"fast": ">= 2", "slow": "<= 1"}, "work": {}, '
+      '"device": "here", "commit": "c0ffee"}')
 """
 
 
@@ -117,7 +124,16 @@ def test_the_report_holds_what_was_measured_against_the_bars(reported):
 def test_a_benchmark_that_fails_is_in_the_report_and_the_rest_goes_on(reported):
     code, text, figures = reported({"bad": "raise SystemExit('no disk')", "good": GOOD})
     assert code == 1
-    assert "no disk" in text and "`fast`" in text and set(figures) == {"good"}
+    assert "no disk" in text and "It failed." in text
+    assert "fast" in figures["good"] and "fast" not in figures["bad"]
+
+
+def test_what_is_run_again_on_the_same_day_takes_its_former_part_and_leaves_the_others(reported):
+    reported({"good": GOOD, "other": GOOD.replace("3", "5")})
+    code, text, figures = reported({"good": GOOD.replace("3", "4"), "other": GOOD}, "--only=good")
+    assert code == 0
+    assert figures["good"]["fast"] == 4 and figures["other"]["fast"] == 5
+    assert "| good | `fast` | 4 |" in text and "| other | `fast` | 5 |" in text
 
 
 def test_one_that_does_not_end_is_given_up(reported, monkeypatch):

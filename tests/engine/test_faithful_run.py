@@ -1,9 +1,9 @@
 """A real run of two epochs of every method, against a replay of it in plain NumPy from the papers' formulas.
 
-The network is a linear softmax classifier, so that all of it can be written down here. The replay takes three things of
-the package: the batches that the loader gives for (seed, epoch), the weights that a generation begins with, and the
-labels as `redrawn` drew them. Losses are formulas; their derivatives are taken numerically, so that no gradient is
-derived twice in the same way.
+The network is a linear softmax classifier, so that all of it can be written down here. The replay takes four things of
+the package: the batches that the loader gives for (seed, epoch), the weights that a generation begins with, the labels
+as `redrawn` drew them, and COLAM's peers as `choose_peers` chose them. Losses are formulas; their derivatives are taken
+numerically, so that no gradient is derived twice in the same way.
 """
 
 import json
@@ -19,6 +19,7 @@ from fastlsr import train
 from fastlsr.config import load
 from fastlsr.engine import checkpoint
 from fastlsr.engine.session import _stream, evaluation_loader, training_loader
+from fastlsr.labels.class_means import choose_peers
 from fastlsr.labels.losses import redrawn
 from fastlsr.labels.methods import METHODS
 from fastlsr.models import registry
@@ -27,7 +28,7 @@ from fastlsr.models.small import SmallImageNetwork
 CPU = torch.device("cpu")
 CLASSES, INPUTS = 10, 3 * 8 * 8
 SEED, RATE, MOMENTUM, DECAY, WARMUP_EPOCHS = 3, 0.05, 0.9, 5e-3, 0.5
-THETA, T, ALPHA, BETA, LAMBDA = 0.3, 2.0, 0.25, 0.4, 1.5
+THETA, T, ALPHA, BETA, LAMBDA, PEERS = 0.3, 2.0, 0.25, 0.4, 1.5, 20
 OPTIONS = {
     "data.dataset": "digits", "data.batch_size": 64, "model.name": "linear", "optim.lr": RATE,
     "optim.momentum": MOMENTUM, "optim.weight_decay": DECAY, "optim.schedule": "cosine",
@@ -187,6 +188,16 @@ def colam_extra(run, teacher):
     run.epoch(1, lambda z, b: cross_entropy(soft[b.y], z / T))
 
 
+def colam_peers(run, teacher):
+    """The means are of a few random samples of each class (Sect. 5.3)."""
+    logits, labels = run.epoch(0, lambda z, b: cross_entropy(b.hot, z / T))
+    chosen = choose_peers(np.concatenate([b.y for b in run.plain]), PEERS, seed=SEED, stage=0)
+    assert (np.bincount(np.concatenate([b.y for b in run.plain]), weights=chosen) == PEERS).all()
+    counts = chosen[np.concatenate([b.i for b in run.epochs[0]])] > 0
+    soft = softmax(by_label(logits[counts], labels[counts]) / T)
+    run.epoch(1, lambda z, b: cross_entropy(soft[b.y], z / T))
+
+
 def online(run, teacher):
     """Zhang et al. 2021: half hard, half the former epoch's mean prediction over those it got right; first uniform."""
     logits, labels = run.epoch(0, lambda z, b: cross_entropy(0.5 * b.hot + 0.5 / CLASSES, z))
@@ -244,6 +255,7 @@ CASES = {  # the plain version -> options of its run
     table_by_sample: {"name": "table", "temperature": T, **BY_SAMPLE},
     colam: {"name": "colam", "stages": 2, "temperature": T},
     colam_extra: {"name": "colam", "stages": 2, "temperature": T, "label_pass": "extra"},
+    colam_peers: {"name": "colam", "stages": 2, "temperature": T, "peers": PEERS},
     online: {"name": "online"},
     disturb_label: {"name": "disturb_label", "alpha": ALPHA},
     confidence_penalty: {"name": "confidence_penalty", "beta": BETA},
