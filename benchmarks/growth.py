@@ -8,9 +8,9 @@ same program at the smallest size), never from time.
   8x8 images: the cost of an image does not matter here); anonymous memory of a process that holds a run and has gone
   through an epoch of its data. The .beton itself is mapped: its pages are the page cache's, and do not count.
 - classes: seconds of a step's share that depends on their number K (linear classifier, soft-target loss with a class
-  table, backward, class means), for batches of 128; peak memory of a process that trains, evaluates and logs an epoch
-  by label smoothing, which needs no table; and, for COLAM, its bytes by K*K (table, sums and learned labels are 12 at
-  rest).
+  table, backward, class means), for batches of 128; anonymous memory of a process that has gone through an epoch by
+  label smoothing, which needs no table; and, for COLAM, the bytes by K*K of the peak of training, evaluation and
+  checkpoint (table, sums and learned labels are 12 at rest).
 - epochs: seconds until the end of an epoch of one run, with evaluation, rows, summary and checkpoint.
 - `leak_mb`: anonymous memory after the last of 200 such epochs less that after the 20th, after a garbage collection.
 """
@@ -114,9 +114,9 @@ def of_status(name: str) -> int:
     return 1024 * int(re.search(rf"{name}:\s+(\d+)", status)[1])
 
 
-def memory_of_epoch(folder: Path) -> int:
+def memory_of_epoch(folder: Path, method: str) -> int:
     """Anonymous bytes once a run has gone through an epoch of its data, training on the first batch."""
-    session, _ = run_under_way(folder, epochs=2, method="colam")
+    session, _ = run_under_way(folder, epochs=2, method=method)
     session.enter_epoch()
     for images, labels, index in session.train.epoch(0):
         if session.position.batches == 0:
@@ -165,6 +165,19 @@ def time_sizes(
     report.table(title, seconds, unit="times", units=1)
     sizes = sorted(tasks)[-fitted:]
     note_exponent(report, key, sizes, list(zip(*(seconds[str(size)] for size in sizes), strict=True)))
+
+
+def note_memory(report: Report, what: str, method: str, least: Path, folders: dict[int, Path], *, rounds: int) -> None:
+    """Notes the exponent of what processes hold above one with the `least` data, over the three largest sizes."""
+    base = in_own_process(memory_of_epoch, least, method)
+    above = [
+        [in_own_process(memory_of_epoch, folder, method) - base for folder in folders.values()]
+        for _ in range(min(rounds, 3))
+    ]
+    print(f"\nanonymous memory of {method} above {base / 1e6:.0f} MB, by {what}")
+    for size, extra in zip(folders, map(statistics.median, zip(*above, strict=True)), strict=True):
+        print(f"  {size:12,} {extra / 1e6:9.2f} MB {extra / size:9.1f} bytes each")
+    note_exponent(report, f"exponent_{what}_memory", list(folders)[-3:], [amounts[-3:] for amounts in above])
 
 
 def loader_epoch(folder: Path) -> Callable[[], None]:
@@ -218,14 +231,9 @@ def images(report: Report, scratch: Path, most: int, rounds: int) -> None:
     epochs = {size // 2: training_epoch(data_set(scratch, size // 2)) for size in sizes}
     time_sizes(report, "exponent_images", "an epoch of training, by images", epochs, rounds=rounds, fitted=3)
     del epochs
-    held = [16 * size for size in sizes]  # so many that what a process differs by does not count
-    base = in_own_process(memory_of_epoch, data_set(scratch, BATCH))
-    folders = [data_set(scratch, size) for size in held]
-    above = [[in_own_process(memory_of_epoch, folder) - base for folder in folders] for _ in range(min(rounds, 3))]
-    print(f"\nanonymous memory above {base / 1e6:.0f} MB, by images")
-    for size, extra in zip(held, map(statistics.median, zip(*above, strict=True)), strict=True):
-        print(f"  {size:12,} {extra / 1e6:9.2f} MB {extra / size:9.1f} bytes an image")
-    note_exponent(report, "exponent_images_memory", held[1:], [amounts[1:] for amounts in above])
+    many = [16 * size for size in sizes]  # so many that what one process differs by from another does not count
+    folders = {size: data_set(scratch, size) for size in many}
+    note_memory(report, "images", "colam", data_set(scratch, BATCH), folders, rounds=rounds)
 
 
 def classes(report: Report, scratch: Path, most: int, rounds: int) -> None:
@@ -234,19 +242,15 @@ def classes(report: Report, scratch: Path, most: int, rounds: int) -> None:
     tasks = {size: class_step(size) for size in sizes}
     time_sizes(report, "exponent_classes", "ten steps' loss, by classes", tasks, rounds=rounds, fitted=3)
     del tasks
-    for method, power in (("lsr", 1), ("colam", 2)):
-        base = in_own_process(peak_of_run, data_set(scratch, 8 * BATCH), method)
-        folders = [data_set(scratch, 8 * BATCH, classes=size) for size in sizes[2:]]
-        above = [in_own_process(peak_of_run, folder, method) - base for folder in folders]
-        print(f"\npeak memory of {method} above {base / 1e6:.0f} MB, by classes")
-        for size, extra in zip(sizes[2:], above, strict=True):
-            print(
-                f"  {size:12,} {extra / 1e6:9.2f} MB {extra / size**power:9.1f} bytes a class{' squared' * (power - 1)}"
-            )
-        if method == "lsr":
-            report.value("exponent_classes_memory", exponent(sizes[2:], above))
-        else:
-            report.value("bytes_by_classes_squared", above[-1] / most**2)
+    base_folder = data_set(scratch, 8 * BATCH)
+    folders = {size: data_set(scratch, 8 * BATCH, classes=size) for size in sizes[2:]}
+    note_memory(report, "classes", "lsr", base_folder, folders, rounds=rounds)
+    base = in_own_process(peak_of_run, base_folder, "colam")
+    print(f"\npeak memory of colam above {base / 1e6:.0f} MB, by classes")
+    for size, folder in folders.items():
+        extra = in_own_process(peak_of_run, folder, "colam") - base
+        print(f"  {size:12,} {extra / 1e6:9.2f} MB {extra / size**2:9.1f} bytes a class squared")
+    report.value("bytes_by_classes_squared", extra / most**2)
 
 
 def epochs(report: Report, scratch: Path, most: int, rounds: int) -> None:
