@@ -88,7 +88,7 @@ class Method:
     """What the network is trained towards; `labels.methods` says which option each method reads."""
 
     name: str = option("hard", "one of the methods of labels.methods, which `--help` lists with the options they read")
-    smoothing: float = option(0.1, "weight of the uniform distribution (TSLA's theta)", low=0, high=1)
+    smoothing: float = option(0.1, "weight of the uniform distribution, or the teacher's (TSLA's theta)", low=0, high=1)
     drop_epoch: int = option(
         -1, "epochs with smoothing before it is dropped (TSLA's s); -1: half of the epochs", low=-1
     )

@@ -71,7 +71,15 @@ class Setting:
 
     def numbers(self, kind: str, metric: str) -> list[float]:
         """The metric in the rows `kind` ("last" or "best") of all finished trials that have it."""
-        return [summary[kind][metric] for summary in self.summaries if metric in summary[kind]]
+        return [summary[kind][metric] for summary in self.summaries if summary[kind].get(metric) is not None]
+
+    def has_all_folds(self) -> bool:
+        """Whether each seed's trials hold out every fold once; also where nothing is held out."""
+        folds: dict[int, list[int]] = {}
+        for trial in self.trials:
+            folds.setdefault(trial.config.train.seed, []).append(trial.config.data.fold)
+        count = self.trials[0].config.data.folds
+        return not count or all(sorted(each) == list(range(count)) for each in folds.values())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,8 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("file", help="a W&B sweep file, with method: grid or random")
     parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="trials at a time (default 1)")
     parser.add_argument("--count", type=_positive, metavar="N", help="only the first N trials")
-    parser.add_argument("--select", action="store_true", help="print the command of the setting with the best mean")
-    parser.add_argument("--dry-run", action="store_true", help="print the trials and their commands, run nothing")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--select", action="store_true", help="print the command of the setting with the best mean")
+    either.add_argument("--dry-run", action="store_true", help="print the trials and their commands, run nothing")
     return parser
 
 
@@ -255,7 +264,8 @@ class Runner:
     def _keep(self, trial: Trial, summary: dict[str, Any], what: str) -> None:
         self.summaries[trial.number] = summary
         kind, metric = row_and_metric(self._sweep)
-        named = [f"{row} {summary[row][metric]:.4g}" for row in ("last", "best") if metric in summary[row]]
+        named = [f"{row} {summary[row][metric]:.4g}" for row in ("last", "best")
+                 if summary[row].get(metric) is not None]  # fmt: skip
         self._say(trial, f"{what}: {metric} {', '.join(named) or 'is no metric of a run'}, {trial.folder}")
 
     def _say(self, trial: Trial, text: str) -> None:
@@ -363,17 +373,18 @@ def selection(sweep: Sweep, settings: Sequence[Setting]) -> str:
     """The setting with the best mean over its folds and seeds, as a line and as the command that trains with it.
 
     Raises:
-        InputError: if no setting has the metric of all its trials.
+        InputError: if no setting has the metric of all its trials, and of every fold.
     """
     kind, metric = row_and_metric(sweep)
-    whole = [setting for setting in settings if len(setting.numbers(kind, metric)) == len(setting.trials)]
+    whole = [setting for setting in settings
+             if len(setting.numbers(kind, metric)) == len(setting.trials) and setting.has_all_folds()]  # fmt: skip
     if not whole:
-        raise InputError(f"--select: no setting has {metric} of all its trials")
+        raise InputError(f"--select: no setting has {metric} of all its trials and folds")
     best = ranked(sweep, whole)[0]
     numbers = best.numbers(kind, metric)
     lines = []
     if len(whole) < len(settings):
-        lines.append(f"warning: {len(settings) - len(whole)} settings lack trials and were not considered")
+        lines.append(f"warning: {len(settings) - len(whole)} settings lack trials or folds and were not considered")
     if not best.trials[0].config.data.folds:
         lines.append("warning: without data.folds the selection is made on the evaluation split itself")
     goal = "highest" if sweep.maximize else "lowest"

@@ -169,7 +169,7 @@ def config_of_run(state: dict[str, Any], path: str, options: dict[str, str], mod
             f"--checkpoint: the run was trained with data.folds={run.data.folds} and data.fold={run.data.fold}, not "
             f"{given.data.folds} and {given.data.fold}"
         )
-    places = {name: getattr(given.data, name) for name in PLACES}
+    places = {name: getattr(given.data, name) for name in PLACES if f"data.{name}" in given.given}
     return replace(run, data=replace(run.data, **places), train=replace(run.train, device=given.train.device))
 
 
@@ -184,9 +184,9 @@ def teach(config: Config, state: dict[str, Any] | None, out: Path) -> None:
         InputError: for data, weights or a run that do not fit together; nothing is written then.
     """
     console, device = terminal(), choose_device(config.train.device)
+    set_up_torch(device, deterministic=config.train.deterministic)
     train = training_loader(config, device, plain=True)
     test = test_loader(config, device)
-    set_up_torch(device, deterministic=config.train.deterministic)
     teacher = of_run(state, config, train, console) if state else of_model(config, train, console)
     rows = TeacherRows(train.manifest.count, len(train.manifest.classes))
     for index, labels, logits in teacher.predictions:

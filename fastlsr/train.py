@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"Options, with their defaults:\n{usage()}")
             return 0
         config = load(path, overrides)
-        refuse_early(config)
+        refuse_early(config, with_data="dry-run" not in flags)
         warn_of_unused(config)
         print("loading torch, FFCV and W&B", flush=True)
         try:
@@ -45,15 +45,18 @@ def main(arguments: list[str] | None = None) -> int:
             return 128 + signal.SIGINT
 
 
-def refuse_early(config: Config) -> None:
+def refuse_early(config: Config, *, with_data: bool) -> None:
     """Refuses what can be known to be wrong before the seconds that torch and FFCV take to load.
+
+    A dry run looks for the data later: its phases and rates can be printed without.
 
     Raises:
         InputError: for options that do not make a run of any data, or data that is not there.
     """
     phases(config.method, config.train.epochs)
     config.run_name()
-    data_digests(config)
+    if with_data:
+        data_digests(config)
 
 
 def warn_of_unused(config: Config) -> None:

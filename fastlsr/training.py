@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
 from fastlsr.config import Config, differences, from_dict
-from fastlsr.data.folds import training_count
+from fastlsr.data.folds import fold_name, training_count
 from fastlsr.data.loader import Batch, input_resolution
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import data_digests, split_paths
+from fastlsr.data.teacher import save_labels
 from fastlsr.engine import checkpoint
 from fastlsr.engine.log import Row, RunLog, results_table, wandb_mode, write_json
 from fastlsr.engine.runtime import choose_device, environment, peak_memory_bytes, set_up_torch
@@ -25,7 +25,7 @@ from fastlsr.engine.schedule import Schedule
 from fastlsr.engine.session import Session, build_network, teacher_digest
 from fastlsr.engine.step import EpochTotals
 from fastlsr.errors import InputError, TrainingFailed
-from fastlsr.files import replace_file, replace_text, sole_use
+from fastlsr.files import replace_text, sole_use
 from fastlsr.labels.methods import phases
 
 WAITING_SHARE = 0.1  # of an epoch spent waiting for data, from which the user is told what may help
@@ -73,7 +73,8 @@ def describe(config: Config) -> Iterator[str]:
     The last of them need the data; nothing is downloaded.
 
     Raises:
-        InputError: as training would.
+        InputError: for options that do not fit together, or data that is not there or does not fit them; what only the
+            images, or a teacher's file, can tell is not looked at.
     """
     yield config.as_yaml()
     yield "phases:"
@@ -82,7 +83,7 @@ def describe(config: Config) -> Iterator[str]:
         yield f"  {number}. epochs {first} to {first + phase.epochs - 1}: {phase}"
         first += phase.epochs
     yield "learning rate:"
-    for epoch, factor in Schedule(config.optim, config.train.epochs, steps_per_epoch=1000).milestones():
+    for epoch, factor in turns(config):
         backbone = f", backbone {factor * config.optim.backbone_lr:.6g}" if config.optim.backbone_lr else ""
         yield f"  from epoch {epoch + 1}: {factor * config.optim.lr:.6g}{backbone}"
     yield f"run: {Path(config.run.dir) / config.run_name()}"
@@ -97,6 +98,20 @@ def describe(config: Config) -> Iterator[str]:
     batches = images / config.data.batch_size
     batches = math.floor(batches) if config.data.drop_last else math.ceil(batches)
     yield f"data: {images:,} training images, batches an epoch: {batches:,}"
+
+
+def turns(config: Config) -> Iterator[tuple[int, float]]:
+    """(epoch, factor of optim.lr at its first step) wherever the rate takes a new course; a phase may scale it."""
+    schedule = Schedule(config.optim, config.train.epochs, steps_per_epoch=1000)
+    milestones = dict(schedule.milestones())
+    first = begin = 0  # of the phase, and of the schedule, which fresh weights begin anew
+    former = None
+    for phase in phases(config.method, config.train.epochs):
+        begin = first if phase.fresh else begin
+        for epoch in range(first, first + phase.epochs):
+            if epoch - begin in milestones or (epoch == first and phase.lr_scale != former):
+                yield epoch, phase.lr_scale * schedule.factor((epoch - begin) * schedule.steps_per_epoch)
+        first, former = first + phase.epochs, phase.lr_scale
 
 
 def train(config: Config, *, started: float) -> int:
@@ -297,13 +312,15 @@ def learn_soft_labels(session: Session, log: RunLog, stop: StopRequest, number: 
         return
     if missing:
         names = ", ".join(session.train.manifest.classes[label] for label in missing[:5])
-        log.say(f"warning: no sample of {len(missing)} classes was seen ({names}); they keep their former soft label")
+        seen = "classified correctly" if session.means.correct_only else "seen"
+        log.say(f"warning: no sample of {len(missing)} classes was {seen} ({names}); they keep their former soft label")
     log.say(describe_soft_labels(session.learned.cpu()))
     folder = log.folder / "soft_labels"
     folder.mkdir(exist_ok=True)
     table = {"soft_labels": session.learned.cpu().contiguous(), "count": session.means.count.cpu()}
-    path = folder / f"stage_{number + 1:02d}.safetensors"
-    replace_file(path, lambda part: part.write_bytes(save(table)))  # save_file would hide it from all but its owner
+    config = session.config
+    said = {"fold": fold_name(config.data), "model": config.model.name, "run": config.run_name(), "stage": number + 1}
+    save_labels(folder / f"stage_{number + 1:02d}.safetensors", table, session.train.manifest, **said)
 
 
 def describe_soft_labels(table: torch.Tensor) -> str:

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from safetensors.torch import load_file
 
 from fastlsr import evaluate, train, training
 from fastlsr.config import load
+from fastlsr.data.manifest import read_manifest
+from fastlsr.data.teacher import class_labels
 from fastlsr.engine import checkpoint
+from fastlsr.errors import InputError
 from fastlsr.files import sole_use
 from fastlsr.labels.methods import METHODS
 
@@ -70,6 +74,15 @@ def test_a_run_leaves_what_design_names(colam_run):
     assert {*TIMES, "epoch", "phase", "lr", "train/loss", "train/top1", "test/loss", "test/nll", "test/top1",
             "test/top5", "test/ece", "target_entropy"} == set(summary["last"])  # fmt: skip
     assert load(folder / "config.yaml").method.name == "colam"
+
+
+def test_a_stage_is_a_teacher_for_its_own_data_alone(colam_run, digits_dir, command, tmp_path, capsys):
+    path = colam_run[0] / "soft_labels" / "stage_01.safetensors"
+    manifest = read_manifest(digits_dir / "digits_train.beton")
+    assert class_labels(path, manifest).shape == (10, 10)
+    for other in (replace(manifest, digest="0" * 64), replace(manifest, classes=[*manifest.classes[:-1], "other"])):
+        with pytest.raises(InputError):
+            class_labels(path, other)
 
 
 def test_each_stage_keeps_soft_labels_whose_rows_sum_to_one(colam_run):
@@ -286,6 +299,25 @@ def test_dry_run_prints_options_phases_rates_and_size(command, tmp_path, capsys)
                  "from epoch 3: 0.005", "from epoch 4: 0.0005", "parameters"):  # fmt: skip
         assert text in said
     assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_without_the_data_still_prints_the_phases(command, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit:
+        train.main([*command(tmp_path / "run", data__dir=tmp_path / "absent", method__name="tsla"), "--dry-run"])
+    said = capsys.readouterr()
+    assert "phases:" in said.out and "learning rate:" in said.out
+    assert exit.value.code == 2 and len(said.err.strip().splitlines()) == 1 and "absent" in said.err
+
+
+def test_dry_run_prints_the_rates_of_phases_and_generations(command, tmp_path, capsys):
+    constant = {"optim__schedule": "constant", "optim__warmup_epochs": 0, "optim__lr": 0.5, "train__epochs": 4}
+    halved = {"method__name": "tsla", "method__drop_epoch": 3, "method__second_lr": 0.5}
+    assert train.main([*command(tmp_path / "run", **constant, **halved), "--dry-run"]) == 0
+    assert "learning rate:\n  from epoch 1: 0.5\n  from epoch 4: 0.25\nrun:" in capsys.readouterr().out
+    stepped = {"optim__schedule": "multistep", "optim__milestones": "3", "method__name": "label_refinery"}
+    assert train.main([*command(tmp_path / "run", **constant | stepped), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "from epoch 1: 0.5\n  from epoch 4: 0.05\n  from epoch 5: 0.5\n  from epoch 8: 0.05\nrun:" in said
 
 
 def test_options_that_the_method_does_not_use_are_one_warning(command, tmp_path, capsys):

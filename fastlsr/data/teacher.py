@@ -13,8 +13,8 @@ rows of 1000 would take 2.6 GB as float16 and take 0.1 GB with k = 20.
 
 Reading: on the CPU the rows stay in the file, which is mapped into the address space. A batch's rows are read when
 they are gathered, and what was read stays in the operating system's cache, whose pages it takes back when memory runs
-short. On CUDA all rows lie on the device, as stored, and the gather is part of the compiled step. Neither waits
-for anything.
+short; rows that were not read before wait for the disk. On CUDA all rows lie on the device, as stored, and the gather
+is part of the compiled step.
 """
 
 from __future__ import annotations
@@ -135,9 +135,19 @@ class TeacherRows:
             tensors["by_sample"] = self._values
         else:
             tensors |= {"values": self._values, "indices": self._indices}
-        said = {"data": manifest.digest, "classes": manifest.classes, "fold": fold, "model": model, **made}
-        content = save(tensors, {_METADATA: json.dumps(said, sort_keys=True)})
-        replace_file(path, lambda part: part.write_bytes(content))  # save_file would hide it from all but its owner
+        save_labels(path, tensors, manifest, fold=fold, model=model, **made)
+
+
+def save_labels(
+    path: Path, tensors: dict[str, Tensor], manifest: Manifest, *, fold: str, model: str, **made: Any
+) -> None:
+    """Writes a file of soft labels with what they were made of, whole or not at all.
+
+    The arguments after `tensors` are those of `TeacherRows.save`.
+    """
+    said = {"data": manifest.digest, "classes": manifest.classes, "fold": fold, "model": model, **made}
+    content = save(tensors, {_METADATA: json.dumps(said, sort_keys=True)})
+    replace_file(path, lambda part: part.write_bytes(content))  # save_file would hide it from all but its owner
 
 
 def class_labels(path: Path, manifest: Manifest, *, fold: str = "") -> Tensor:

@@ -20,8 +20,8 @@ def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], targ
     """Metrics by name: `loss` and `nll` in nats, `top1` and `top5` in percent, `ece` in [0, 1].
 
     `nll` is hard cross-entropy at temperature 1; `loss` is the training objective of the phase that `targets` is in,
-    computed on these samples (soft labels that are not by class stand as the one-hot label). `ece` is the expected
-    calibration error over 15 equal bins of confidence.
+    computed on these samples: soft labels that are not by class stand as the one-hot label, no label is redrawn, and
+    there are no pairs. `ece` is the expected calibration error over 15 equal bins of confidence.
 
     Args:
         forward: uint8 images [B, 3, H, W] to logits [B, K], in evaluation mode.
@@ -36,10 +36,10 @@ def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], targ
     ece = MulticlassCalibrationError(classes, n_bins=ECE_BINS, validate_args=False).to(device)
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     one = torch.ones((), device=device)
-    mix = targets.mix_by_class()
+    mix, penalty = targets.mix_by_class(), targets.extra[1] if targets.extra[1] else None
     for batch in batches:
         logits = forward(batch.images).float()
-        losses, _ = soft_target_cross_entropy(logits, batch.labels, mix, targets.table, one)
+        losses, _ = soft_target_cross_entropy(logits, batch.labels, mix, targets.table, one, penalty=penalty)
         nll = functional.cross_entropy(logits, batch.labels, reduction="sum")
         sums += torch.stack([losses.sum(dtype=torch.float64), nll.double(), torch.full_like(sums[0], len(logits))])
         for metric in (top1, top5):

@@ -55,6 +55,13 @@ def test_nll_is_hard_whatever_the_phase_and_loss_is_the_phases_objective():
     assert smooth["loss"] == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_penalty_of_a_phase_is_part_of_its_loss():
+    logits, labels = problem()
+    metrics = measured(logits, labels, Phase(1, penalty=0.5))
+    entropy = torch.special.entr(logits.softmax(1)).sum(1).mean().item()
+    assert metrics["loss"] == pytest.approx(metrics["nll"] - 0.5 * entropy, rel=1e-6)
+
+
 @pytest.mark.parametrize("batch", [1, 52, 53, 100])
 def test_the_size_of_the_batches_does_not_matter(batch):
     logits, labels = problem()

@@ -9,6 +9,7 @@ import torch
 from fastlsr.config import load
 from fastlsr.engine.runtime import set_up_torch
 from fastlsr.engine.session import Session
+from fastlsr.labels.methods import IN_PASS, LEARNED, METHODS, Phase
 
 CPU = torch.device("cpu")
 
@@ -145,6 +146,19 @@ def test_a_generation_begins_anew_and_its_teacher_is_the_network_before(digits_d
     images = next(session.train.epoch(1)).images
     first = session.former(images)
     assert torch.equal(first, session.former(images)) and not first.requires_grad, "in evaluation mode"
+
+
+def test_fresh_weights_train_on_the_learned_labels_where_the_phase_says_so(digits_dir, monkeypatch):
+    def anew(epochs):
+        return [Phase(epochs, learns=IN_PASS), Phase(epochs, hard=0, soft=1, source=LEARNED, fresh=True)]
+
+    monkeypatch.setitem(METHODS, "anew", anew)
+    base = {"data.dataset": "digits", "data.dir": str(digits_dir), "model.name": "resnet8", "train.precision": "fp32",
+            "train.compile": "off", "method.name": "anew", "train.epochs": 1}  # fmt: skip
+    session = run(started(load(overrides=base)), 6)
+    session.enter_epoch()
+    assert session.former is None and torch.equal(session.targets.table, session.learned)
+    assert session.step.former is None
 
 
 def test_a_phase_scales_the_learning_rate(digits_dir):
