@@ -1,6 +1,7 @@
 """What is written can be read by FFCV, is the same for any number of workers, and is there whole or not at all."""
 
 import io
+import functools
 import os
 import shutil
 import signal
@@ -377,7 +378,9 @@ def busy(photo_tree, tmp_path):
     for at in range(20_000):
         os.link(tree / "train" / "class_0" / "00.jpg", tree / "train" / "class_0" / f"{at:05d}x.jpg")
     arguments = ["folder", "--data-dir", tree, "--out", out, "--workers", "1"]
-    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE)
+    # A suite that a script started in the background has SIGINT ignored, and its processes would inherit that.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, preexec_fn=heed)
     while not (out / ".writing-folder" / ".folder_train.beton.partial").exists():
         assert process.poll() is None, process.stderr.read()
     yield process, out, arguments
