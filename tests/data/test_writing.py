@@ -1,7 +1,7 @@
 """What is written can be read by FFCV, is the same for any number of workers, and is there whole or not at all."""
 
-import io
 import functools
+import io
 import os
 import shutil
 import signal
