@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import shlex
@@ -28,6 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fastlsr.config import Config, differences, load, read_arguments
+from fastlsr.data.manifest import digest_of
+from fastlsr.data.splits import data_digests
 from fastlsr.errors import InputError, exit_on_input_error
 from fastlsr.files import sole_use
 from fastlsr.search import Sweep, Values, read_sweep
@@ -177,13 +180,21 @@ def describe(trials: Sequence[Trial], refused: Sequence[Refused]) -> str:
 
 
 def finished(trial: Trial) -> dict[str, Any] | None:
-    """The summary of a trial's run, if the folder holds one of these very options and it is finished."""
+    """The summary of a trial's run, if the folder holds a finished one of these very options, data and teacher."""
     try:
-        summary = json.loads((trial.folder / "summary.json").read_text(encoding="utf-8"))
+        names = ("summary.json", "environment.json")
+        summary, made_of = (json.loads((trial.folder / name).read_text(encoding="utf-8")) for name in names)
         same = not differences(trial.config, load(trial.folder / "config.yaml"))
+        same = same and data_digests(trial.config) == made_of["data"]
+        same = same and (not made_of["teacher"] or _digest(trial.config.method.teacher) == made_of["teacher"])
     except (OSError, ValueError, InputError):
         return None
     return summary if summary["finished"] and same else None
+
+
+@functools.cache
+def _digest(teacher: str) -> str:
+    return digest_of(Path(teacher))  # of every trial: read once
 
 
 class Runner:

@@ -286,6 +286,13 @@ def test_a_sweep_is_stopped_resumed_goes_on_after_failures_and_skips_what_is_fin
     assert newest.stat().st_mtime_ns == before
 
     assert "719 of 1,438 training images are held out" in (logs / "trial_003.log").read_text()
+    environment = trials[0].folder / "environment.json"
+    recorded = json.loads(environment.read_text())
+    for changed in ({"data": ["0" * 64, "0" * 64]}, {"teacher": "0" * 64}):  # the files were written anew since
+        environment.write_text(json.dumps(recorded | changed))
+        assert not sweep.finished(trials[0])
+    environment.write_text(json.dumps(recorded))
+
     kept = load_file(trials[0].folder / "soft_labels" / "stage_01.safetensors")
     assert kept["count"].sum() == 719, "every training image was counted once, also across the stop"
     again = evaluate.evaluate_run(trials[2].folder, [])
