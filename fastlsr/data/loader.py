@@ -71,7 +71,7 @@ class Loader:
 
     Raises:
         InputError: the file is not what its manifest says (it is not opened then), has other fields than
-            image, label and index, or does not allow what `data` asks for.
+            image, label and index, or does not allow what `data` asks for; or pairs without the system's file cache.
     """
 
     def __init__(
@@ -85,6 +85,8 @@ class Loader:
         subset: Subset = whole,
         paired: bool = False,
     ):
+        if paired and not data.os_cache:
+            raise InputError("data.os_cache=false: pairs come from all over the file, so this method needs true")
         self.manifest: Manifest = verify(beton)
         self._data = data
         self.resolution: int = input_resolution(self.manifest, data)

@@ -263,7 +263,8 @@ class Session:
     def _begin_generation(self, number: int) -> None:
         """Freezes the network as the teacher of the next one, which begins anew in the tensors the step holds."""
         if self.phases[number].source == FORMER_NETWORK:
-            self._set_former(copy.deepcopy(self.network))
+            # With train.ema the average is what the run is judged by, hence also what teaches.
+            self._set_former(copy.deepcopy(self.network if self.ema is None else self.network.around(self.ema.model)))
         config = replace(self.config.train, seed=_stream(self.config.train.seed, number) % 2**31)
         fresh = build_network(
             replace(self.config, train=config),

@@ -9,6 +9,7 @@ import torch
 from fastlsr.config import load
 from fastlsr.engine.runtime import set_up_torch
 from fastlsr.engine.session import Session
+from fastlsr.errors import InputError
 from fastlsr.labels.methods import IN_PASS, LEARNED, METHODS, Phase
 
 CPU = torch.device("cpu")
@@ -130,6 +131,21 @@ def test_with_folds_class_means_and_counts_are_of_the_training_folds_alone(digit
     assert member.shape == session.means.member.shape == (1438,), "by the sample's index in the file"
     assert not member[held_out].any() and member[trained].sum() == (10 * peers or len(trained))
     assert session.class_counts().sum() == len(trained) == 1438 - len(held_out)
+
+
+def test_with_a_moving_average_that_is_what_teaches_the_next_generation(digits_dir):
+    base = {"data.dataset": "digits", "data.dir": str(digits_dir), "model.name": "resnet8", "train.precision": "fp32",
+            "train.compile": "off", "method.name": "label_refinery", "train.epochs": 1, "train.ema": 0.9}  # fmt: skip
+    session = run(started(load(overrides=base)), 6)
+    average = copy.deepcopy(session.ema.state_dict())
+    session.enter_epoch()
+    assert all(torch.equal(average[name], tensor) for name, tensor in session.former.model.state_dict().items())
+
+
+def test_pairs_are_refused_without_the_systems_file_cache(digits_dir):
+    base = {"data.dataset": "digits", "data.dir": str(digits_dir), "method.name": "cs_kd", "data.os_cache": "false"}
+    with pytest.raises(InputError, match="data.os_cache=false"):
+        started(load(overrides=base))
 
 
 def test_a_generation_begins_anew_and_its_teacher_is_the_network_before(digits_dir):
