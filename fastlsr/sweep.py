@@ -33,6 +33,7 @@ from fastlsr.data.manifest import digest_of
 from fastlsr.data.splits import data_digests
 from fastlsr.errors import InputError, exit_on_input_error
 from fastlsr.files import sole_use
+from fastlsr.labels.methods import phases
 from fastlsr.search import Sweep, Values, read_sweep
 
 REPEATS = ("train.seed", "data.fold")  # trials that differ in nothing else are repeats of one setting
@@ -167,7 +168,9 @@ def trainer_config(command: Sequence[str]) -> Config:
     if not starts:
         raise InputError(f"the command does not start fastlsr.train: {shlex.join(command)}")
     path, overrides, _ = read_arguments(command[starts[0] :])
-    return load(path, overrides)
+    config = load(path, overrides)
+    phases(config.method, config.train.epochs)
+    return config
 
 
 def describe(trials: Sequence[Trial], refused: Sequence[Refused]) -> str:

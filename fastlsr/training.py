@@ -19,7 +19,7 @@ from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import data_digests, split_paths
 from fastlsr.data.teacher import save_labels
 from fastlsr.engine import checkpoint
-from fastlsr.engine.log import Row, RunLog, results_table, wandb_mode, write_json
+from fastlsr.engine.log import Row, RunLog, agent_run, results_table, wandb_mode, write_json
 from fastlsr.engine.runtime import choose_device, environment, peak_memory_bytes, set_up_torch
 from fastlsr.engine.schedule import Schedule
 from fastlsr.engine.session import Session, build_network, teacher_digest
@@ -131,7 +131,7 @@ def train(config: Config, *, started: float) -> int:
         log.say(f"warning: {remark}")
     if state and state["position"][0] == log.epochs:
         log.say("finished before; nothing is left to train (another run.name would train it anew)")
-        return show_results(log, state["rows"])
+        return show_finished(log, state)
     set_up_torch(device, deterministic=config.train.deterministic)
     session = Session(config, device, decided=state["decided"] if state else {}, say=log.say)
     if state:
@@ -210,7 +210,7 @@ def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
         log.row(row)
         checkpoint.save(log.folder, {**session.state_dict(), "rows": log.rows})
         log.summary(finished=session.position.epochs == session.epochs)
-    return show_results(log, log.rows)
+    return show_results(log)
 
 
 def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row:
@@ -244,9 +244,20 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row:
     }
 
 
-def show_results(log: RunLog, rows: list[Row]) -> int:
-    """The exit code of a finished run, once its rows are in their files, the last and best on the terminal."""
-    log.restore(rows)
+def show_finished(log: RunLog, state: dict[str, Any]) -> int:
+    """The exit code of a run that was finished before; a W&B agent that waits for another run of it gets its rows."""
+    if agent_run() in (None, state["wandb_id"]):
+        log.restore(state["rows"])
+    else:
+        log.open(state["rows"], wandb_id=state["wandb_id"])
+    try:
+        return show_results(log)
+    finally:
+        log.close(0)
+
+
+def show_results(log: RunLog) -> int:
+    """The exit code of a finished run, once its last and best row are in the summary and on the terminal."""
     log.console.print(results_table(log.summary(finished=True)))
     log.say(f"results: {log.folder}")
     return 0

@@ -98,13 +98,15 @@ def test_one_typing_error_refuses_the_whole_sweep_before_it_starts(tmp_path, cap
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_trial_out_of_range_is_set_apart_and_the_others_stay(tmp_path):
-    planned = read_sweep(written(tmp_path, {"method.smoothing": {"values": [0.1, 7, 0.3]}}))
-    trials, refused = sweep.plan(planned, None)
-    assert [trial.number for trial in trials] == [1, 3]
-    assert [(trial.number, trial.line) for trial in refused] == [
-        (2, "method.smoothing=7: expected a number from 0 to 1")
-    ]
+def test_a_trial_that_cannot_run_is_set_apart_and_the_others_stay(tmp_path):
+    parameters = {"method.name": {"value": "colam"}, "method.stages": {"value": 2}, "train.epochs": {"value": 4}}
+    for name, values, line in [
+        ("method.smoothing", [0.1, 7, 0.3], "method.smoothing=7: expected a number from 0 to 1"),
+        ("method.stages", [1, 3, 2], "method.stages=3 does not divide train.epochs=4; these do: 1, 2, 4"),
+    ]:
+        trials, refused = sweep.plan(read_sweep(written(tmp_path, {**parameters, name: {"values": values}})), None)
+        assert [trial.number for trial in trials] == [1, 3]
+        assert [(trial.number, trial.line) for trial in refused] == [(2, line)]
 
 
 def test_trials_that_are_one_run_are_run_once(tmp_path):
@@ -245,9 +247,11 @@ def words_of(options):
 
 
 def test_a_sweep_is_stopped_resumed_goes_on_after_failures_and_skips_what_is_finished(short_options, tmp_path, capsys):
-    parameters = {"method.name": {"value": "colam"}, "method.stages": {"values": [1, 3]},  # 3 does not divide 4
-                  "data.folds": {"value": 2}, "data.fold": {"values": [0, 1]}}  # fmt: skip
-    path = written(tmp_path, parameters, words=words_of(short_options), metric=TOP1)
+    parameters = {"method.name": {"value": "colam"}, "method.stages": {"value": 1},
+                  "model.name": {"values": ["resnet8", "resnet9"]}, "data.folds": {"value": 2},
+                  "data.fold": {"values": [0, 1]}}  # fmt: skip
+    options = {name: value for name, value in short_options.items() if name not in parameters}
+    path = written(tmp_path, parameters, words=words_of(options), metric=TOP1)
     trials, _ = sweep.plan(read_sweep(path), None)
     logs = Path(short_options["run.dir"]) / "sweeps" / "trials"
 
@@ -263,13 +267,13 @@ def test_a_sweep_is_stopped_resumed_goes_on_after_failures_and_skips_what_is_fin
     said = capsys.readouterr().out
     assert all(f"trial {number}/3 started: data.fold={number // 3}" in said for number in (1, 2, 3))
     assert [number for number in (1, 2, 3) if f"trial {number}/3 failed with exit code 2" in said] == [2]
-    assert "trial_002.log: error: method.stages=3 does not divide train.epochs=4; these do: 1, 2, 4" in said
+    assert "trial_002.log: error: model.name=resnet9" in said
     assert "resuming after" in (logs / "trial_001.log").read_text()
     summaries = {trial.number: sweep.finished(trial) for trial in trials}
     assert [number for number, summary in summaries.items() if summary] == [1, 3]
     top1 = [summaries[number]["last"]["test/top1"] for number in (1, 3)]
     assert "trial 3/3 finished after" in said and f"test/top1 last {top1[1]:.4g}" in said
-    assert re.search(rf"1 +│ +2 +│ +{re.escape(sweep.mean_and_std(top1))} ", said) and "0 of 1" in said
+    assert re.search(rf"resnet8 +│ +2 +│ +{re.escape(sweep.mean_and_std(top1))} ", said) and "0 of 1" in said
 
     newest = trials[0].folder / checkpoint.NEWEST
     before = newest.stat().st_mtime_ns
@@ -282,7 +286,7 @@ def test_a_sweep_is_stopped_resumed_goes_on_after_failures_and_skips_what_is_fin
     said = capsys.readouterr().out
     assert "trial 3/3 was finished before" in said and "1 settings lack trials or folds" in said
     chosen = sweep.trainer_config(shlex.split(said.strip().splitlines()[-1]))
-    assert (chosen.method.stages, chosen.data.folds) == (1, 0)
+    assert (chosen.model.name, chosen.data.folds) == ("resnet8", 0)
     assert newest.stat().st_mtime_ns == before
 
     assert "719 of 1,438 training images are held out" in (logs / "trial_003.log").read_text()

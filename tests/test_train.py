@@ -341,6 +341,22 @@ def test_wandb_offline_mirrors_the_rows(command, tmp_path):
     assert list(Path(folder).glob("wandb/offline-run-*/*.wandb"))
 
 
+def test_an_agent_that_waits_for_a_run_gets_the_rows_of_one_that_was_finished_before(command, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    folder = tmp_path / "run"
+    words = command(folder, train__epochs=2, log__wandb="offline")
+    monkeypatch.setenv("WANDB_RUN_ID", "first")
+    assert train.main(words) == 0 and train.main(words) == 0
+    rows = (folder / "metrics.jsonl").read_text()
+    assert [path.name for path in folder.glob("wandb/offline-run-*/*.wandb")] == ["run-first.wandb"]
+    monkeypatch.setenv("WANDB_RUN_ID", "second")
+    assert train.main(words) == 0
+    (kept,) = folder.glob("wandb/offline-run-*/run-second.wandb")
+    for row in map(json.loads, rows.splitlines()):
+        assert repr(row["test/nll"]).encode() in kept.read_bytes()
+    assert b"best/test/top1" in kept.read_bytes() and (folder / "metrics.jsonl").read_text() == rows
+
+
 @pytest.mark.parametrize(
     ("table", "words", "warns"),
     [

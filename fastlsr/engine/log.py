@@ -57,6 +57,10 @@ class RunLog:
     def open(self, rows: list[Row], *, wandb_id: str | None) -> None:
         """Goes on after `rows`, a checkpoint's, dropping any later ones from the file, and starts W&B.
 
+        Args:
+            rows: of the epochs before.
+            wandb_id: of the W&B run that has them; another one that an agent waits for gets them, too.
+
         Raises:
             InputError: if W&B is asked for by `log.wandb=online` and cannot be reached; `auto` goes on offline.
         """
@@ -64,14 +68,18 @@ class RunLog:
         mode = wandb_mode(self.config.log.wandb)
         if mode == "disabled":
             return
+        run = agent_run() or wandb_id
         try:
-            self._start_wandb(mode, wandb_id)
+            self._start_wandb(mode, run)
         except wandb.Error as error:
             reason = " ".join(str(error).split())[:200]
             if self.config.log.wandb != "auto" or mode != "online":
                 raise InputError(f"log.wandb={self.config.log.wandb}: {reason}") from None
             self.say(f"warning: W&B cannot be reached, logging offline ({reason})")
-            self._start_wandb("offline", wandb_id)
+            self._start_wandb("offline", run)
+        if self.wandb.id != wandb_id:
+            for row in rows:
+                self.wandb.log(row)
 
     def _start_wandb(self, mode: str, wandb_id: str | None) -> None:
         self.wandb = wandb.init(
@@ -158,6 +166,11 @@ def _bar(console: Console) -> Progress:
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     note = TextColumn("{task.fields[note]}")
     return Progress(TextColumn("{task.description}"), *columns, note, console=console, transient=True)
+
+
+def agent_run() -> str | None:
+    """The id of the W&B run that `wandb agent`, or whoever set WANDB_RUN_ID, waits for."""
+    return os.environ.get("WANDB_RUN_ID") or None
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -28,11 +28,11 @@ class Phase:
     Attributes:
         epochs: how many, at least 1.
         hard, uniform, soft: weights of the one-hot label, of 1/K, and of the soft label; they sum to 1.
-        source: what the soft labels are, where `soft` is not 0.
+        source: what the soft labels are, where `soft` is not 0; the same in all phases of a method.
         temperature: T of the loss, cross-entropy against softmax(logits / T), and of the soft labels it learns.
         learns: None, or where this phase's class means come from once it ends: "in_pass" takes the logits of its last
             epoch as they were trained on, "extra" those of an evaluation pass after it, and "correct" the softmax of
-            the samples that its last epoch classified correctly.
+            the samples that its last epoch classified correctly (all phases that learn do so then).
         peers: samples of each class in those means; 0 is all.
         redraw: probability with which a label is redrawn from the uniform distribution (DisturbLabel's alpha).
         penalty: weight beta of the entropy of the predictions that is subtracted from the loss.
@@ -231,9 +231,17 @@ def phases(chosen: Method, epochs: int) -> list[Phase]:
     """The phases of a configured method, in order. Their epochs sum to `epochs`, for each generation.
 
     Raises:
-        InputError: for an unknown method, options that do not fit the number of epochs, or a teacher that is not named.
+        InputError: for an unknown method, options that do not fit the number of epochs, a teacher that is not named, or
+            phases that do not fit together.
     """
     options = {name: getattr(chosen, name) for name in options_of(chosen.name)}
     if "teacher" in options and not options.pop("teacher"):
         raise InputError(f"method.name={chosen.name} needs method.teacher, a file that python -m fastlsr.teach makes")
-    return METHODS[chosen.name](epochs, **options)
+    result = METHODS[chosen.name](epochs, **options)
+    sources = {phase.source for phase in result if phase.soft}
+    if len(sources) > 1:
+        raise InputError(f"method.name={chosen.name} takes soft labels from {' and '.join(sorted(map(str, sources)))}")
+    ways = {phase.learns for phase in result if phase.learns}
+    if CORRECT in ways and len(ways) > 1:
+        raise InputError(f"method.name={chosen.name} learns in more ways than one: {' and '.join(sorted(ways))}")
+    return result

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fastlsr.config import Method
 from fastlsr.errors import InputError
-from fastlsr.labels.methods import FORMER_NETWORK, LEARNED, METHODS, Phase, options_of, phases
+from fastlsr.labels.methods import CORRECT, FORMER_NETWORK, IN_PASS, LEARNED, METHODS, Phase, options_of, phases
 
 
 def of(name, epochs=12, **options):
@@ -99,3 +99,19 @@ def test_label_refinery_trains_each_generation_anew_on_the_former_network():
     first, second, third = of("label_refinery", generations=3)
     assert first == Phase(12) and second == third
     assert (second.epochs, second.soft, second.source, second.fresh) == (12, 1, FORMER_NETWORK, True)
+
+
+@pytest.mark.parametrize(
+    ("of_both", "word"),
+    [
+        (
+            [Phase(1, hard=0, soft=1, source=source) for source in (LEARNED, FORMER_NETWORK)],
+            "former network and learned",
+        ),
+        ([Phase(1, learns=way) for way in (IN_PASS, CORRECT)], "correct and in_pass"),
+    ],
+)
+def test_a_method_of_phases_that_cannot_be_of_one_run_is_refused(of_both, word, monkeypatch):
+    monkeypatch.setitem(METHODS, "mixed", lambda epochs: of_both)
+    with pytest.raises(InputError, match=word):
+        phases(Method(name="mixed"), 2)
