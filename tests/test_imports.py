@@ -33,7 +33,8 @@ ALLOWED = {
     "analysis": _CORE,
     "report": _CORE,
     "training": _CORE,
-    **{name: _CORE | _ENTRY_POINTS | {"system", "search", "training"} for name in _ENTRY_POINTS},
+    "teaching": _CORE,
+    **{name: _CORE | _ENTRY_POINTS | {"system", "search", "training", "teaching"} for name in _ENTRY_POINTS},
 }
 # The only homes of these packages.
 HOMES = {"ffcv": "fastlsr/data/ffcv_parts.py", "wandb": "fastlsr/engine/log.py", "fastargs": "fastlsr/config.py"}
@@ -203,7 +204,9 @@ def test_every_declared_package_has_a_version_that_was_tried():
     assert declared(ROOT / "pyproject.toml", "test") - pinned == set()
 
 
-@pytest.mark.parametrize("command", ["fastlsr.train", "fastlsr.evaluate", "fastlsr.sweep", "data_prep.write_ffcv"])
+@pytest.mark.parametrize(
+    "command", ["fastlsr.train", "fastlsr.evaluate", "fastlsr.sweep", "fastlsr.teach", "data_prep.write_ffcv"]
+)
 def test_a_command_reads_its_options_before_it_loads_what_takes_seconds(command):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {command}; print(*sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,205 @@
+"""Makes a teacher's file: of a run's own network, or of a linear head on a pre-trained one. Reads downward: teach."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from fastlsr import __version__
+from fastlsr.config import Config, from_dict
+from fastlsr.data.folds import fold_name, fold_of_sample
+from fastlsr.data.loader import Batch, Loader
+from fastlsr.data.manifest import digest_of
+from fastlsr.data.splits import data_digests, split_paths
+from fastlsr.data.teacher import TeacherRows
+from fastlsr.engine import checkpoint
+from fastlsr.engine.log import progress, terminal
+from fastlsr.engine.runtime import choose_device, choose_precision, set_up_torch
+from fastlsr.engine.session import build_network, evaluation_loader, trained_network, training_loader, wrap
+from fastlsr.engine.step import Classifier
+from fastlsr.errors import InputError
+from fastlsr.models import expected_normalization
+from fastlsr.models.linear_head import fit_linear_head
+
+HELD_OUT = 10  # one in so many training images chooses the head's penalty
+_HALF = torch.finfo(torch.float16).max
+
+
+class Predictions(NamedTuple):
+    """What a teacher says of some training images."""
+
+    index: Tensor  # int64[B]
+    labels: Tensor  # int64[B]
+    logits: Tensor  # [B, K]
+
+
+class Teacher(NamedTuple):
+    """A network that is ready to teach.
+
+    Attributes:
+        forward: uint8 images [B, 3, H, W] to logits [B, K].
+        predictions: all of the training split's, once.
+        made: how it was made, in plain values.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    predictions: Iterator[Predictions]
+    made: dict[str, Any]
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The newest checkpoint of a run's folder, or that of a file.
+
+    Raises:
+        InputError: if there is none, or it is damaged.
+    """
+    state, remark = checkpoint.load(path)
+    if not isinstance(state, dict) or not {"config", "decided", "model", "ema", "position"} <= state.keys():
+        raise InputError(f"--checkpoint={path} holds no checkpoint of a run")
+    if remark:
+        print(f"warning: {remark}", file=sys.stderr)
+    return state
+
+
+@torch.inference_mode()
+def teach(config: Config, state: dict[str, Any] | None, out: Path) -> None:
+    """Writes the teacher's file and prints what it is worth.
+
+    Args:
+        state: the checkpoint of the run that teaches, or None for the configured network and a linear head.
+
+    Raises:
+        InputError: for data, weights or a run that do not fit together; nothing is written then.
+    """
+    console, device = terminal(), choose_device(config.train.device)
+    set_up_torch(device, deterministic=config.train.deterministic)
+    train = training_loader(config, device, plain=True)
+    test = test_loader(config, device)
+    teacher = of_run(state, config, train, console) if state else of_model(config, train, console)
+    rows = TeacherRows(train.manifest.count, len(train.manifest.classes))
+    for index, labels, logits in teacher.predictions:
+        rows.add(index, labels, logits.float().softmax(1))
+    accuracies = {"train_top1": rows.top1}
+    if test:
+        accuracies["test_top1"] = top1(teacher.forward, watched(test, "test images", console))
+    made = teacher.made | {"resolution": train.resolution, "fastlsr": __version__} | accuracies
+    rows.save(out, train.manifest, fold=fold_name(config.data), model=config.model.name, **made)
+    on = "  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in accuracies.items())
+    most = math.log(len(train.manifest.classes))
+    say(console, f"teacher: {out}  {on}  mean entropy {rows.entropy:.3f} of at most {most:.3f} nats")
+
+
+def say(console: Console, text: str) -> None:
+    """Prints a line."""
+    console.print(text, markup=False)
+
+
+def test_loader(config: Config, device: torch.device) -> Loader | None:
+    """The evaluation split, or the fold that is held out; None where there is no file, unless one is named."""
+    if not config.data.val and not split_paths(config)[1].exists():
+        return None
+    data_digests(config)
+    return evaluation_loader(config, device)
+
+
+def watched(loader: Loader, name: str, console: Console) -> Iterator[Batch]:
+    """The batches of the split, in the file's order, while progress is shown."""
+    with progress(console, name, steps=len(loader)) as advance:
+        for done, batch in enumerate(loader.epoch(0), start=1):
+            yield batch
+            advance(done, "")
+
+
+def of_run(state: dict[str, Any], config: Config, train: Loader, console: Console) -> Teacher:
+    """A run's own network, with the normalisation and precision that the run decided on.
+
+    Raises:
+        InputError: if it was trained on other data or classes.
+    """
+    network = trained_network(state, config, train, choose_device(config.train.device))
+    if state["decided"]["data"][0] != train.manifest.digest:
+        raise InputError(f"--checkpoint: the run was trained on other data than {split_paths(config)[0]}")
+    images = watched(train, "training images", console)
+    predictions = (Predictions(batch.index, batch.labels, network(batch.images)) for batch in images)
+    epochs, batches = state["position"]
+    made = {"run": from_dict(state["config"]).run_name(), "epochs": epochs, "batches": batches}
+    return Teacher(network, predictions, {"how": "the network of a run"} | made | of_decided(state["decided"]))
+
+
+def of_model(config: Config, train: Loader, console: Console) -> Teacher:
+    """The configured network, frozen, with a linear head fitted on its features of the training split.
+
+    Raises:
+        InputError: for weights that cannot be had or do not fit, or features that are not finite.
+    """
+    device, classes = choose_device(config.train.device), len(train.manifest.classes)
+    network, made = pretrained_network(config, train, console)
+    note_resolution(network, train, console)
+    features = features_of(network, watched(train, "training images", console), len(train.indices))
+    if not features.isfinite().all():
+        raise InputError(f"--model={config.model.name}: its features are not finite")
+    labels = train.labels[train.indices]
+    columns = (train.indices, labels, fold_of_sample(labels, HELD_OUT) == 0)
+    index, labels, held_out = (torch.from_numpy(column).to(device) for column in columns)
+    with progress(console, "linear head") as advance:
+        head = fit_linear_head(features, labels, held_out, classes=classes, advance=advance)
+    say(console, f"linear head: l2 {head.l2:g} on {features.shape[1]} features of {len(features):,} images")
+    blocks = zip(*(column.split(config.data.batch_size) for column in (index, labels, features)), strict=True)
+    predictions = (Predictions(index, labels, head(part)) for index, labels, part in blocks)
+    made = {"how": "a linear head on a frozen network", "l2": head.l2} | made
+    return Teacher(lambda images: head(network.penultimate(images).features), predictions, made)
+
+
+def pretrained_network(config: Config, train: Loader, console: Console) -> tuple[Classifier, dict[str, Any]]:
+    """(network, what it is): the configured network with its pre-trained weights, in eval mode.
+
+    Raises:
+        InputError: for weights that cannot be had or do not fit.
+    """
+    device, weights = choose_device(config.train.device), config.model.pretrained
+    model = build_network(config, len(train.manifest.classes), train.resolution, pretrained=weights)
+    normalization = expected_normalization(model, weights) or (train.manifest.mean, train.manifest.std)
+    precision = choose_precision(config.train.precision, device, lambda text: say(console, text))
+    decided = {"normalization": normalization, "precision": precision}
+    source = "timm " + model.pretrained_cfg["tag"] if weights == "timm" else digest_of(Path(weights))
+    return wrap(model, decided, config).to(device).eval(), {"weights": source, **of_decided(decided)}
+
+
+def of_decided(decided: dict[str, Any]) -> dict[str, Any]:
+    """What a teacher's file says of how its network computes."""
+    return {name: decided[name] for name in ("precision", "normalization")}
+
+
+def note_resolution(network: Classifier, train: Loader, console: Console) -> None:
+    """Says so when the images are much smaller than those that a timm network's weights were trained on."""
+    wanted = getattr(network.model, "pretrained_cfg", {}).get("input_size", (3, 0, 0))[-1]
+    if train.resolution < wanted / 2:
+        say(console, f"note: images of {train.resolution} pixels for weights of {wanted}; --data.resolution={wanted}?")
+
+
+def features_of(network: Classifier, batches: Iterable[Batch], count: int) -> Tensor:
+    """float16[count, D], on the device: the penultimate features of the images, in the order of the batches."""
+    features, first = None, 0
+    for batch in batches:
+        block = network.penultimate(batch.images).features.clamp(-_HALF, _HALF)
+        if features is None:
+            features = torch.empty(count, block.shape[1], dtype=torch.float16, device=block.device)
+        features[first : first + len(block)] = block
+        first += len(block)
+    return features
+
+
+def top1(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> float:
+    """Accuracy on the batches, in percent."""
+    correct = seen = 0
+    for batch in batches:
+        correct += int((forward(batch.images).argmax(1) == batch.labels).sum())
+        seen += len(batch.labels)
+    return 100 * correct / seen
