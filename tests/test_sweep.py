@@ -29,7 +29,7 @@ FIELDS = ["paper", "table", "data", "command", "command", "trials"]
 NEEDED = (
     "tsla_dogs tsla_cub tsla_cifar100 tsla_cifar100_pre tsla_cifar100_theta colam_cifar10_models "
     "colam_cifar10_densenet colam_cifar100_models colam_cifar100_densenet colam_cifar100_peers "
-    "colam_cifar100_temperature colam_cifar100_seeds colam_cifar100_folds"
+    "colam_cifar100_temperature colam_cifar100_seeds colam_cifar10_folds colam_cifar100_folds colam_imagenet_folds"
 ).split()
 LIMIT_SECONDS = 120
 
