@@ -80,6 +80,20 @@ def test_a_teacher_by_sample_is_looked_up_by_sample():
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
+def test_label_refinery_is_the_divergence_from_the_former_network_and_the_entropy_of_its_prediction():
+    logits, labels = problem()
+    former = [softmax(row) for row in problem(seed=3)[0]]
+    losses, gradients = ours(logits, labels, (0.0, 0.0, 1.0, 1.0), np.array(former), key=torch.arange(12))
+
+    def plain(z):  # its section 3: KL(former || prediction), whose gradient the entropy does not change
+        return [sum(f * np.log(f / p) for f, p in zip(*pair, strict=True))
+                for pair in zip(former, map(softmax, z), strict=True)]  # fmt: skip
+
+    entropies = [-sum(f * np.log(f)) for f in former]
+    np.testing.assert_allclose(losses, np.add(plain(logits), entropies), rtol=1e-5)
+    np.testing.assert_allclose(gradients, numeric_gradient(lambda z: sum(plain(z)), logits), atol=1e-4)
+
+
 @pytest.mark.parametrize("beta", [0.1, 2.0])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_confidence_penalty_subtracts_the_entropy_of_the_prediction(beta, temperature):
