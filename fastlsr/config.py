@@ -22,6 +22,8 @@ from fastargs.validation import Checker
 
 from fastlsr.errors import InputError
 
+LARGEST_SMALL_IMAGE = 64  # pixels: up to here equal images are used at their own size, by networks of their own
+
 
 def option(
     default: Any, help: str, *, choices: Sequence[str] = (), low: float = -math.inf, high: float = math.inf

@@ -22,7 +22,7 @@ import numba
 import numpy as np
 import torch
 
-from fastlsr.config import Data
+from fastlsr.config import LARGEST_SMALL_IMAGE, Data
 from fastlsr.data import advice, augment
 from fastlsr.data.ffcv_parts import (
     Compiler,
@@ -42,7 +42,6 @@ from fastlsr.data.storage import MappedFile, PagedFile
 from fastlsr.errors import InputError
 
 FIELDS = ["image", "label", "index"]
-_LARGEST_SMALL_IMAGE = 64  # pixels: up to here equal images are used at their own size
 _PHOTOGRAPH_RESOLUTION = 224
 _MOST_WORKERS = 12
 _BATCHES_AHEAD = 3
@@ -206,7 +205,7 @@ def _is_square(manifest: Manifest, side: int) -> bool:
 def _own_side(manifest: Manifest) -> int:
     """Side of the images if they are all equal, square and small; else 0."""
     side = manifest.heights[0]
-    return side if side <= _LARGEST_SMALL_IMAGE and _is_square(manifest, side) else 0
+    return side if side <= LARGEST_SMALL_IMAGE and _is_square(manifest, side) else 0
 
 
 def _checked_reader(beton: Path, manifest: Manifest) -> Reader:

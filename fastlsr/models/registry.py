@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from fastlsr.config import LARGEST_SMALL_IMAGE
 from fastlsr.errors import InputError
 from fastlsr.models import pretrained as weights
 from fastlsr.models.densenet import densenet_bc
@@ -29,7 +30,6 @@ SMALL_IMAGE_NETWORKS: Mapping[str, Callable[[int], nn.Module]] = {
     "resnext29_8x64d": partial(resnext29, cardinality=8, base_width=64),
     "wide_resnet_40x4": partial(wide_resnet, depth=40, widening=4),
 }
-LARGEST_SMALL_IMAGE = 64
 FORCE_TIMM = "timm/"
 
 
