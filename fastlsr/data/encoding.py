@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from fastlsr.config import LARGEST_SMALL_IMAGE
 from fastlsr.errors import InputError
 
 WRITE_MODES = ("raw", "jpg", "smart", "proportion")
@@ -156,13 +157,24 @@ def uniform(seed: int, position: int) -> float:
 
 
 def jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
-    """The JPEG file's bytes, uint8 [n], of RGB pixels; OpenCV's encoder and its 4:2:0, as in FFCV."""
-    done, encoded = cv2.imencode(
-        ".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [int(cv2.IMWRITE_JPEG_QUALITY), quality]
-    )
+    """The JPEG file's bytes, uint8 [n], of RGB pixels; OpenCV's encoder and its 4:2:0, as in FFCV.
+
+    Restart markers cut it into segments, so that the loader decodes those alone that a crop touches.
+    """
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_RST_INTERVAL, restart_interval(pixels.shape[1])]
+    done, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
     if not done:
         raise InputError(f"an image of {pixels.shape[1]}x{pixels.shape[0]} pixels cannot be stored as JPEG")
     return encoded.reshape(-1)
+
+
+def restart_interval(width: int) -> int:
+    """MCUs (16 x 16 pixels) from one restart marker to the next, the same in each row; 0 for small images: none.
+
+    The largest divisor up to 4 of a row's MCUs: a photograph of 500 pixels takes 2% more bytes, and 6% if it were 1.
+    """
+    units = -(-width // 16)
+    return max(n for n in range(1, 5) if units % n == 0) if width > LARGEST_SMALL_IMAGE else 0
 
 
 def channel_sums(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,10 @@
-/* Decodes a window of a JPEG with libjpeg-turbo, and spends nothing on what lies outside it.
+/* Decodes a window of a JPEG with libjpeg-turbo, and spends next to nothing on what lies outside it.
 
-   Rows above the window are entropy-decoded only, rows below it not at all, and of the rest just the columns of the
-   window become pixels. A random resized crop keeps half of an image on average. Pixels inside are those of a decoder
-   of the whole image, bit by bit, with libjpeg's accurate transform: the ones that Pillow and torchvision give.
+   A random resized crop keeps half of an image on average. Where restart markers cut each row of MCUs (mostly 16 x 16
+   pixels) alike, as the writer sets them, the segments that the window touches are put together into a smaller JPEG,
+   and the others are never decoded. Without them rows above the window are entropy-decoded only, rows below it
+   not at all, and of the rest just the columns of the window become pixels. Pixels inside are those of a decoder of the
+   whole image, bit by bit, with libjpeg's accurate transform: the ones that Pillow and torchvision give.
 
    Not a Python module, though built and found as one: a numba kernel calls it by its address. */
 
@@ -10,11 +12,16 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include <jpeglib.h>
 
 #define MARGIN 16 /* pixels: smoothed colours at the window's edges come from one block further out */
 #define ROWS 16
+#define TAIL 4096 /* bytes: libjpeg-turbo is slower where it sees the end of its data coming */
+
+enum { RST0 = 0xD0, EOI = 0xD9, SOS = 0xDA, DRI = 0xDD, DHT = 0xC4, SOF0 = 0xC0, SOF15 = 0xCF };
 
 struct errors {
     struct jpeg_error_mgr manager;
@@ -27,12 +34,123 @@ static void count_warning(j_common_ptr info, int level) {
     if (level < 0) info->err->num_warnings++;
 }
 
-/* 0 if rows top..top+rows-1, columns left..left+columns-1 of `image` hold the window; 1 if the data is damaged.
+/* How restart markers cut a JPEG into segments that decode by themselves, each one MCU high. */
+struct grid {
+    size_t sides;          /* where the image's height and width are stored */
+    size_t start;          /* where the first segment begins */
+    int32_t rows, columns; /* of segments */
+    int32_t height, width; /* of a segment, in pixels */
+};
 
-   image: uint8[height, width, 3], RGB; a margin left and right of the window is written as well, and nothing else.
-   The window must lie within height x width, which must be the size that the JPEG has. */
-int32_t decode_window(const uint8_t *data, uint64_t size, int32_t height, int32_t width, uint8_t *image, int32_t top,
-                      int32_t left, int32_t rows, int32_t columns) {
+static int32_t number(const uint8_t *bytes) { return bytes[0] << 8 | bytes[1]; }
+
+static int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
+
+/* Whether a JPEG of this size is baseline, in three colours, and cut into a grid; then `grid` describes it. */
+static int find_grid(const uint8_t *data, size_t size, int32_t height, int32_t width, struct grid *grid) {
+    int32_t interval = 0, across = 0, down = 0;
+    grid->sides = 0;
+    for (size_t at = 2; at + 4 <= size && data[at] == 0xFF; at += 2 + number(data + at + 2)) {
+        const uint8_t *body = data + at + 4;
+        int32_t marker = data[at + 1], length = number(data + at + 2) - 2;
+        if (length < 1 || at + 4 + length > size) return 0;
+        if (marker == SOF0) {
+            if (length != 15 || number(body + 1) != height || number(body + 3) != width || body[5] != 3) return 0;
+            for (int i = 0; i < 3; i++) { /* the colours' sampling factors: their largest are the MCU's */
+                int32_t h = body[7 + 3 * i] >> 4, v = body[7 + 3 * i] & 15;
+                across = h > across ? h : across;
+                down = v > down ? v : down;
+            }
+            grid->sides = at + 5;
+        } else if (marker > SOF0 && marker <= SOF15 && marker != DHT) {
+            return 0;
+        } else if (marker == DRI && length == 2) {
+            interval = number(body);
+        } else if (marker == SOS) {
+            if (!interval || !across || !down || body[0] != 3) return 0;
+            int32_t units = ceil_div(width, 8 * across); /* MCUs in a row */
+            if (units % interval) return 0;
+            grid->start = at + 4 + length;
+            grid->height = 8 * down;
+            grid->width = 8 * across * interval;
+            grid->rows = ceil_div(height, grid->height);
+            grid->columns = units / interval;
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Where the segment that begins at `at` ends: at its closing marker; `size` if there is none. */
+static size_t end_of_segment(const uint8_t *data, size_t size, size_t at) {
+    while (at + 1 < size) {
+        const uint8_t *found = memchr(data + at, 0xFF, size - 1 - at);
+        if (!found) return size;
+        at = found - data;
+        if (data[at + 1]) return at;
+        at += 2;
+    }
+    return size;
+}
+
+/* A JPEG of those segments of another that hold a window and a margin around it. */
+struct part {
+    uint8_t *data; /* to be freed */
+    size_t size;
+    int32_t top, left, height, width; /* of the rectangle in the image */
+};
+
+/* Whether `out` is made: not without a grid, nor where the window takes all that is decoded of the whole anyway. */
+static int cut(const uint8_t *data, size_t size, int32_t height, int32_t width, int32_t top, int32_t left,
+               int32_t rows, int32_t columns, struct part *out) {
+    struct grid grid;
+    if (!find_grid(data, size, height, width, &grid)) return 0;
+    int32_t first_row = (top > MARGIN ? top - MARGIN : 0) / grid.height;
+    int32_t first_column = (left > MARGIN ? left - MARGIN : 0) / grid.width;
+    int32_t end_row = ceil_div(top + rows + MARGIN, grid.height);
+    int32_t end_column = ceil_div(left + columns + MARGIN, grid.width);
+    if (end_row > grid.rows) end_row = grid.rows;
+    if (end_column > grid.columns) end_column = grid.columns;
+    if (!first_row && !first_column && end_column == grid.columns) return 0;
+
+    out->top = first_row * grid.height;
+    out->left = first_column * grid.width;
+    out->height = end_row == grid.rows ? height - out->top : (end_row - first_row) * grid.height;
+    out->width = end_column == grid.columns ? width - out->left : (end_column - first_column) * grid.width;
+    out->data = malloc(size + TAIL);
+    if (!out->data) return 0;
+    memcpy(out->data, data, grid.start);
+    uint8_t *sides = out->data + grid.sides;
+    sides[0] = out->height >> 8, sides[1] = out->height & 255;
+    sides[2] = out->width >> 8, sides[3] = out->width & 255;
+
+    size_t at = grid.start, to = grid.start;
+    int32_t kept = 0, last = grid.rows * grid.columns - 1;
+    for (int32_t i = 0; i < end_row * grid.columns; i++) {
+        size_t end = end_of_segment(data, size, at);
+        if (end == size || data[end + 1] != (i == last ? EOI : RST0 + i % 8)) {
+            free(out->data);
+            return 0; /* damaged: the decoder of the whole finds what is wrong */
+        }
+        int32_t row = i / grid.columns, column = i % grid.columns;
+        if (row >= first_row && column >= first_column && column < end_column) {
+            memcpy(out->data + to, data + at, end + 1 - at);
+            to += end + 1 - at;
+            out->data[to++] = RST0 + kept++ % 8;
+        }
+        at = end + 2;
+    }
+    out->data[to - 1] = EOI;
+    memset(out->data + to, 0, TAIL);
+    out->size = to + TAIL;
+    return 1;
+}
+
+/* 0 if the window of the JPEG of height x width pixels is decoded to where it lies in `image`, 1 if it is damaged.
+
+   image: the first pixel of the JPEG's, RGB, in an image whose lines are `stride` bytes long. */
+static int32_t decode(const uint8_t *data, uint64_t size, int32_t height, int32_t width, uint8_t *image, size_t stride,
+                      int32_t top, int32_t left, int32_t rows, int32_t columns) {
     struct jpeg_decompress_struct info;
     struct errors errors;
     info.err = jpeg_std_error(&errors.manager);
@@ -62,10 +180,27 @@ int32_t decode_window(const uint8_t *data, uint64_t size, int32_t height, int32_
         JSAMPROW lines[ROWS];
         JDIMENSION wanted = end - info.output_scanline < ROWS ? end - info.output_scanline : ROWS;
         for (JDIMENSION i = 0; i < wanted; i++)
-            lines[i] = image + ((size_t)(info.output_scanline + i) * width + first) * 3;
+            lines[i] = image + (info.output_scanline + i) * stride + (size_t)first * 3;
         jpeg_read_scanlines(&info, lines, wanted);
     }
     int32_t damaged = info.err->num_warnings != 0;
     jpeg_destroy_decompress(&info); /* also in the middle of an image: what follows the window is not read */
+    return damaged;
+}
+
+/* 0 if rows top..top+rows-1, columns left..left+columns-1 of `image` hold the window; 1 if the data is damaged.
+
+   image: uint8[height, width, 3], RGB; a margin left and right of the window is written as well, and nothing else.
+   The window must lie within height x width, which must be the size that the JPEG has. */
+int32_t decode_window(const uint8_t *data, uint64_t size, int32_t height, int32_t width, uint8_t *image, int32_t top,
+                      int32_t left, int32_t rows, int32_t columns) {
+    size_t stride = (size_t)width * 3;
+    struct part part;
+    if (!cut(data, size, height, width, top, left, rows, columns, &part))
+        return decode(data, size, height, width, image, stride, top, left, rows, columns);
+    uint8_t *origin = image + part.top * stride + (size_t)part.left * 3;
+    int32_t damaged = decode(part.data, part.size, part.height, part.width, origin, stride, top - part.top,
+                             left - part.left, rows, columns);
+    free(part.data);
     return damaged;
 }

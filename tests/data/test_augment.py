@@ -1,6 +1,7 @@
 """The kernels: pixels against plain numpy, randomness against its distribution, crops against torchvision."""
 
 import io
+import re
 from functools import partial
 
 import numpy as np
@@ -12,6 +13,7 @@ from torchvision.transforms.functional import resized_crop
 
 from fastlsr.data import augment
 from fastlsr.data.augment import Rows, below, central_box, random_window, sample_key, uniform
+from fastlsr.data.encoding import jpeg
 
 DRAWS = 20_000
 
@@ -175,7 +177,20 @@ def test_the_central_box_of_256_pixels_is_224_wide():
     assert central_box(256, 512, 224) == (16, 144, 1, 1)
 
 
-@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"progressive": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"subsampling": 0},
+        {"subsampling": 1},
+        {"subsampling": 2},
+        {"progressive": True},
+        {"subsampling": 0, "restart_marker_blocks": 3},  # of 21 in a row
+        {"subsampling": 1, "restart_marker_blocks": 1},
+        {"subsampling": 2, "restart_marker_blocks": 1},
+        {"subsampling": 2, "restart_marker_rows": 1},
+        {"subsampling": 2, "restart_marker_blocks": 4},  # of 11: rows are not cut alike
+    ],
+)
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("make", [partial(augment.random_resized_crop, flip=True), augment.central_crop])
 def test_a_crop_of_a_jpeg_is_that_of_its_pixels(mode, options, make):
@@ -189,3 +204,31 @@ def test_a_crop_of_a_jpeg_is_that_of_its_pixels(mode, options, make):
     columns = [np.full(300, value) for value in (0, len(data), *pixels.shape[:2], 1)]
     out = run(make(24), data, Rows(np.arange(300), *columns), scratch=pixels.size)
     assert (out == run(make(24), *raw_batch(np.repeat(pixels[None], 300, axis=0)))).all()
+
+
+def test_what_a_crop_does_not_touch_of_a_jpeg_with_restart_markers_is_not_decoded():
+    data = jpeg(smooth_image(300, 500), 90)
+    pixels = np.asarray(Image.open(io.BytesIO(data)))
+    coded = data.tobytes().index(b"\xff\xda") + 14  # after the header of the scan
+    first, *_, last = (found.start() for found in re.finditer(rb"\xff[\xd0-\xd7]", data.tobytes()))
+    data[coded:first], data[last + 2 : -2] = 0, 0  # the upper left and the lower right corner
+    data.flags.writeable = False
+    rows = Rows(*(np.array([value]) for value in (0, 0, len(data), 300, 500, 1)))
+    central = augment.central_crop(224)
+    assert (run(central, data, rows, scratch=pixels.size) == run(central, *raw_batch(pixels[None]))).all()
+
+
+def test_a_damaged_jpeg_is_told_or_decoded_and_nothing_is_written_behind_its_image():
+    random, copies = np.random.default_rng(0), 2000
+    data = np.tile(jpeg(random.integers(0, 256, (80, 130, 3), dtype=np.uint8), 90), (copies, 1))
+    for file in data[1:]:
+        file[random.integers(len(file), size=3)] = random.choice([0, 0xC0, 0xD0, 0xD9, 0xDD, 0xFF], size=3)
+    columns = [np.full(copies, value) for value in (data.shape[1], 80, 130, 1)]
+    rows = Rows(np.arange(copies), np.arange(copies) * data.shape[1], *columns)
+    buffers = np.full((2, 80 * 130 * 3 + 5000), 77, dtype=np.uint8)
+    data.flags.writeable = buffers.flags.writeable = False
+    out, failed = np.zeros((copies, 24, 24, 3), dtype=np.uint8), np.zeros(copies, dtype=np.uint8)
+    crop = augment.random_resized_crop(24, flip=True)
+    crop.run(data.reshape(-1), rows, buffers, out, failed, seed=np.uint64(0), epoch=0)
+    assert not failed[0] and copies / 4 < failed.sum() < copies
+    assert (buffers[:, 80 * 130 * 3 :] == 77).all()

@@ -3,6 +3,7 @@
 import functools
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -166,13 +167,21 @@ def test_every_kind_of_picture_becomes_rgb_as_pillow_converts_it(tmp_path, photo
         assert stored(tmp_path / "a.beton")[0][-1] == np.asarray(opened.convert("RGB")).tobytes()
 
 
-def test_jpeg_bytes_and_sizes_are_those_of_ffcvs_own_encoder(photos):
+def test_jpeg_pixels_and_sizes_are_those_of_ffcvs_own_encoder(photos):
     from ffcv.fields.rgb_image import encode_jpeg, resizer
 
     pixels = load_rgb(photos.images[0])
-    assert (jpeg(pixels, 80) == encode_jpeg(pixels, 80)).all()
+    ours, theirs = (cv2.imdecode(encode(pixels, 80), cv2.IMREAD_COLOR) for encode in (jpeg, encode_jpeg))
+    assert (ours == theirs).all()
     for side in range(20, 120):
         assert np.array_equal(shrunk(pixels, side), resizer(pixels, side))
+
+
+@pytest.mark.parametrize("width, columns", [(500, 8), (375, 6), (333, 7), (65, 5), (64, 1)])
+def test_restart_markers_cut_a_jpeg_into_columns_of_at_most_64_pixels(width, columns):
+    data = jpeg(np.random.default_rng(0).integers(0, 256, (100, width, 3), dtype=np.uint8), 90).tobytes()
+    markers = re.findall(rb"\xff[\xd0-\xd7]", data)
+    assert len(markers) == (columns * 7 - 1 if width > 64 else 0)
 
 
 def test_max_resolution_bounds_the_longest_side_and_enlarges_nothing(photos, tmp_path):
