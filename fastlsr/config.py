@@ -126,7 +126,7 @@ class Train:
     deterministic: bool = option(False, "only deterministic kernels (slower on CUDA; the CPU always is)")
     device: str = option("auto", "auto | cpu | cuda | cuda:N")
     ema: float = option(0.0, "decay of an exponential moving average of the weights, which is then evaluated; 0: none",
-                        low=0, high=1)  # fmt: skip
+                        low=0, high=0.999999)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class _Value(Checker):
             return "one of " + ", ".join(self.choices)
         name = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[self.kind]
         if self.low > -math.inf and self.high < math.inf:
-            return f"{name} from {self.low:g} to {self.high:g}"
+            return f"{name} from {self.low:.10g} to {self.high:.10g}"
         return f"{name} of at least {self.low:g}" if self.low > -math.inf else name
 
 
@@ -343,7 +343,7 @@ def load(path: str | Path = "", overrides: Mapping[str, Any] | Sequence[str] = (
     given = _read_file(path) if path else {}
     declared = _declare()
     known = [".".join(entry) for entry in declared.entries]
-    for source, values in ((str(path), given), ("command line", overrides)):
+    for source, values in ((f"{path}: ", given), ("", overrides)):
         for key, value in values.items():
             _refuse_unknown(source, key, value, known)
     given = {**given, **overrides}
@@ -370,9 +370,9 @@ def _refuse_unknown(source: str, key: str, value: Any, known: Sequence[str]) -> 
             last[name] for name in difflib.get_close_matches(key.split(".")[-1], last, 1)
         ]
         hint = f"; did you mean {close[0]}?" if close else f"; sections are {', '.join(SECTIONS)}"
-        raise InputError(f"{source}: unknown option {key}{hint}")
+        raise InputError(f"{source}unknown option {key}{hint}")
     if value is None:
-        raise InputError(f"{source}: {key} has no value; leave it out for its default")
+        raise InputError(f"{source}{key} has no value; leave it out for its default")
 
 
 def usage() -> str:

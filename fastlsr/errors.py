@@ -1,6 +1,8 @@
 """The exceptions that a command answers in one line, and what it does with "the user can mend this"."""
 
 import contextlib
+import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -18,9 +20,16 @@ class TrainingFailed(Exception):
 
 @contextlib.contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Turns an `InputError` into one line on stderr and exit code 2, for `main` functions."""
+    """Turns an `InputError` into one line on stderr and exit code 2, for `main` functions.
+
+    Where nobody reads what is printed any more, as in `... | head`, the command ends without a word.
+    """
     try:
         yield
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
+        sys.exit(128 + signal.SIGPIPE)

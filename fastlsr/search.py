@@ -228,7 +228,7 @@ def _constant(value: Any):
 
 def _categorical(values: Any):
     if not isinstance(values, list) or not values:
-        raise ValueError("values: expected a list")
+        raise ValueError("values: expected a list of one or more")
     return values, lambda u: values[int(u * len(values))]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import difflib
 import functools
 import json
 import os
@@ -23,7 +24,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -37,6 +38,11 @@ from fastlsr.labels.methods import phases
 from fastlsr.search import Sweep, Values, read_sweep
 
 REPEATS = ("train.seed", "data.fold")  # trials that differ in nothing else are repeats of one setting
+# The keys of a run's rows (`training.run_epoch`): what a sweep's metric can be.
+METRICS = (
+    "epoch", "phase", "lr", "train/loss", "train/top1", "test/loss", "test/nll", "test/top1", "test/top5", "test/ece",
+    "images_per_second", "data_wait", "target_entropy", "seconds", "peak_memory_bytes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,10 +97,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with exit_on_input_error():
         options = _parser().parse_args(arguments)
         sweep = read_sweep(options.file)
-        trials, refused = plan(sweep, options.count)
+        try:
+            refuse_metric(sweep)
+            trials, refused = plan(sweep, options.count)
+        except InputError as error:
+            raise InputError(f"{options.file}: {error}") from None
         if options.dry_run:
             print(describe(trials, refused))
-            return 0
+            return 1 if refused else 0
         folder = Path(trials[0].config.run.dir) / "sweeps" / Path(options.file).stem
         # Trials inherit the lock, so that it also outlives a sweep that was killed.
         with sole_use(folder, f"{folder}: this sweep, or a trial of it, is still running") as lock:
@@ -103,8 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"trial {trial.number} failed: {trial.line}", flush=True)
             stopped = asyncio.run(runner.run())
         settings = settings_of(trials, runner.summaries)
-        # Piped, a line is as long as it has to be: nothing is cut off.
-        Console(width=None if sys.stdout.isatty() else 160).print(results_table(sweep, settings))
+        if runner.summaries:
+            # Piped, a line is as long as it has to be: nothing is cut off.
+            Console(width=None if sys.stdout.isatty() else 160).print(results_table(sweep, settings))
+            print(legend(sweep))
         if stopped:
             return 128 + stopped
         if options.select:
@@ -112,8 +124,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1 if refused or runner.failed else 0
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError."""
+        raise InputError(f"{message}; --help lists the options")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m fastlsr.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", help="a W&B sweep file, with method: grid or random")
@@ -129,6 +149,19 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least 1")
     return int(text)
+
+
+def refuse_metric(sweep: Sweep) -> None:
+    """None.
+
+    Raises:
+        InputError: if the sweep's metric is none that a run has (names the nearest).
+    """
+    _, metric = row_and_metric(sweep)
+    if metric not in METRICS:
+        close = difflib.get_close_matches(metric, METRICS, 1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(METRICS)}"
+        raise InputError(f"metric: {sweep.metric} is none of a run's; {hint}")
 
 
 def plan(sweep: Sweep, count: int | None) -> tuple[list[Trial], list[Refused]]:
@@ -174,10 +207,10 @@ def trainer_config(command: Sequence[str]) -> Config:
 
 
 def describe(trials: Sequence[Trial], refused: Sequence[Refused]) -> str:
-    """A paragraph for each trial: its values, its command, its folder, and whether it is finished."""
+    """A paragraph for each trial: its values, its command, its folder, and how far it is."""
     lines = [f"trial {trial.number}: refused: {trial.line}" for trial in refused]
     for trial in trials:
-        state = "finished" if finished(trial) else "to do"
+        state = "finished" if finished(trial) else "begun" if trial.folder.exists() else "to do"
         lines += [f"trial {trial.number}: {trial}", f"  {shlex.join(trial.command)}", f"  {trial.folder} ({state})"]
     return "\n".join(lines)
 
@@ -280,7 +313,7 @@ class Runner:
         kind, metric = row_and_metric(self._sweep)
         named = [f"{row} {summary[row][metric]:.4g}" for row in ("last", "best")
                  if summary[row].get(metric) is not None]  # fmt: skip
-        self._say(trial, f"{what}: {metric} {', '.join(named) or 'is no metric of a run'}, {trial.folder}")
+        self._say(trial, f"{what}: {metric} {', '.join(named) or 'no number'}, {trial.folder}")
 
     def _say(self, trial: Trial, text: str) -> None:
         print(f"trial {trial.number}/{self._last} {text}", flush=True)
@@ -357,8 +390,8 @@ def mean_and_std(numbers: Sequence[float]) -> str:
     """As 98.05 ± 0.31, the standard deviation with n - 1; without it for a single number."""
     if not numbers:
         return "-"
-    mean = f"{statistics.fmean(numbers):.4g}"
-    return f"{mean} ± {statistics.stdev(numbers):.2g}" if len(numbers) > 1 else mean
+    mean = f"{statistics.fmean(numbers):#.4g}"
+    return f"{mean} ± {statistics.stdev(numbers):#.2g}" if len(numbers) > 1 else mean
 
 
 def results_table(sweep: Sweep, settings: Sequence[Setting]) -> Table:
@@ -367,10 +400,7 @@ def results_table(sweep: Sweep, settings: Sequence[Setting]) -> Table:
     trials = [trial for setting in settings for trial in setting.trials]
     varying = [name for name in trials[0].values if name not in REPEATS
                and len({str(trial.values[name]) for trial in trials}) > 1]  # fmt: skip
-    table = Table(
-        title=f"{metric}, mean ± std over {' and '.join(REPEATS)}",
-        caption="last: the last epoch; best: the one with the highest test top-1, as read on the evaluation split",
-    )
+    table = Table()
     for name in varying:
         table.add_column(name)
     for name in ("n", "last", "best"):
@@ -381,6 +411,15 @@ def results_table(sweep: Sweep, settings: Sequence[Setting]) -> Table:
         numbers = [mean_and_std(setting.numbers(kind, metric)) for kind in ("last", "best")]
         table.add_row(*values, str(done) if done == planned else f"{done} of {planned}", *numbers)
     return table
+
+
+def legend(sweep: Sweep) -> str:
+    """What the numbers of `results_table` are."""
+    _, metric = row_and_metric(sweep)
+    return (
+        f"{metric}, mean ± std over {' and '.join(REPEATS)}; last: of the last epoch; best: of the epoch with the "
+        "highest test top-1, as read on the evaluation split"
+    )
 
 
 def selection(sweep: Sweep, settings: Sequence[Setting]) -> str:

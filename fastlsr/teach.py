@@ -89,7 +89,7 @@ def refuse_place(out: Path) -> None:
     if out.suffix != ".safetensors":
         raise InputError(f"--out={out}: expected a file that ends in .safetensors")
     if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise InputError(f"--out={out} cannot be written: {out.parent} must be a folder that can be")
+        raise InputError(f"--out={out} cannot be written: {out.parent} is no folder that can be written to")
 
 
 def config_of_model(path: str, options: dict[str, str], model: str) -> Config:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Mapping
 
 from fastlsr.config import Config, differences, load, read_arguments, usage
 from fastlsr.data.splits import data_digests
-from fastlsr.errors import TrainingFailed, exit_on_input_error
+from fastlsr.errors import InputError, TrainingFailed, exit_on_input_error
 from fastlsr.labels.methods import options_of, overview, phases
 
 
@@ -20,6 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     with exit_on_input_error():
         started = time.perf_counter()
         words = sys.argv[1:] if arguments is None else arguments
+        if not words:
+            raise InputError("usage: python -m fastlsr.train --cfg FILE --section.key=value [--dry-run]; or --help")
         path, overrides, flags = read_arguments(words, flags=("dry-run", "help"))
         if "help" in flags:
             print(f"{__doc__}\nMethods, with their options:\n{overview()}\n")
@@ -27,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         config = load(path, overrides)
         refuse_early(config, with_data="dry-run" not in flags)
-        warn_of_unused(config)
+        warn_of_unused(config, overrides)
         print("loading torch, FFCV and W&B", flush=True)
         try:
             # Here and not above: it takes seconds, and most of what can be wrong has been said by now.
@@ -42,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"failed: {error}; the last checkpoint, if there is one, is good", file=sys.stderr)
             return 1
         except KeyboardInterrupt:  # before the first step, or the second one: nothing is left to save
+            print("interrupted; the last checkpoint, if there is one, is good", file=sys.stderr)
             return 128 + signal.SIGINT
 
 
@@ -59,11 +63,11 @@ def refuse_early(config: Config, *, with_data: bool) -> None:
         data_digests(config)
 
 
-def warn_of_unused(config: Config) -> None:
-    """Names, in one line on stderr, the method options that were set and that the method does not read."""
+def warn_of_unused(config: Config, overrides: Mapping[str, str]) -> None:
+    """Names, in one line on stderr, the options of the command line that change what the method does not read."""
     used = {"method.name", *(f"method.{name}" for name in options_of(config.method.name))}
     changed = differences(config, Config())
-    unused = [key for key in changed if key in config.given and key.startswith("method.") and key not in used]
+    unused = [key for key in changed if key in overrides and key.startswith("method.") and key not in used]
     if unused:
         print(f"warning: method {config.method.name} does not use {', '.join(unused)}", file=sys.stderr)
 

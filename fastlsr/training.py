@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import signal
 import time
@@ -22,7 +23,7 @@ from fastlsr.engine import checkpoint
 from fastlsr.engine.log import Row, RunLog, agent_run, results_table, wandb_mode, write_json
 from fastlsr.engine.runtime import choose_device, environment, peak_memory_bytes, set_up_torch
 from fastlsr.engine.schedule import Schedule
-from fastlsr.engine.session import Session, build_network, teacher_digest
+from fastlsr.engine.session import Session, build_network, read_teacher, teacher_digest
 from fastlsr.engine.step import EpochTotals
 from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.files import replace_text, sole_use
@@ -74,14 +75,16 @@ def describe(config: Config) -> Iterator[str]:
 
     Raises:
         InputError: for options that do not fit together, or data that is not there or does not fit them; what only the
-            images, or a teacher's file, can tell is not looked at.
+            images can tell is not looked at.
     """
     yield config.as_yaml()
     yield "phases:"
-    first = 1
-    for number, phase in enumerate(phases(config.method, config.train.epochs), start=1):
-        yield f"  {number}. epochs {first} to {first + phase.epochs - 1}: {phase}"
-        first += phase.epochs
+    first = number = 1
+    for phase, alike in itertools.groupby(phases(config.method, config.train.epochs)):
+        count = len(list(alike))
+        numbers, each = (f"{number} to {number + count - 1}", "each ") if count > 1 else (number, "")
+        yield f"  {numbers}. epochs {first} to {first + count * phase.epochs - 1}: {each}{phase}"
+        first, number = first + count * phase.epochs, number + count
     yield "learning rate:"
     for epoch, factor in turns(config):
         backbone = f", backbone {factor * config.optim.backbone_lr:.6g}" if config.optim.backbone_lr else ""
@@ -89,6 +92,7 @@ def describe(config: Config) -> Iterator[str]:
     yield f"run: {Path(config.run.dir) / config.run_name()}"
     inspect(config)
     train = read_manifest(split_paths(config)[0])
+    read_teacher(config, train, torch.device("cpu"))
     resolution, classes = input_resolution(train, config.data), len(train.classes)
     pretrained = "" if config.model.pretrained == "timm" else config.model.pretrained
     model = build_network(config, classes, resolution, pretrained=pretrained)
@@ -325,7 +329,8 @@ def learn_soft_labels(session: Session, log: RunLog, stop: StopRequest, number: 
         names = ", ".join(session.train.manifest.classes[label] for label in missing[:5])
         seen = "classified correctly" if session.means.correct_only else "seen"
         log.say(f"warning: no sample of {len(missing)} classes was {seen} ({names}); they keep their former soft label")
-    log.say(describe_soft_labels(session.learned.cpu()))
+    last = number + 1 == len(session.phases)
+    log.say(describe_soft_labels(session.learned.cpu(), advise=not last))
     folder = log.folder / "soft_labels"
     folder.mkdir(exist_ok=True)
     table = {"soft_labels": session.learned.cpu().contiguous(), "count": session.means.count.cpu()}
@@ -334,12 +339,16 @@ def learn_soft_labels(session: Session, log: RunLog, stop: StopRequest, number: 
     save_labels(folder / f"stage_{number + 1:02d}.safetensors", table, session.train.manifest, **said)
 
 
-def describe_soft_labels(table: torch.Tensor) -> str:
-    """A line on float32[K, K] soft labels by class: how soft they are, and how many still name their own class."""
+def describe_soft_labels(table: torch.Tensor, *, advise: bool) -> str:
+    """A line on float32[K, K] soft labels by class: how soft they are, and how many still name their own class.
+
+    Args:
+        advise: warn where they say too little to be trained on.
+    """
     classes = len(table)
     entropy, most = torch.special.entr(table.double()).sum(1).mean().item(), math.log(classes)
     own = int((table.argmax(1) == torch.arange(classes)).sum())
     line = f"soft labels: {own} of {classes} peak at their own class, entropy {entropy:.3f} of at most {most:.3f} nats"
-    if own < classes / 2 or entropy > 0.95 * most:
+    if advise and (own < classes / 2 or entropy > 0.95 * most):
         line += "; warning: they say little, the network does not tell the classes apart yet (try longer stages)"
     return line

@@ -88,6 +88,14 @@ def written(folder, parameters, words=(), **keys):
     return path
 
 
+def test_a_metric_that_no_run_has_is_refused_before_anything_starts(tmp_path, capsys):
+    path = written(tmp_path, {"optim.lr": {"value": 1}}, metric={"name": "best/test/acc", "goal": "maximize"})
+    with pytest.raises(SystemExit) as exit:
+        sweep.main([str(path), "--dry-run"])
+    said = capsys.readouterr().err
+    assert exit.value.code == 2 and "trials.yaml: metric: best/test/acc is none of a run's; did you mean" in said
+
+
 def test_one_typing_error_refuses_the_whole_sweep_before_it_starts(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = written(tmp_path, {"method.smothing": {"values": [0.1, 0.2]}})
@@ -181,7 +189,9 @@ def test_the_table_has_mean_deviation_and_n_of_each_setting_best_first(results):
     table = sweep.results_table(planned, settings)
     assert [column.header for column in table.columns] == ["method.temperature", "n", "last", "best"]
     assert rows_of(table) == [
-        ("3", "1 of 3", "99", "99"), ("2", "3", "95 ± 0", "95 ± 0"), ("1", "3", "91 ± 1", "92.33 ± 1.5"),
+        ("3", "1 of 3", "99.00", "99.00"),
+        ("2", "3", "95.00 ± 0.0", "95.00 ± 0.0"),
+        ("1", "3", "91.00 ± 1.0", "92.33 ± 1.5"),
     ]  # fmt: skip
 
 
@@ -189,7 +199,7 @@ def test_selection_takes_the_best_mean_of_complete_settings_and_prints_their_com
     planned, settings = results(TOP1, NUMBERS)
     warning, line, command = sweep.selection(planned, settings).splitlines()
     assert warning == "warning: 1 settings lack trials or folds and were not considered"
-    assert line == "selected: highest mean test/top1 (last) 95 ± 0, n = 3"
+    assert line == "selected: highest mean test/top1 (last) 95.00 ± 0.0, n = 3"
     assert command == "python -m fastlsr.train --method.temperature=2 --model.name=resnet8"
 
 
@@ -271,6 +281,7 @@ def test_a_sweep_is_stopped_resumed_goes_on_after_failures_and_skips_what_is_fin
     assert "resuming after" in (logs / "trial_001.log").read_text()
     summaries = {trial.number: sweep.finished(trial) for trial in trials}
     assert [number for number, summary in summaries.items() if summary] == [1, 3]
+    assert tuple(summaries[1]["last"]) == sweep.METRICS
     top1 = [summaries[number]["last"]["test/top1"] for number in (1, 3)]
     assert "trial 3/3 finished after" in said and f"test/top1 last {top1[1]:.4g}" in said
     assert re.search(rf"resnet8 +│ +2 +│ +{re.escape(sweep.mean_and_std(top1))} ", said) and "0 of 1" in said

@@ -197,7 +197,7 @@ def test_what_a_fold_holds_out_teaches_nothing_and_other_folds_refuse_it(run, di
         ({"data.resolutoin": 8}, "did you mean --data.resolution"),
         ({"optim.lr": 0.1}, "--optim.lr is no option of a teacher"),
         ({"out": "t.pt"}, ".safetensors"),
-        ({"out": "absent/t.safetensors"}, "absent must be a folder"),
+        ({"out": "absent/t.safetensors"}, "absent is no folder"),
         ({"data.dir": "absent"}, "absent"),
         ({"data.val": "absent.beton"}, "absent.beton"),
         ({"model": "resnet9"}, "resnet8"),

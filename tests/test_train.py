@@ -1,6 +1,7 @@
 """Whole runs on real digits: what they leave behind, and that stopping, killing and resuming changes nothing."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -301,6 +302,33 @@ def test_dry_run_prints_options_phases_rates_and_size(command, tmp_path, capsys)
     assert not (tmp_path / "run").exists()
 
 
+def test_phases_that_are_alike_are_one_line(command, tmp_path, capsys):
+    assert train.main([*command(tmp_path / "run", method__name="online", train__epochs=4), "--dry-run"]) == 0
+    assert "  1. epochs 1 to 1: 1 epoch towards" in (said := capsys.readouterr().out)
+    assert "  2 to 4. epochs 2 to 4: each 1 epoch towards 0.5 onehot(y) + 0.5 S[y]" in said
+
+
+def test_a_reader_that_has_enough_ends_a_command_without_a_word():
+    done = subprocess.Popen([sys.executable, "-m", "fastlsr.train", "--help"], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"})  # fmt: skip
+    done.stdout.close()
+    assert done.stderr.read() == b"" and done.wait() == 141
+
+
+def test_a_command_without_options_is_answered_with_its_usage(capsys):
+    with pytest.raises(SystemExit) as exit:
+        train.main([])
+    assert exit.value.code == 2 and "usage: python -m fastlsr.train --cfg FILE" in capsys.readouterr().err
+
+
+def test_dry_run_refuses_a_teacher_that_the_run_would(command, tmp_path, capsys):
+    teacher = tmp_path / "text.safetensors"
+    teacher.write_text("no teacher")
+    with pytest.raises(SystemExit) as exit:
+        train.main([*command(tmp_path / "run", method__name="lsr_pre", method__teacher=teacher), "--dry-run"])
+    assert exit.value.code == 2 and "cannot be read as safetensors" in capsys.readouterr().err
+
+
 def test_dry_run_without_the_data_still_prints_the_phases(command, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
         train.main([*command(tmp_path / "run", data__dir=tmp_path / "absent", method__name="tsla"), "--dry-run"])
@@ -366,5 +394,5 @@ def test_an_agent_that_waits_for_a_run_gets_the_rows_of_one_that_was_finished_be
     ],
 )
 def test_soft_labels_that_say_nothing_are_a_warning(table, words, warns):
-    line = training.describe_soft_labels(table)
+    line = training.describe_soft_labels(table, advise=True)
     assert words in line and ("warning" in line) == warns

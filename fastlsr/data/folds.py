@@ -67,6 +67,8 @@ def check_folds(data: Data) -> None:
     """
     if data.folds == 1:
         raise InputError("data.folds=1: expected at least 2, or 0 for no cross-validation")
+    if data.fold and not data.folds:
+        raise InputError(f"data.fold={data.fold} is one of data.folds, which is not set")
     if data.fold and data.fold >= data.folds:
         raise InputError(f"data.fold={data.fold}: expected one of data.folds={data.folds}, counted from 0")
     if data.folds and data.val:

@@ -209,7 +209,7 @@ def _opened(path: Path, manifest: Manifest, fold: str):
         file = safe_open(path, framework="pt")
         said = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
     except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"method.teacher={path}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"method.teacher={path} cannot be read as safetensors: {str(error).splitlines()[0]}") from None
     if said.get("data", manifest.digest) != manifest.digest:
         raise InputError(f"{path} was made for other data: its training file has another digest")
     if tuple(said.get("classes", manifest.classes)) != manifest.classes:

@@ -40,7 +40,7 @@ def load(run: Path) -> tuple[dict[str, Any] | None, str]:
             continue
         return state, f"{damage[0]}; going back to {path.name}" if damage else ""
     if damage:
-        raise InputError("; ".join(damage))
+        raise InputError("; ".join(damage) + "; nothing to go on from is left there")
     return None, ""
 
 

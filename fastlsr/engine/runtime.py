@@ -114,7 +114,8 @@ def choose_compile(
     if images.device.type == "cuda":
         say("compile: on (auto: compiled steps are faster on CUDA)")
         return True
-    eager = _seconds_per_step(network, images, compile=False)
+    say("compile: timing a step")
+    eager = _seconds_per_step(network, images, compile=False, short=COMPILE_TRIAL_SECONDS / steps)
     if eager * steps < COMPILE_TRIAL_SECONDS:
         say(f"compile: off (auto: {eager * steps:.0f} s of training would not repay compiling)")
         return False
@@ -129,7 +130,8 @@ def choose_compile(
     return compiled < eager
 
 
-def _seconds_per_step(network: torch.nn.Module, images: torch.Tensor, *, compile: bool) -> float:
+def _seconds_per_step(network: torch.nn.Module, images: torch.Tensor, *, compile: bool, short: float = 0) -> float:
+    """Of the best of three steps after the first, or of the first if that was `short`: later ones are no longer."""
     trial = copy.deepcopy(network).train()  # a copy: batch norm's statistics and gradients stay as they are
     run = torch.compile(trial, dynamic=False) if compile else trial
     state = torch.get_rng_state()  # dropout draws
@@ -138,8 +140,10 @@ def _seconds_per_step(network: torch.nn.Module, images: torch.Tensor, *, compile
         start = time.perf_counter()
         run(images).float().square().mean().backward()
         seconds.append(time.perf_counter() - start)
+        if seconds[0] < short:
+            break
     torch.set_rng_state(state)
-    return min(seconds[1:])
+    return min(seconds[1:] or seconds)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fastlsr.config import Config, Data
 from fastlsr.data.folds import fold_name, held_out_subset, training_subset
 from fastlsr.data.loader import Batch, Loader
-from fastlsr.data.manifest import digest_of
+from fastlsr.data.manifest import Manifest, digest_of
 from fastlsr.data.splits import data_digests, split_paths
 from fastlsr.data.teacher import SampleLabels, class_labels, sample_labels
 from fastlsr.engine.evaluation import evaluate
@@ -89,6 +89,18 @@ def teacher_digest(config: Config) -> str | None:
         return digest_of(Path(config.method.teacher))
     except OSError as error:
         raise InputError(f"method.teacher={config.method.teacher}: {error.strerror}") from None
+
+
+def read_teacher(config: Config, manifest: Manifest, device: torch.device) -> tuple[Tensor | None, SampleLabels | None]:
+    """(float32[K, K] by class, by sample): what the method's phases read of `method.teacher`; None where they do not.
+
+    Raises:
+        InputError: if the file cannot be read, or is not for this training split (`manifest`).
+    """
+    path, fold = Path(config.method.teacher), fold_name(config.data)
+    sources = {phase.source for phase in phases(config.method, config.train.epochs)}
+    table = class_labels(path, manifest, fold=fold) if TEACHER_CLASS in sources else None
+    return table, sample_labels(path, manifest, fold=fold, device=device) if TEACHER_SAMPLE in sources else None
 
 
 def build_network(config: Config, classes: int, resolution: int, *, pretrained: str) -> nn.Module:
@@ -183,7 +195,9 @@ class Session:
         )
         self.optimizer = build_optimizer(self.network.model, head_parameters(self.network.model), config.optim)
         self.targets = Targets(self.classes, self.phases, device=device)
-        self.teacher = self._load_teacher()
+        table, self.teacher = read_teacher(config, manifest, device)
+        if table is not None:
+            self.targets.table.copy_(table)
         self._entropies: dict[Phase, float] = {}
         self.former: Classifier | None = None
         kinds = {phase.learns for phase in self.phases} - {None}
@@ -203,7 +217,8 @@ class Session:
         """Makes the training step and the evaluation's forward pass, compiled or not."""
         if "compile" not in self.decided:
             size = self.train.resolution
-            images = torch.randint(0, 256, (self.config.data.batch_size, 3, size, size), dtype=torch.uint8)
+            count = min(self.config.data.batch_size, len(self.train.indices))
+            images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
             images = images.to(self.device, memory_format=torch.channels_last)
             steps = len(self.train) * self.epochs
             wish = self.config.train.compile
@@ -226,14 +241,6 @@ class Session:
     def epochs(self) -> int:
         """Epochs of the whole run: `train.epochs` for each generation."""
         return sum(phase.epochs for phase in self.phases)
-
-    def _load_teacher(self) -> SampleLabels | None:
-        """Reads `method.teacher` where a phase asks for it: by class into the table, by sample as what it returns."""
-        path, manifest, fold = Path(self.config.method.teacher), self.train.manifest, fold_name(self.config.data)
-        sources = {phase.source for phase in self.phases}
-        if TEACHER_CLASS in sources:
-            self.targets.table.copy_(class_labels(path, manifest, fold=fold))
-        return sample_labels(path, manifest, fold=fold, device=self.device) if TEACHER_SAMPLE in sources else None
 
     def phase_at(self, epoch: int) -> tuple[int, Phase, int]:
         """(0-based number, phase, its first epoch) of the phase that 0-based `epoch` belongs to."""

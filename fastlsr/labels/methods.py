@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 
 from fastlsr.config import Method
 from fastlsr.errors import InputError
@@ -17,6 +18,7 @@ from fastlsr.errors import InputError
 # What a phase's soft labels S are: rows by class that former phases learned, rows by class or by sample of a teacher's
 # file, or what the network of the generation before says of this very crop.
 LEARNED, TEACHER_CLASS, TEACHER_SAMPLE, FORMER_NETWORK = "learned", "class", "sample", "former network"
+_SOURCES = (LEARNED, TEACHER_CLASS, TEACHER_SAMPLE, FORMER_NETWORK)
 # Where a phase that learns takes its class means from; see `Phase.learns`.
 IN_PASS, EXTRA_PASS, CORRECT = "in_pass", "extra", "correct"
 
@@ -71,7 +73,8 @@ class Phase:
             (self.learns, f", then S from {_LEARNS.get(self.learns)}"),
             (self.peers, f" ({self.peers} peers a class)"),
         ]
-        return f"{self.epochs} epochs towards {text}" + "".join(note for there, note in notes if there)
+        length = f"{self.epochs} epoch{'s' * (self.epochs != 1)}"
+        return f"{length} towards {text}" + "".join(note for there, note in notes if there)
 
 
 _LEARNS = {IN_PASS: "its last epoch", EXTRA_PASS: "an extra pass", CORRECT: "what its last epoch got right"}
@@ -152,7 +155,7 @@ def colam(epochs: int, *, stages: int, temperature: float, peers: int, label_pas
 def online(epochs: int) -> list[Phase]:
     """Half hard, half the class mean of the correct predictions of the epoch before (Zhang et al. 2021, OLS).
 
-    Before anything was predicted, S is uniform.
+    The first epoch has 1/K in their place.
     """
     first = Phase(1, hard=0.5, uniform=0.5, learns=CORRECT)
     return [first] + [Phase(1, hard=0.5, soft=0.5, source=LEARNED, learns=CORRECT)] * (epochs - 1)
@@ -232,16 +235,44 @@ def phases(chosen: Method, epochs: int) -> list[Phase]:
 
     Raises:
         InputError: for an unknown method, options that do not fit the number of epochs, a teacher that is not named, or
-            phases that do not fit together.
+            phases that make no run.
     """
+    known = {option.name for option in fields(chosen)}
+    if missing := [name for name in options_of(chosen.name) if name not in known]:
+        raise InputError(f"method.name={chosen.name} reads {missing[0]}, which Method in fastlsr/config.py lacks")
     options = {name: getattr(chosen, name) for name in options_of(chosen.name)}
     if "teacher" in options and not options.pop("teacher"):
         raise InputError(f"method.name={chosen.name} needs method.teacher, a file that python -m fastlsr.teach makes")
     result = METHODS[chosen.name](epochs, **options)
-    sources = {phase.source for phase in result if phase.soft}
-    if len(sources) > 1:
-        raise InputError(f"method.name={chosen.name} takes soft labels from {' and '.join(sorted(map(str, sources)))}")
-    ways = {phase.learns for phase in result if phase.learns}
-    if CORRECT in ways and len(ways) > 1:
-        raise InputError(f"method.name={chosen.name} learns in more ways than one: {' and '.join(sorted(ways))}")
+    wrong = next(_complaints(result, epochs), None)
+    if wrong:
+        raise InputError(f"method.name={chosen.name}: {wrong}")
     return result
+
+
+def _complaints(phases: Sequence[Phase], epochs: int) -> Iterator[str]:
+    """What keeps phases from being those of a run of `epochs` epochs."""
+    generations = [0]
+    for number, phase in enumerate(phases, start=1):
+        generations += [0] if phase.fresh and number > 1 else []
+        generations[-1] += phase.epochs
+        weights = phase.hard + phase.uniform + phase.soft
+        if phase.epochs < 1:
+            yield f"phase {number} has {phase.epochs} epochs"
+        if not math.isclose(weights, 1, abs_tol=1e-6):
+            yield f"the weights of phase {number} sum to {weights:g}, not to 1"
+        if phase.soft and phase.source not in _SOURCES:
+            yield f"the soft labels of phase {number} have no source; there are {', '.join(_SOURCES)}"
+        if phase.soft and phase.source == LEARNED and not any(former.learns for former in phases[: number - 1]):
+            yield f"the soft labels of phase {number} are learned by no phase before it"
+        if phase.soft and phase.source == FORMER_NETWORK and number == 1:
+            yield "phase 1 has no network before it to take soft labels from"
+    for total in generations:
+        if total != epochs:
+            yield f"its phases have {total} epochs, train.epochs={epochs}"
+    sources = sorted({phase.source for phase in phases if phase.soft})
+    if len(sources) > 1:
+        yield f"its phases take soft labels from {' and '.join(sources)}, a run can from one"
+    ways = sorted({phase.learns for phase in phases if phase.learns})
+    if CORRECT in ways and len(ways) > 1:
+        yield f"its phases learn in more ways than one: {' and '.join(ways)}"

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastlsr.config import LARGEST_SMALL_IMAGE
@@ -72,15 +73,29 @@ def _build_timm(name: str, *, classes: int, pretrained: str, resolution: int) ->
     _refuse_unknown(name)
     options = _size_option(name, resolution)
     if pretrained == "timm":
-        return weights.download(name, classes=classes, **options)
+        model = weights.download(name, classes=classes, **options)
+        _refuse_size(model, name, resolution)
+        return model
     try:
         model = timm.create_model(name, num_classes=classes, **options)
     except (AssertionError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"model.name={name} cannot be built for {resolution} pixels: {reason}") from error
+    _refuse_size(model, name, resolution)
     if pretrained:
         weights.load_weights(model, Path(pretrained))
     return model
+
+
+def _refuse_size(model: nn.Module, name: str, resolution: int) -> None:
+    """Refuses a network for larger images than these; one of them is tried, since timm does not know."""
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, resolution, resolution))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"model.name={name} does not take images of {resolution} pixels: {reason}") from None
+    model.train()
 
 
 def _size_option(name: str, resolution: int) -> dict[str, Any]:

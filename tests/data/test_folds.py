@@ -46,7 +46,7 @@ def test_folds_are_no_runs_of_the_file_s_order():
     [
         ({"folds": 1}, "at least 2"),
         ({"folds": 5, "fold": 5}, "counted from 0"),
-        ({"fold": 2}, "data.folds=0"),
+        ({"fold": 2}, "data.folds, which is not set"),
         ({"folds": 5, "val": "test.beton"}, "data.val=test.beton is not read"),
     ],
 )

@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from fastlsr.engine.runtime import choose_compile
 
 PAGE_FAULTS_OF_STEPS = """
 import resource
@@ -28,3 +31,16 @@ def test_steps_after_the_first_ask_the_kernel_for_hardly_any_memory():
     ran = subprocess.run([sys.executable, "-c", PAGE_FAULTS_OF_STEPS], capture_output=True, text=True, check=True)
     faults = [int(line) for line in ran.stdout.split()]
     assert sum(faults[4:]) < faults[0]
+
+
+def test_no_more_than_one_step_is_timed_where_the_run_is_short():
+    passes = []
+
+    class Network(torch.nn.Linear):
+        def forward(self, images):
+            passes.append(len(images))
+            return super().forward(images)
+
+    said = []
+    assert not choose_compile("auto", Network(4, 2), torch.ones(3, 4), steps=10, say=said.append)
+    assert passes == [3] and said[-1].startswith("compile: off (auto: 0 s of training")

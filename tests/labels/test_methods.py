@@ -6,7 +6,17 @@ from hypothesis import strategies as st
 
 from fastlsr.config import Method
 from fastlsr.errors import InputError
-from fastlsr.labels.methods import CORRECT, FORMER_NETWORK, IN_PASS, LEARNED, METHODS, Phase, options_of, phases
+from fastlsr.labels.methods import (
+    CORRECT,
+    FORMER_NETWORK,
+    IN_PASS,
+    LEARNED,
+    METHODS,
+    TEACHER_CLASS,
+    Phase,
+    options_of,
+    phases,
+)
 
 
 def of(name, epochs=12, **options):
@@ -102,16 +112,29 @@ def test_label_refinery_trains_each_generation_anew_on_the_former_network():
 
 
 @pytest.mark.parametrize(
-    ("of_both", "word"),
+    ("of_run", "word"),
     [
+        ([Phase(2, uniform=0.1)], "the weights of phase 1 sum to 1.1"),
+        ([Phase(1)], "its phases have 1 epochs, train.epochs=2"),
+        ([Phase(2), Phase(1, fresh=True)], "its phases have 1 epochs"),
+        ([Phase(2), Phase(0)], "phase 2 has 0 epochs"),
+        ([Phase(2, hard=0.9, soft=0.1)], "phase 1 have no source"),
+        ([Phase(1), Phase(1, hard=0, soft=1, source=LEARNED)], "phase 2 are learned by no phase before it"),
+        ([Phase(2, hard=0, soft=1, source=FORMER_NETWORK)], "no network before it"),
         (
-            [Phase(1, hard=0, soft=1, source=source) for source in (LEARNED, FORMER_NETWORK)],
-            "former network and learned",
+            [Phase(1, hard=0, soft=1, source=TEACHER_CLASS), Phase(1, hard=0, soft=1, source=FORMER_NETWORK)],
+            "soft labels from class and former network",
         ),
         ([Phase(1, learns=way) for way in (IN_PASS, CORRECT)], "correct and in_pass"),
     ],
 )
-def test_a_method_of_phases_that_cannot_be_of_one_run_is_refused(of_both, word, monkeypatch):
-    monkeypatch.setitem(METHODS, "mixed", lambda epochs: of_both)
-    with pytest.raises(InputError, match=word):
-        phases(Method(name="mixed"), 2)
+def test_a_method_whose_phases_make_no_run_is_refused(of_run, word, monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", lambda epochs: of_run)
+    with pytest.raises(InputError, match=f"^method.name=mine: .*{word}"):
+        phases(Method(name="mine"), 2)
+
+
+def test_a_method_that_reads_an_unknown_option_is_refused(monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", lambda epochs, *, gamma_rate: [Phase(epochs)])
+    with pytest.raises(InputError, match="method.name=mine reads gamma_rate, which Method in fastlsr/config.py lacks"):
+        phases(Method(name="mine"), 2)

@@ -88,6 +88,11 @@ def test_timm_s_weights_are_refused_for_an_own_network():
     assert "timm/resnet18" in refusal("resnet18", pretrained="timm")
 
 
+@pytest.mark.parametrize(("name", "resolution"), [("vit_tiny_patch16_224", 8), ("vgg11", 16), ("inception_v3", 32)])
+def test_images_too_small_for_a_model_are_one_line(name, resolution):
+    assert f"does not take images of {resolution} pixels" in refusal(name, resolution=resolution)
+
+
 @pytest.mark.parametrize(("name", "resolution"), [("xcit_nano_12_p8_224", 100), ("gcvit_xxtiny", 8)])
 def test_a_size_that_a_model_cannot_take_is_one_line(name, resolution):
     assert f"cannot be built for {resolution} pixels" in refusal(name, resolution=resolution)
