@@ -43,6 +43,7 @@ def contenders(batch: int, classes: int) -> dict[str, Callable[[], None]]:
 
     @torch.no_grad()
     def ours() -> None:
+        logits.grad = None
         _, logits.grad = fused(logits, labels, mix, table, scale)
 
     def mixed() -> torch.Tensor:
