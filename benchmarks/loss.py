@@ -94,7 +94,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     report = Report(BARS, {"batch": options.batch, "rounds": options.rounds})
-    for classes, times in ((100, 50), (1000, 5)):
+    for classes, times in ((100, 200), (1000, 20)):
         steps = contenders(options.batch, classes)
         seconds = in_turns({name: repeated(step, times) for name, step in steps.items()}, rounds=options.rounds, warm=2)
         seconds = {name: [taken / times for taken in all_taken] for name, all_taken in seconds.items()}
