@@ -115,8 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = settings_of(trials, runner.summaries)
         if runner.summaries:
             # Piped, a line is as long as it has to be: nothing is cut off.
-            Console(width=None if sys.stdout.isatty() else 160).print(results_table(sweep, settings))
-            print(legend(sweep))
+            console = Console(width=None if sys.stdout.isatty() else 160)
+            with console.capture() as table:
+                console.print(results_table(sweep, settings))
+            print(f"{table.get()}{legend(sweep)}")
         if stopped:
             return 128 + stopped
         if options.select:
@@ -160,7 +162,11 @@ def refuse_metric(sweep: Sweep) -> None:
     _, metric = row_and_metric(sweep)
     if metric not in METRICS:
         close = difflib.get_close_matches(metric, METRICS, 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(METRICS)}"
+        hint = (
+            f"did you mean {sweep.metric.removesuffix(metric)}{close[0]}?"
+            if close
+            else f"there are {', '.join(METRICS)}"
+        )
         raise InputError(f"metric: {sweep.metric} is none of a run's; {hint}")
 
 
@@ -210,7 +216,8 @@ def describe(trials: Sequence[Trial], refused: Sequence[Refused]) -> str:
     """A paragraph for each trial: its values, its command, its folder, and how far it is."""
     lines = [f"trial {trial.number}: refused: {trial.line}" for trial in refused]
     for trial in trials:
-        state = "finished" if finished(trial) else "begun" if trial.folder.exists() else "to do"
+        state = "there, not known to be finished" if trial.folder.exists() else "to do"
+        state = "finished" if finished(trial) else state
         lines += [f"trial {trial.number}: {trial}", f"  {shlex.join(trial.command)}", f"  {trial.folder} ({state})"]
     return "\n".join(lines)
 
@@ -311,7 +318,7 @@ class Runner:
     def _keep(self, trial: Trial, summary: dict[str, Any], what: str) -> None:
         self.summaries[trial.number] = summary
         kind, metric = row_and_metric(self._sweep)
-        named = [f"{row} {summary[row][metric]:.4g}" for row in ("last", "best")
+        named = [f"{row} {mean_and_std([summary[row][metric]])}" for row in ("last", "best")
                  if summary[row].get(metric) is not None]  # fmt: skip
         self._say(trial, f"{what}: {metric} {', '.join(named) or 'no number'}, {trial.folder}")
 
@@ -390,8 +397,8 @@ def mean_and_std(numbers: Sequence[float]) -> str:
     """As 98.05 ± 0.31, the standard deviation with n - 1; without it for a single number."""
     if not numbers:
         return "-"
-    mean = f"{statistics.fmean(numbers):#.4g}"
-    return f"{mean} ± {statistics.stdev(numbers):#.2g}" if len(numbers) > 1 else mean
+    mean = f"{statistics.fmean(numbers):#.4g}".rstrip(".")
+    return f"{mean} ± {statistics.stdev(numbers):#.2g}".rstrip(".") if len(numbers) > 1 else mean
 
 
 def results_table(sweep: Sweep, settings: Sequence[Setting]) -> Table:

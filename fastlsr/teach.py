@@ -88,7 +88,9 @@ def refuse_place(out: Path) -> None:
     """
     if out.suffix != ".safetensors":
         raise InputError(f"--out={out}: expected a file that ends in .safetensors")
-    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+    if out.is_dir():
+        raise InputError(f"--out={out} is a folder")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise InputError(f"--out={out} cannot be written: {out.parent} is no folder that can be written to")
 
 

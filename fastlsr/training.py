@@ -15,7 +15,7 @@ import torch
 
 from fastlsr.config import Config, differences, from_dict
 from fastlsr.data.folds import fold_name, training_count
-from fastlsr.data.loader import Batch, input_resolution
+from fastlsr.data.loader import Batch, input_resolution, refuse_paged_pairs
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import data_digests, split_paths
 from fastlsr.data.teacher import save_labels
@@ -90,6 +90,8 @@ def describe(config: Config) -> Iterator[str]:
         backbone = f", backbone {factor * config.optim.backbone_lr:.6g}" if config.optim.backbone_lr else ""
         yield f"  from epoch {epoch + 1}: {factor * config.optim.lr:.6g}{backbone}"
     yield f"run: {Path(config.run.dir) / config.run_name()}"
+    if any(phase.pair_weight for phase in phases(config.method, config.train.epochs)):
+        refuse_paged_pairs(config.data)
     inspect(config)
     train = read_manifest(split_paths(config)[0])
     read_teacher(config, train, torch.device("cpu"))

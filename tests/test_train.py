@@ -17,7 +17,7 @@ from fastlsr.config import load
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.teacher import class_labels
 from fastlsr.engine import checkpoint
-from fastlsr.errors import InputError
+from fastlsr.errors import InputError, exit_on_input_error
 from fastlsr.files import sole_use
 from fastlsr.labels.methods import METHODS
 
@@ -308,17 +308,31 @@ def test_phases_that_are_alike_are_one_line(command, tmp_path, capsys):
     assert "  2 to 4. epochs 2 to 4: each 1 epoch towards 0.5 onehot(y) + 0.5 S[y]" in said
 
 
-def test_a_reader_that_has_enough_ends_a_command_without_a_word():
-    done = subprocess.Popen([sys.executable, "-m", "fastlsr.train", "--help"], stdout=subprocess.PIPE,
+@pytest.mark.parametrize("help", [True, False])
+def test_a_reader_that_has_enough_ends_a_command_without_a_word(command, tmp_path, help):
+    words = ["--help"] if help else command(tmp_path / "run")
+    done = subprocess.Popen([sys.executable, "-m", "fastlsr.train", *words], stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"})  # fmt: skip
+    done.stdout.readline()
     done.stdout.close()
     assert done.stderr.read() == b"" and done.wait() == 141
+
+
+def test_another_connection_that_breaks_is_no_reader_that_has_enough():
+    with pytest.raises(BrokenPipeError), exit_on_input_error():
+        raise BrokenPipeError
 
 
 def test_a_command_without_options_is_answered_with_its_usage(capsys):
     with pytest.raises(SystemExit) as exit:
         train.main([])
     assert exit.value.code == 2 and "usage: python -m fastlsr.train --cfg FILE" in capsys.readouterr().err
+
+
+def test_dry_run_refuses_pairs_without_the_file_cache(command, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit:
+        train.main([*command(tmp_path / "run", method__name="cs_kd", data__os_cache="false"), "--dry-run"])
+    assert exit.value.code == 2 and "data.os_cache=false" in capsys.readouterr().err
 
 
 def test_dry_run_refuses_a_teacher_that_the_run_would(command, tmp_path, capsys):

@@ -7,7 +7,7 @@ _MUCH_LARGER = 1.5  # a stored side over the side used: from here on decoding co
 
 
 def remedies(
-    manifest: Manifest, data: Data, *, resolution: int, workers: int, cores: int, memory_bytes: int
+    manifest: Manifest, data: Data, *, resolution: int, workers: int, cores: int, memory_bytes: int, paired: bool
 ) -> list[str]:
     """What would make loading faster, each with the fact that speaks for it; the likeliest first, at least one.
 
@@ -15,9 +15,10 @@ def remedies(
         resolution: side of the network's input, pixels.
         workers: threads that decode now, of as many as `cores`.
         memory_bytes: the machine's.
+        paired: whether each image comes with another of its class, which goes with the system's file cache alone.
     """
     side, found = max(manifest.heights[1], manifest.widths[1]), []
-    if data.os_cache and manifest.bytes > memory_bytes:
+    if data.os_cache and not paired and manifest.bytes > memory_bytes:
         found.append("data.os_cache=false data.order=quasi_random (the file is larger than the memory)")
     if not data.os_cache and manifest.bytes < memory_bytes / 2:
         found.append("data.os_cache=true (the file fits into memory)")

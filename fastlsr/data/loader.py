@@ -84,10 +84,10 @@ class Loader:
         subset: Subset = whole,
         paired: bool = False,
     ):
-        if paired and not data.os_cache:
-            raise InputError("data.os_cache=false: pairs come from all over the file, so this method needs true")
+        if paired:
+            refuse_paged_pairs(data)
         self.manifest: Manifest = verify(beton)
-        self._data = data
+        self._data, self._paired = data, paired
         self.resolution: int = input_resolution(self.manifest, data)
         self.wait_seconds = 0.0  # spent waiting for data in the epoch under way, or in the last one
         self.first_wait_seconds = 0.0  # of them for the first batch, which nothing could be done during
@@ -146,6 +146,7 @@ class Loader:
             workers=self.workers,
             cores=numba.config.NUMBA_NUM_THREADS,
             memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+            paired=self._paired,
         )
 
     def _timed_next(self, thread: "_EpochThread") -> Batch | None:
@@ -183,6 +184,16 @@ def test_crop(manifest: Manifest, data: Data) -> augment.Crop:
     if _own_side(manifest) == resolution:
         return augment.whole_image(resolution)
     return augment.central_crop(resolution)
+
+
+def refuse_paged_pairs(data: Data) -> None:
+    """None, for a method that pairs images.
+
+    Raises:
+        InputError: without the system's file cache.
+    """
+    if not data.os_cache:
+        raise InputError("data.os_cache=false: pairs come from all over the file, so this method needs true")
 
 
 def worker_count(requested: int, *, device: torch.device) -> int:

@@ -77,7 +77,7 @@ class RunLog:
                 raise InputError(f"log.wandb={self.config.log.wandb}: {reason}") from None
             self.say(f"warning: W&B cannot be reached, logging offline ({reason})")
             self._start_wandb("offline", run)
-        if self.wandb.id != wandb_id:
+        if self.wandb.id != wandb_id and not self.wandb.resumed:
             for row in rows:
                 self.wandb.log(row)
 
@@ -135,9 +135,14 @@ class RunLog:
                 self.wandb.finish(exit_code=exit_code)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704  rich calls this while it handles the error, and would exit with 1 here
+
+
 def terminal() -> Console:
     """A console for lines that are never cut off."""
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+    return _Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
 
 
 @contextmanager

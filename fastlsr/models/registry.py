@@ -92,8 +92,8 @@ def _refuse_size(model: nn.Module, name: str, resolution: int) -> None:
     try:
         with torch.inference_mode():
             model.eval()(torch.zeros(1, 3, resolution, resolution))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise InputError(f"model.name={name} does not take images of {resolution} pixels: {reason}") from None
     model.train()
 

@@ -8,7 +8,7 @@ from fastlsr.config import Data
 from fastlsr.data.advice import remedies
 from fastlsr.data.manifest import read_manifest
 
-_ALL = {"resolution": 224, "workers": 4, "cores": 4, "memory_bytes": 10**10}
+_ALL = {"resolution": 224, "workers": 4, "cores": 4, "memory_bytes": 10**10, "paired": False}
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +25,7 @@ def photographs(digits_dir):
         ({}, {"workers": 1}, ["data.workers=4", "--write-mode raw"]),
         ({}, {"memory_bytes": 5 * 10**9}, ["a smaller data.resolution"]),
         ({}, {"memory_bytes": 9 * 10**8}, ["data.os_cache=false data.order=quasi_random"]),
+        ({}, {"memory_bytes": 9 * 10**8, "paired": True}, ["a smaller data.resolution"]),
         ({}, {"resolution": 128}, ["--max-resolution (300 pixels are stored, 128 used)", "--write-mode raw"]),
         ({"os_cache": False}, {}, ["data.os_cache=true", "--write-mode raw"]),
         ({"os_cache": False}, {"memory_bytes": 10**9}, ["data.order=quasi_random"]),

@@ -88,7 +88,9 @@ def test_timm_s_weights_are_refused_for_an_own_network():
     assert "timm/resnet18" in refusal("resnet18", pretrained="timm")
 
 
-@pytest.mark.parametrize(("name", "resolution"), [("vit_tiny_patch16_224", 8), ("vgg11", 16), ("inception_v3", 32)])
+@pytest.mark.parametrize(
+    ("name", "resolution"), [("vit_tiny_patch16_224", 8), ("vgg11", 16), ("inception_v3", 32), ("mvitv2_tiny", 40)]
+)
 def test_images_too_small_for_a_model_are_one_line(name, resolution):
     assert f"does not take images of {resolution} pixels" in refusal(name, resolution=resolution)
 
