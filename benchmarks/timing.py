@@ -52,8 +52,7 @@ def in_turns(
     """Contender -> seconds of each round. Every round runs each contender once, after `warm` rounds that do not count.
 
     The order turns by one each round and runs backwards in every other, so that nobody always follows the same other.
-    A contender that answers a number
-    has timed itself, and that number counts.
+    A contender that answers a number has timed itself, and that number counts.
     """
     names, seconds = list(contenders), {name: [] for name in contenders}
     for number in range(warm + rounds):

@@ -136,14 +136,10 @@ def plain(job: Job, out: Path) -> tuple[Callable[[], Iterator[None]], Callable[[
     return train, finish
 
 
-def timm(job: Job, out: Path) -> tuple[Callable[[], Iterator[None]], Callable[[], None]]:
-    """The same from timm's parts."""
+def timm_loaders(job: Job):
+    """timm's loaders of the training and the test images, with the crops of the plain loop."""
     from timm.data import create_dataset, create_loader
     from timm.data.transforms import MaybePILToTensor
-    from timm.loss import LabelSmoothingCrossEntropy
-    from timm.optim import create_optimizer_v2
-    from timm.scheduler import create_scheduler_v2
-    from timm.utils import AverageMeter, CheckpointSaver, accuracy
     from torchvision import transforms
 
     prefetch = job.device.type == "cuda"
@@ -151,11 +147,21 @@ def timm(job: Job, out: Path) -> tuple[Callable[[], Iterator[None]], Callable[[]
                "num_workers": job.workers, "use_prefetcher": prefetch, "pin_memory": prefetch}  # fmt: skip
     data = create_dataset("torch/cifar100", root=str(job.folder), split="train", is_training=True)
     held_out = create_dataset("torch/cifar100", root=str(job.folder), split="validation")
-    loader = create_loader(data, is_training=True, **options)
-    test = create_loader(held_out, **options)
+    loaders = create_loader(data, is_training=True, **options), create_loader(held_out, **options)
     whole = [MaybePILToTensor()] if prefetch else [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     crop = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
     data.transform, held_out.transform = transforms.Compose([*crop, *whole]), transforms.Compose(whole)
+    return loaders
+
+
+def timm(job: Job, out: Path) -> tuple[Callable[[], Iterator[None]], Callable[[], None]]:
+    """The same from timm's parts."""
+    from timm.loss import LabelSmoothingCrossEntropy
+    from timm.optim import create_optimizer_v2
+    from timm.scheduler import create_scheduler_v2
+    from timm.utils import AverageMeter, CheckpointSaver, accuracy
+
+    loader, test = timm_loaders(job)
     network = job.network()
     optimizer = create_optimizer_v2(network, opt="sgd", lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     steps = len(loader)

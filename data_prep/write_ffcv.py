@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
 
@@ -28,20 +27,11 @@ from fastlsr.data.encoding import WRITE_MODES, Encoding  # noqa: E402
 from fastlsr.data.manifest import Manifest, manifest_path  # noqa: E402
 from fastlsr.data.sources import SOURCES, Dataset, read_dataset, subset  # noqa: E402
 from fastlsr.data.writing import write_beton  # noqa: E402
-from fastlsr.errors import InputError, exit_on_input_error  # noqa: E402
+from fastlsr.errors import InputError, Parser, exit_on_input_error  # noqa: E402
 from fastlsr.files import sole_use  # noqa: E402
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit code 2."""
-        print(f"error: {message}; -h lists the options", file=sys.stderr)
-        sys.exit(2)
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options, with the data sets described below them."""
     lines = [f"  {name:14} {_described(source.encoding)}; {source.note}" for name, source in SOURCES.items()]
     made = Parser(
@@ -71,11 +61,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that partial files are removed
     try:
         with exit_on_input_error():
-            write_splits(options)
+            write_splits(parser().parse_args(arguments))
     except KeyboardInterrupt:
         sys.exit(130)
 

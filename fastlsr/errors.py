@@ -1,11 +1,13 @@
 """The exceptions that a command answers in one line, and what it does with "the user can mend this"."""
 
+import argparse
 import contextlib
 import os
 import select
 import signal
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 
 class InputError(Exception):
@@ -17,6 +19,14 @@ class InputError(Exception):
 
 class TrainingFailed(Exception):
     """Training cannot go on, through no fault of the input's form; the message says where it stopped."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `InputError` for what it cannot read, where argparse would print several lines."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError."""
+        raise InputError(f"{message}; --help lists the options")
 
 
 @contextlib.contextmanager

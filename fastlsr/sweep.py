@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -32,7 +32,7 @@ from rich.table import Table
 from fastlsr.config import Config, differences, load, read_arguments
 from fastlsr.data.manifest import digest_of
 from fastlsr.data.splits import data_digests
-from fastlsr.errors import InputError, exit_on_input_error
+from fastlsr.errors import InputError, Parser, exit_on_input_error
 from fastlsr.files import sole_use
 from fastlsr.labels.methods import phases
 from fastlsr.search import Sweep, Values, read_sweep
@@ -126,15 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1 if refused or runner.failed else 0
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises InputError."""
-        raise InputError(f"{message}; --help lists the options")
-
-
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         prog="python -m fastlsr.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

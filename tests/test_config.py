@@ -58,6 +58,7 @@ def test_the_resolved_yaml_reads_back_as_itself(tmp_path):
         (["--optim.lr=nan"], "optim.lr=nan"),
         (["--optim.lr=-1"], "at least 0"),
         (["--method.smoothing=1.5"], "from 0 to 1"),
+        (["--train.ema=1"], "from 0 to 0.999999"),  # it would never leave the first weights
         (["--data.flip=maybe"], "true or false"),
         (["--train.precision=fp8"], "one of auto, bf16, fp32, fp16"),
         (["--train.epochs"], "needs a value"),

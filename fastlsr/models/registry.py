@@ -90,7 +90,7 @@ def _build_timm(name: str, *, classes: int, pretrained: str, resolution: int) ->
 def _refuse_size(model: nn.Module, name: str, resolution: int) -> None:
     """Refuses a network for larger images than these; one of them is tried, since timm does not know."""
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: some networks keep tensors that they make here
             model.eval()(torch.zeros(1, 3, resolution, resolution))
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
