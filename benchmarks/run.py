@@ -25,6 +25,7 @@ BENCHMARKS = {
 }  # fmt: skip
 ABOUT = ("spread", "bars", "work", "device", "python", "versions", "commit", "printed")  # no figures
 MOST_SECONDS, SECONDS_TO_END = 1800, 20
+REASONS = "## Bars that were not met"
 
 
 def run(name: str, given: dict[str, Path | None]) -> dict:
@@ -74,7 +75,12 @@ def held(value: float, bar: str) -> bool:
 
 
 def write_report(path: Path, answers: dict[str, dict]) -> None:
-    """Writes the report of what was measured so far, and the same as JSON beside it."""
+    """Writes the report of what was measured so far, and the same as JSON beside it.
+
+    What was written by hand at the end of a former one, from the heading `REASONS` on, stays.
+    """
+    former = path.read_text(encoding="utf-8") if path.exists() else ""
+    _, heading, reasons = former.partition(f"\n{REASONS}\n")
     answers = {name: answers[name] for name in BENCHMARKS if name in answers}
     ran = next((answer for answer in answers.values() if "device" in answer), {})
     versions = ", ".join(f"{package} {version}" for package, version in ran.get("versions", {}).items())
@@ -88,7 +94,7 @@ def write_report(path: Path, answers: dict[str, dict]) -> None:
     for name, answer in answers.items():
         commit = f"Commit {answer['commit']}." if "commit" in answer else "It failed."
         lines += [f"## {name}", "", commit, "", "```", answer["printed"].strip("\n"), "```", ""]
-    path.write_text("\n".join(lines), encoding="utf-8")
+    path.write_text("\n".join(lines) + heading + reasons, encoding="utf-8")
     path.with_suffix(".json").write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
 
 

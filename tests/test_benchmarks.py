@@ -135,12 +135,15 @@ def test_a_benchmark_that_fails_is_in_the_report_and_the_rest_goes_on(reported):
     assert "fast" in figures["good"] and "fast" not in figures["bad"]
 
 
-def test_what_is_run_again_on_the_same_day_takes_its_former_part_and_leaves_the_others(reported):
+def test_what_is_run_again_on_the_same_day_takes_its_former_part_and_leaves_the_others(reported, tmp_path):
     reported({"good": GOOD, "other": GOOD.replace("3", "5")})
+    (report,) = (tmp_path / "reports").glob("*.md")
+    report.write_text(report.read_text() + f"\n{run.REASONS}\n\nbecause\n")
     code, text, figures = reported({"good": GOOD.replace("3", "4"), "other": GOOD}, "--only=good")
     assert code == 0
     assert figures["good"]["fast"] == 4 and figures["other"]["fast"] == 5
     assert "| good | `fast` | 4 |" in text and "| other | `fast` | 5 |" in text
+    assert text.endswith(f"\n{run.REASONS}\n\nbecause\n")
 
 
 def test_one_that_does_not_end_is_given_up(reported, monkeypatch):
