@@ -384,7 +384,7 @@ def test_wandb_offline_mirrors_the_rows(command, tmp_path):
 
 
 def test_an_agent_that_waits_for_a_run_gets_the_rows_of_one_that_was_finished_before(command, tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     folder = tmp_path / "run"
     words = command(folder, train__epochs=2, log__wandb="offline")
     monkeypatch.setenv("WANDB_RUN_ID", "first")
@@ -393,6 +393,7 @@ def test_an_agent_that_waits_for_a_run_gets_the_rows_of_one_that_was_finished_be
     assert [path.name for path in folder.glob("wandb/offline-run-*/*.wandb")] == ["run-first.wandb"]
     monkeypatch.setenv("WANDB_RUN_ID", "second")
     assert train.main(words) == 0
+    wandb.teardown()  # its service has then written what it was given
     (kept,) = folder.glob("wandb/offline-run-*/run-second.wandb")
     for row in map(json.loads, rows.splitlines()):
         assert repr(row["test/nll"]).encode() in kept.read_bytes()
