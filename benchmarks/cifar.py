@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fastlsr.data.encoding import Encoding
-from fastlsr.data.writing import Samples, write_beton
+from fastlsr.data.prepare.encoding import Encoding
+from fastlsr.data.prepare.writing import Samples, write_beton
 
 CLASSES = 100
 

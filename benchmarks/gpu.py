@@ -55,17 +55,17 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastlsr.data.encoding import Encoding
 from fastlsr.data.loader import Batch
-from fastlsr.data.sources import read_dataset
-from fastlsr.data.writing import Samples, write_beton
+from fastlsr.data.prepare.encoding import Encoding
+from fastlsr.data.prepare.sources import read_dataset
+from fastlsr.data.prepare.writing import Samples, write_beton
 from fastlsr.engine.log import RunLog
+from fastlsr.engine.loop import StopRequest, train_epoch
 from fastlsr.engine.runtime import choose_device, peak_memory_bytes, set_up_torch
 from fastlsr.engine.schedule import set_learning_rate
 from fastlsr.engine.session import Session
 from fastlsr.engine.step import TrainStep
 from fastlsr.labels.losses import soft_target_cross_entropy
-from fastlsr.training import StopRequest, train_epoch
 
 BARS = {
     "loss_bandwidth_share": at_least(0.6),

@@ -38,15 +38,15 @@ import torch
 from timing import Report, at_most, in_turns
 
 from fastlsr.config import load
-from fastlsr.data.encoding import Encoding
 from fastlsr.data.loader import Loader
-from fastlsr.data.writing import Samples, write_beton
+from fastlsr.data.prepare.encoding import Encoding
+from fastlsr.data.prepare.writing import Samples, write_beton
 from fastlsr.engine.log import RunLog
+from fastlsr.engine.loop import StopRequest, run_epochs
 from fastlsr.engine.runtime import set_up_torch
 from fastlsr.engine.session import Session
 from fastlsr.labels.class_means import ClassMeans
 from fastlsr.labels.losses import soft_target_cross_entropy
-from fastlsr.training import StopRequest, run_epochs
 
 CPU = torch.device("cpu")
 BATCH = 128

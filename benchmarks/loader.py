@@ -41,10 +41,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from fastlsr.config import Data
-from fastlsr.data.beton import ALLOCATION, HEADER
-from fastlsr.data.encoding import Encoding, load_rgb, shrunk
 from fastlsr.data.loader import Loader
-from fastlsr.data.writing import Samples, write_beton
+from fastlsr.data.prepare.beton import ALLOCATION, HEADER
+from fastlsr.data.prepare.encoding import Encoding, load_rgb, shrunk
+from fastlsr.data.prepare.writing import Samples, write_beton
 from fastlsr.engine.runtime import set_up_torch
 from fastlsr.engine.step import Classifier
 
@@ -224,7 +224,7 @@ def write(images, path: Path, encoding: Encoding) -> Path:
 
 
 def small_images(report: Report, images: int, rounds: int, counts: list[int], scratch: Path) -> None:
-    """torchvision is given a fifth of the images, for it takes a fiftieth of the speed; its seconds are scaled."""
+    """Torchvision is given a fifth of the images, for it takes a fiftieth of the speed; its seconds are scaled."""
     pixels = np.random.default_rng(0).integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
     beton = write(pixels, scratch / "small.beton", Encoding())
     share = 5

@@ -40,9 +40,9 @@ import torch
 from timing import Report, at_least, in_turns
 from torch import Tensor, nn
 
-from fastlsr.data.encoding import Encoding
-from fastlsr.data.sources import Samples
-from fastlsr.data.writing import write_beton
+from fastlsr.data.prepare.encoding import Encoding
+from fastlsr.data.prepare.sources import Samples
+from fastlsr.data.prepare.writing import write_beton
 from fastlsr.engine.runtime import choose_device, choose_precision, threads
 from fastlsr.engine.step import AUTOCAST
 from fastlsr.models import build_model
@@ -137,7 +137,7 @@ def plain(job: Job, out: Path) -> tuple[Callable[[], Iterator[None]], Callable[[
 
 
 def timm_loaders(job: Job):
-    """timm's loaders of the training and the test images, with the crops of the plain loop."""
+    """Timm's loaders of the training and the test images, with the crops of the plain loop."""
     from timm.data import create_dataset, create_loader
     from timm.data.transforms import MaybePILToTensor
     from torchvision import transforms
@@ -238,7 +238,7 @@ def contend(name: str, job: Job, out: Path, formats: list[bool]) -> None:
 
 
 def use_files_without_checksums() -> None:
-    """torchvision checks that its files are the official ones, whole; ours are a part of them, or random."""
+    """Torchvision checks that its files are the official ones, whole; ours are a part of them, or random."""
     from torchvision.datasets import CIFAR100
 
     CIFAR100.train_list, CIFAR100.test_list = [["train", None]], [["test", None]]

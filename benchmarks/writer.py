@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 from timing import Report, at_least, in_turns
 
-from fastlsr.data.encoding import Encoding
-from fastlsr.data.sources import SOURCES
-from fastlsr.data.writing import Samples, write_beton
+from fastlsr.data.prepare.encoding import Encoding
+from fastlsr.data.prepare.sources import SOURCES
+from fastlsr.data.prepare.writing import Samples, write_beton
 
 BARS = {"arrays_vs_ffcv": at_least(0.9), "photographs_vs_ffcv": at_least(0.9)}
 _RAW = Encoding(mode="raw")

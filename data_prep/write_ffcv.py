@@ -21,14 +21,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
 
-from tqdm import tqdm  # noqa: E402
+from tqdm import tqdm
 
-from fastlsr.data.encoding import WRITE_MODES, Encoding  # noqa: E402
-from fastlsr.data.manifest import Manifest, manifest_path  # noqa: E402
-from fastlsr.data.sources import SOURCES, Dataset, read_dataset, subset  # noqa: E402
-from fastlsr.data.writing import write_beton  # noqa: E402
-from fastlsr.errors import InputError, Parser, exit_on_input_error  # noqa: E402
-from fastlsr.files import sole_use  # noqa: E402
+from fastlsr.cli import Parser, exit_on_input_error
+from fastlsr.data.manifest import Manifest, manifest_path
+from fastlsr.data.prepare.encoding import WRITE_MODES, Encoding
+from fastlsr.data.prepare.sources import SOURCES, Dataset, read_dataset, subset
+from fastlsr.data.prepare.writing import write_beton
+from fastlsr.errors import InputError
+from fastlsr.files import sole_use
 
 
 def parser() -> Parser:

@@ -1,6 +1,8 @@
 """fastlsr: a fast, traceable trainer for label-smoothing research (TSLA, COLAM and their kin)."""
 
 import os
+import sys
+from types import TracebackType
 
 __version__ = "0.1.0"
 
@@ -13,3 +15,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 if os.access(_cache if os.path.isdir(_cache) else os.path.dirname(_cache), os.W_OK):
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(_cache, "fastlsr", "inductor"))
+
+
+def _without_traceback(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)  # Python then ends the process by SIGINT, exit code 130 in a shell
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+if sys.argv[:1] == ["-m"]:  # `python -m fastlsr.COMMAND` begins: Ctrl-C while it imports is no error
+    sys.excepthook = _without_traceback

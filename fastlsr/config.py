@@ -20,6 +20,7 @@ import fastargs
 import yaml
 from fastargs.validation import Checker
 
+from fastlsr.cli import read_arguments
 from fastlsr.errors import InputError
 
 LARGEST_SMALL_IMAGE = 64  # pixels: up to here equal images are used at their own size, by networks of their own
@@ -295,37 +296,6 @@ def _read_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(tree, Mapping) or not all(isinstance(key, str) for key in tree):
         raise InputError(f"{path}: expected sections of options, such as `train: {{epochs: 10}}`")
     return _flat(tree)
-
-
-def read_arguments(arguments: Sequence[str], flags: Sequence[str] = ()) -> tuple[str, dict[str, str], set[str]]:
-    """(config file or "", overrides as `section.key` to text, flags seen) from a command line.
-
-    Options are spelled `--section.key=value` or `--section.key value`, as a W&B agent does; `--cfg FILE` names the
-    YAML; `flags` are the bare switches this command knows.
-
-    Raises:
-        InputError: for a word that is no option, or an option without its value.
-    """
-    path, overrides, seen = "", {}, set()
-    words = iter(arguments)
-    for word in words:
-        if not word.startswith("--"):
-            raise InputError(f"{word!r} is not an option; options are spelled --section.key=value")
-        name, equals, value = word[2:].partition("=")
-        if name in flags and not equals:
-            seen.add(name)
-            continue
-        if not equals:
-            value = next(words, None)
-            if value is None or value.startswith("--"):
-                close = difflib.get_close_matches(name, flags, 1)
-                hint = f"; did you mean --{close[0]}?" if close else f": --{name}=value"
-                raise InputError(f"--{name} needs a value{hint}")
-        if name == "cfg":
-            path = value
-        else:
-            overrides[name] = value
-    return path, overrides, seen
 
 
 def load(path: str | Path = "", overrides: Mapping[str, Any] | Sequence[str] = ()) -> Config:

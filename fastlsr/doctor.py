@@ -241,7 +241,7 @@ def write_read_train() -> Iterator[Finding]:
 
 
 def self_check(folder: Path) -> dict:
-    """images (how many), first and last (mean loss of an epoch), from training a tiny network on generated images.
+    """Images (how many), first and last (mean loss of an epoch), from training a tiny network on generated images.
 
     Two classes, dark and light noise, so that a few steps are enough to see the loss fall.
     """
@@ -250,7 +250,7 @@ def self_check(folder: Path) -> dict:
 
     from fastlsr.config import Data
     from fastlsr.data.loader import Loader
-    from fastlsr.data.writing import Samples, write_beton
+    from fastlsr.data.prepare.writing import Samples, write_beton
 
     labels = np.arange(256) % 2
     noise = np.random.default_rng(0).integers(0, 128, size=(256, 16, 16, 3))

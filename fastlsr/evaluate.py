@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastlsr.config import Config, from_dict, load, read_arguments
-from fastlsr.errors import InputError, exit_on_input_error
+from fastlsr.cli import exit_on_input_error, read_arguments
+from fastlsr.config import Config, from_dict, load
+from fastlsr.errors import InputError
 from fastlsr.labels.methods import phases
 
 CHANGEABLE = ("data.dir", "data.val", "data.workers", "train.device")

@@ -23,11 +23,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastlsr.config import Config, from_dict, load, read_arguments
-from fastlsr.data.folds import fold_name
+from fastlsr.cli import exit_on_input_error, read_arguments
+from fastlsr.config import Config, from_dict, load
 from fastlsr.data.manifest import read_manifest
-from fastlsr.data.splits import split_paths
-from fastlsr.errors import InputError, exit_on_input_error
+from fastlsr.data.splits import fold_name, split_paths
+from fastlsr.errors import InputError
 
 OWN = ("model", "checkpoint", "out")
 PLACES = ("dataset", "dir", "train", "val", "batch_size", "workers", "os_cache")  # data: the same images for all that
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("loading torch and FFCV", flush=True)
         try:
             # Here and not above: it takes seconds, and most of what can be wrong has been said by now.
-            from fastlsr import teaching
+            from fastlsr.engine import teaching
 
             state = teaching.read_run(Path(run)) if run else None
             teaching.teach(config or config_of_run(state, path, options, model), state, Path(out))

@@ -10,9 +10,10 @@ import sys
 import time
 from collections.abc import Mapping
 
-from fastlsr.config import Config, differences, load, read_arguments, usage
+from fastlsr.cli import exit_on_input_error, read_arguments
+from fastlsr.config import Config, differences, load, usage
 from fastlsr.data.splits import data_digests
-from fastlsr.errors import InputError, TrainingFailed, exit_on_input_error
+from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.labels.methods import options_of, overview, phases
 
 
@@ -34,13 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
         print("loading torch, FFCV and W&B", flush=True)
         try:
             # Here and not above: it takes seconds, and most of what can be wrong has been said by now.
-            from fastlsr import training
+            from fastlsr.engine import loop
 
             if "dry-run" in flags:
-                for line in training.describe(config):
+                for line in loop.describe(config):
                     print(line, flush=True)
                 return 0
-            return training.train(config, started=started)
+            return loop.train(config, started=started)
         except TrainingFailed as error:
             print(f"failed: {error}; the last checkpoint, if there is one, is good", file=sys.stderr)
             return 1

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastlsr.data.encoding import Encoding
-from fastlsr.data.sources import SOURCES, Dataset, read_dataset
-from fastlsr.data.writing import write_beton
+from fastlsr.data.prepare.encoding import Encoding
+from fastlsr.data.prepare.sources import SOURCES, Dataset, read_dataset
+from fastlsr.data.prepare.writing import write_beton
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -5,7 +5,8 @@ import json
 import pytest
 from torch._dynamo.utils import counters
 
-from fastlsr import evaluate, train, training
+from fastlsr import evaluate, train
+from fastlsr.engine import loop
 
 OPTIONS = {
     "data.dataset": "digits", "data.batch_size": 400, "data.flip": "false", "model.name": "resnet8", "optim.lr": 0.01,
@@ -25,13 +26,13 @@ def compiled_graphs(monkeypatch):
     """Graphs compiled after each row that a run logs."""
     counters.clear()
     counts = []
-    row = training.RunLog.row
+    row = loop.RunLog.row
 
     def counting(log, values):
         counts.append(counters["stats"]["unique_graphs"])
         row(log, values)
 
-    monkeypatch.setattr(training.RunLog, "row", counting)
+    monkeypatch.setattr(loop.RunLog, "row", counting)
     return counts
 
 

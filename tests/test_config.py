@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlsr.config import Config, differences, from_dict, is_incidental, load, read_arguments
+from fastlsr.cli import read_arguments
+from fastlsr.config import Config, differences, from_dict, is_incidental, load
 from fastlsr.errors import InputError
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastlsr.config import load
-from fastlsr.data.sources import SOURCES
+from fastlsr.data.prepare.sources import SOURCES
 from fastlsr.labels.methods import METHODS, phases
 from fastlsr.models import build_model
 

@@ -16,9 +16,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from fastlsr import teach, train
-from fastlsr.config import load, read_arguments
-from fastlsr.data.folds import fold_of_sample
+from fastlsr.cli import read_arguments
+from fastlsr.config import load
 from fastlsr.data.manifest import read_manifest
+from fastlsr.data.splits import fold_of_sample
 from fastlsr.engine import checkpoint
 from fastlsr.engine.session import training_loader
 from fastlsr.engine.step import Classifier

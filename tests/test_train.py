@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastlsr import evaluate, train, training
+from fastlsr import evaluate, train
+from fastlsr.cli import exit_on_input_error
 from fastlsr.config import load
 from fastlsr.data.manifest import read_manifest
-from fastlsr.data.teacher import class_labels
-from fastlsr.engine import checkpoint
-from fastlsr.errors import InputError, exit_on_input_error
+from fastlsr.data.soft_labels import class_labels
+from fastlsr.engine import checkpoint, loop
+from fastlsr.errors import InputError
 from fastlsr.files import sole_use
 from fastlsr.labels.methods import METHODS
 
@@ -173,7 +174,7 @@ def test_methods_meet_at_their_ends(command, tmp_path, one, other):
 
 @pytest.mark.parametrize(("share", "times"), [(-1, 1), (1, 0)])
 def test_a_slow_loader_is_told_of_once_a_run(command, tmp_path, monkeypatch, capsys, share, times):
-    monkeypatch.setattr(training, "WAITING_SHARE", share)
+    monkeypatch.setattr(loop, "WAITING_SHARE", share)
     assert train.main(command(tmp_path / "run", train__epochs=2)) == 0
     assert capsys.readouterr().out.count("waited for data") == times
 
@@ -409,5 +410,5 @@ def test_an_agent_that_waits_for_a_run_gets_the_rows_of_one_that_was_finished_be
     ],
 )
 def test_soft_labels_that_say_nothing_are_a_warning(table, words, warns):
-    line = training.describe_soft_labels(table, advise=True)
+    line = loop.describe_soft_labels(table, advise=True)
     assert words in line and ("warning" in line) == warns

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastlsr.config import from_dict, read_arguments
+from fastlsr.cli import exit_on_input_error, read_arguments
+from fastlsr.config import from_dict
 from fastlsr.engine import checkpoint
 from fastlsr.engine.session import evaluation_loader, trained_network
-from fastlsr.errors import InputError, exit_on_input_error
+from fastlsr.errors import InputError
 
 USAGE = "usage: python -m fastlsr.analysis.templates RUN --classes=A,B,C"
 

@@ -35,9 +35,9 @@ from fastlsr.data.ffcv_parts import (
     ToTorchImage,
     select_buffer,
 )
-from fastlsr.data.folds import Subset, whole
 from fastlsr.data.manifest import Manifest, verify
 from fastlsr.data.order import epoch_order, page_of_sample, peers_of
+from fastlsr.data.splits import Subset, whole
 from fastlsr.data.storage import MappedFile, PagedFile
 from fastlsr.errors import InputError
 

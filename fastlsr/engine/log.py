@@ -137,7 +137,7 @@ class RunLog:
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        raise  # noqa: PLE0704  rich calls this while it handles the error, and would exit with 1 here
+        raise
 
 
 def terminal() -> Console:

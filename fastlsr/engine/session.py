@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from fastlsr.config import Config, Data
-from fastlsr.data.folds import fold_name, held_out_subset, training_subset
 from fastlsr.data.loader import Batch, Loader
 from fastlsr.data.manifest import Manifest, digest_of
-from fastlsr.data.splits import data_digests, split_paths
-from fastlsr.data.teacher import SampleLabels, class_labels, sample_labels
+from fastlsr.data.soft_labels import SampleLabels, class_labels, sample_labels
+from fastlsr.data.splits import data_digests, fold_name, held_out_subset, split_paths, training_subset
 from fastlsr.engine.evaluation import evaluate
 from fastlsr.engine.runtime import choose_compile, choose_precision
 from fastlsr.engine.schedule import Schedule, build_optimizer, set_learning_rate

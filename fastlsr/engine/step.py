@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlsr.data.augment import scale_rows
-from fastlsr.data.teacher import SampleLabels
+from fastlsr.data.soft_labels import SampleLabels
 from fastlsr.labels.class_means import ClassMeans
 from fastlsr.labels.losses import pair_divergence, redrawn, soft_target_cross_entropy
 from fastlsr.labels.methods import Phase

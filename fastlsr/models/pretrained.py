@@ -82,7 +82,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def download(name: str, *, classes: int, **options: Any) -> nn.Module:
-    """timm's model with the weights that timm downloads for it (or has in its cache), and a head for `classes`.
+    """Timm's model with the weights that timm downloads for it (or has in its cache), and a head for `classes`.
 
     Args:
         name: as timm knows it, with or without a tag.

@@ -99,7 +99,7 @@ def _refuse_size(model: nn.Module, name: str, resolution: int) -> None:
 
 
 def _size_option(name: str, resolution: int) -> dict[str, Any]:
-    """timm's `img_size`, for the models (mostly transformers) made for one size of image, if it is another."""
+    """Timm's `img_size`, for the models (mostly transformers) made for one size of image, if it is another."""
     import timm
 
     source = timm.get_pretrained_cfg(name)

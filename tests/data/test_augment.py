@@ -13,7 +13,7 @@ from torchvision.transforms.functional import resized_crop
 
 from fastlsr.data import augment
 from fastlsr.data.augment import Rows, below, central_box, random_window, sample_key, uniform
-from fastlsr.data.encoding import jpeg
+from fastlsr.data.prepare.encoding import jpeg
 
 DRAWS = 20_000
 

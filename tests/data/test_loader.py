@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from fastlsr.config import Data
-from fastlsr.data.encoding import Encoding
 from fastlsr.data.loader import Loader, input_resolution, train_crop, worker_count
 from fastlsr.data.manifest import digest_of, read_manifest, write_manifest
-from fastlsr.data.writing import Samples, write_beton
+from fastlsr.data.prepare.encoding import Encoding
+from fastlsr.data.prepare.writing import Samples, write_beton
 from fastlsr.errors import InputError
 
 CPU = torch.device("cpu")

@@ -201,7 +201,7 @@ def test_a_model_for_which_timm_has_no_weights_is_refused():
 
 
 OFFLINE = """
-from fastlsr.errors import exit_on_input_error
+from fastlsr.cli import exit_on_input_error
 from fastlsr.models import build_model
 with exit_on_input_error():
     build_model("timm/resnet18", classes=3, pretrained="timm", resolution=64)

@@ -47,7 +47,7 @@ def test_timm_s_networks_of_the_papers_have_the_parameters_of_the_literature(nam
 def test_head_of_a_timm_model_is_its_classifier(name):
     model = on_meta(f"timm/{name}", classes=7)
     assert [parameter.shape[0] for parameter in head_parameters(model)] == [7, 7]
-    assert 2 < len(list(model.parameters()))
+    assert len(list(model.parameters())) > 2
 
 
 def test_head_of_a_distilled_model_is_both_its_classifiers():

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from fastlsr import __version__
 from fastlsr.config import Config, from_dict
-from fastlsr.data.folds import fold_name, fold_of_sample
 from fastlsr.data.loader import Batch, Loader
 from fastlsr.data.manifest import digest_of
-from fastlsr.data.splits import data_digests, split_paths
-from fastlsr.data.teacher import TeacherRows
+from fastlsr.data.soft_labels import TeacherRows
+from fastlsr.data.splits import data_digests, fold_name, fold_of_sample, split_paths
 from fastlsr.engine import checkpoint
 from fastlsr.engine.log import progress, terminal
 from fastlsr.engine.runtime import choose_device, choose_precision, set_up_torch

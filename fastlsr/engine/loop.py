@@ -14,11 +14,10 @@ from typing import Any
 import torch
 
 from fastlsr.config import Config, differences, from_dict
-from fastlsr.data.folds import fold_name, training_count
 from fastlsr.data.loader import Batch, input_resolution, refuse_paged_pairs
 from fastlsr.data.manifest import read_manifest
-from fastlsr.data.splits import data_digests, split_paths
-from fastlsr.data.teacher import save_labels
+from fastlsr.data.soft_labels import save_labels
+from fastlsr.data.splits import data_digests, fold_name, split_paths, training_count
 from fastlsr.engine import checkpoint
 from fastlsr.engine.log import Row, RunLog, agent_run, results_table, wandb_mode, write_json
 from fastlsr.engine.runtime import choose_device, environment, peak_memory_bytes, set_up_torch

@@ -1,13 +1,7 @@
-"""Runs a W&B sweep file without an account: python -m fastlsr.sweep FILE [--jobs N] [--count N] [--select] [--dry-run].
-
-Each trial is a process and a run of its own; started again, the sweep skips what is finished and resumes what is not.
-Exit codes: 0 all trials finished, 1 some failed, 2 wrong input, 130 and 143 stopped by SIGINT and SIGTERM, which
-the trials under way were sent, so that they left checkpoints.
-"""
+"""The trials of a sweep: what they are, their processes, and what came out of them."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import difflib
@@ -26,16 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from fastlsr.config import Config, differences, load, read_arguments
+from fastlsr.cli import read_arguments
+from fastlsr.config import Config, differences, load
 from fastlsr.data.manifest import digest_of
 from fastlsr.data.splits import data_digests
-from fastlsr.errors import InputError, Parser, exit_on_input_error
-from fastlsr.files import sole_use
+from fastlsr.errors import InputError
 from fastlsr.labels.methods import phases
-from fastlsr.search import Sweep, Values, read_sweep
+from fastlsr.sweep.file import Sweep, Values
 
 REPEATS = ("train.seed", "data.fold")  # trials that differ in nothing else are repeats of one setting
 # The keys of a run's rows (`training.run_epoch`): what a sweep's metric can be.
@@ -90,59 +83,6 @@ class Setting:
             folds.setdefault(trial.config.train.seed, []).append(trial.config.data.fold)
         count = self.trials[0].config.data.folds
         return not count or all(sorted(each) == list(range(count)) for each in folds.values())
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code of a sweep as the command line asks for it."""
-    with exit_on_input_error():
-        options = _parser().parse_args(arguments)
-        sweep = read_sweep(options.file)
-        try:
-            refuse_metric(sweep)
-            trials, refused = plan(sweep, options.count)
-        except InputError as error:
-            raise InputError(f"{options.file}: {error}") from None
-        if options.dry_run:
-            print(describe(trials, refused))
-            return 1 if refused else 0
-        folder = Path(trials[0].config.run.dir) / "sweeps" / Path(options.file).stem
-        # Trials inherit the lock, so that it also outlives a sweep that was killed.
-        with sole_use(folder, f"{folder}: this sweep, or a trial of it, is still running") as lock:
-            runner = Runner(sweep, trials, folder, jobs=options.jobs, lock=lock)
-            for trial in refused:
-                print(f"trial {trial.number} failed: {trial.line}", flush=True)
-            stopped = asyncio.run(runner.run())
-        settings = settings_of(trials, runner.summaries)
-        if runner.summaries:
-            # Piped, a line is as long as it has to be: nothing is cut off.
-            console = Console(width=None if sys.stdout.isatty() else 160)
-            with console.capture() as table:
-                console.print(results_table(sweep, settings))
-            print(f"{table.get()}{legend(sweep)}")
-        if stopped:
-            return 128 + stopped
-        if options.select:
-            print(selection(sweep, settings))
-        return 1 if refused or runner.failed else 0
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m fastlsr.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("file", help="a W&B sweep file, with method: grid or random")
-    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="trials at a time (default 1)")
-    parser.add_argument("--count", type=_positive, metavar="N", help="only the first N trials")
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument("--select", action="store_true", help="print the command of the setting with the best mean")
-    either.add_argument("--dry-run", action="store_true", help="print the trials and their commands, run nothing")
-    return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least 1")
-    return int(text)
 
 
 def refuse_metric(sweep: Sweep) -> None:
@@ -202,16 +142,6 @@ def trainer_config(command: Sequence[str]) -> Config:
     config = load(path, overrides)
     phases(config.method, config.train.epochs)
     return config
-
-
-def describe(trials: Sequence[Trial], refused: Sequence[Refused]) -> str:
-    """A paragraph for each trial: its values, its command, its folder, and how far it is."""
-    lines = [f"trial {trial.number}: refused: {trial.line}" for trial in refused]
-    for trial in trials:
-        state = "there, not known to be finished" if trial.folder.exists() else "to do"
-        state = "finished" if finished(trial) else state
-        lines += [f"trial {trial.number}: {trial}", f"  {shlex.join(trial.command)}", f"  {trial.folder} ({state})"]
-    return "\n".join(lines)
 
 
 def finished(trial: Trial) -> dict[str, Any] | None:
@@ -452,7 +382,3 @@ def command_without_folds(sweep: Sweep, trial: Trial) -> list[str]:
     words = words[1:] if words[0] == "/usr/bin/env" else words
     config = trainer_config(words)
     return words + [f"--data.{name}=0" for name in ("folds", "fold") if getattr(config.data, name)]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

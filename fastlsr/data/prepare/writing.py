@@ -22,9 +22,9 @@ import cv2
 import numpy as np
 
 import fastlsr
-from fastlsr.data.beton import Layout, finish
-from fastlsr.data.encoding import Chunk, Encoding, copy_images, encode_images
 from fastlsr.data.manifest import Manifest, digest_of, manifest_path, write_manifest
+from fastlsr.data.prepare.beton import Layout, finish
+from fastlsr.data.prepare.encoding import Chunk, Encoding, copy_images, encode_images
 from fastlsr.errors import InputError
 
 _FILES_A_CHUNK = 8

@@ -16,14 +16,17 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from fastlsr import evaluate, sweep
+from fastlsr import evaluate
 from fastlsr.config import load
 from fastlsr.engine import checkpoint
 from fastlsr.errors import InputError
+from fastlsr.files import sole_use
 from fastlsr.labels.methods import phases
-from fastlsr.search import read_sweep
+from fastlsr.sweep import __main__ as command
+from fastlsr.sweep import runner as sweep
+from fastlsr.sweep.file import read_sweep
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 FIELDS = ["paper", "table", "data", "command", "command", "trials"]
 NEEDED = (
@@ -91,7 +94,7 @@ def written(folder, parameters, words=(), **keys):
 def test_a_metric_that_no_run_has_is_refused_before_anything_starts(tmp_path, capsys):
     path = written(tmp_path, {"optim.lr": {"value": 1}}, metric={"name": "best/test/acc", "goal": "maximize"})
     with pytest.raises(SystemExit) as exit:
-        sweep.main([str(path), "--dry-run"])
+        command.main([str(path), "--dry-run"])
     said = capsys.readouterr().err
     assert (
         exit.value.code == 2
@@ -103,7 +106,7 @@ def test_one_typing_error_refuses_the_whole_sweep_before_it_starts(tmp_path, cap
     monkeypatch.chdir(tmp_path)
     path = written(tmp_path, {"method.smothing": {"values": [0.1, 0.2]}})
     with pytest.raises(SystemExit) as exit:
-        sweep.main([str(path)])
+        command.main([str(path)])
     said = capsys.readouterr().err.strip().splitlines()
     assert exit.value.code == 2 and len(said) == 1 and "did you mean method.smoothing?" in said[0]
     assert not (tmp_path / "runs").exists()
@@ -238,11 +241,11 @@ def test_nothing_complete_is_no_selection(results):
 
 
 def test_a_sweep_that_is_running_is_not_started_twice(tmp_path):
-    with sweep.sole_use(tmp_path / "one", "is still running"), sweep.sole_use(tmp_path / "two", "is still running"):
+    with sole_use(tmp_path / "one", "is still running"), sole_use(tmp_path / "two", "is still running"):
         with pytest.raises(InputError, match="is still running"):
-            with sweep.sole_use(tmp_path / "one", "is still running"):
+            with sole_use(tmp_path / "one", "is still running"):
                 pass
-    with sweep.sole_use(tmp_path / "one", "is still running"):
+    with sole_use(tmp_path / "one", "is still running"):
         pass
 
 
@@ -276,7 +279,7 @@ def test_a_sweep_is_stopped_resumed_goes_on_after_failures_and_skips_what_is_fin
     assert position != [4, 0] and not sweep.finished(trials[0])
     assert not trials[1].folder.exists(), "nothing was started after the signal"
 
-    assert sweep.main([str(path), "--jobs", "2", "--count", "3"]) == 1
+    assert command.main([str(path), "--jobs", "2", "--count", "3"]) == 1
     said = capsys.readouterr().out
     assert all(f"trial {number}/3 started: data.fold={number // 3}" in said for number in (1, 2, 3))
     assert [number for number in (1, 2, 3) if f"trial {number}/3 failed with exit code 2" in said] == [2]
@@ -292,11 +295,11 @@ def test_a_sweep_is_stopped_resumed_goes_on_after_failures_and_skips_what_is_fin
     newest = trials[0].folder / checkpoint.NEWEST
     before = newest.stat().st_mtime_ns
     with pytest.raises(SystemExit) as refused:  # one fold of two is no cross-validation
-        sweep.main([str(path), "--count", "1", "--select"])
+        command.main([str(path), "--count", "1", "--select"])
     said = capsys.readouterr()
     assert "trial 1/1 was finished before" in said.out and "started" not in said.out
     assert refused.value.code == 2 and "no setting has test/top1 of all its trials and folds" in said.err
-    assert sweep.main([str(path), "--count", "3", "--select"]) == 1
+    assert command.main([str(path), "--count", "3", "--select"]) == 1
     said = capsys.readouterr().out
     assert "trial 3/3 was finished before" in said and "1 settings lack trials or folds" in said
     chosen = sweep.trainer_config(shlex.split(said.strip().splitlines()[-1]))

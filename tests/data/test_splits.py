@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlsr.config import Data, load
-from fastlsr.data.folds import check_folds, fold_of_sample, held_out_subset, training_count, training_subset
 from fastlsr.data.loader import Loader
+from fastlsr.data.splits import check_folds, fold_of_sample, held_out_subset, training_count, training_subset
 from fastlsr.engine.session import evaluation_loader, training_loader
 from fastlsr.errors import InputError
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from fastlsr.data import teacher
 from fastlsr.data.manifest import read_manifest
-from fastlsr.data.teacher import TeacherRows, class_labels, sample_labels
+from fastlsr.data.soft_labels import TeacherRows, class_labels, sample_labels
 from fastlsr.errors import InputError
 
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ import sys, torch
 from dataclasses import replace
 from pathlib import Path
 from fastlsr.data.manifest import read_manifest
-from fastlsr.data.teacher import sample_labels
+from fastlsr.data.soft_labels import sample_labels
 
 def held(name):  # MiB: VmHWM is the most there ever was
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) >> 10

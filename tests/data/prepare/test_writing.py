@@ -18,13 +18,13 @@ import pytest
 from PIL import Image
 
 from fastlsr.data import beton
-from fastlsr.data.encoding import Encoding, channel_sums, encode_images, jpeg, load_rgb, shrunk, uniform
 from fastlsr.data.manifest import manifest_path, read_manifest, verify
-from fastlsr.data.sources import read_dataset
-from fastlsr.data.writing import Samples, write_beton
+from fastlsr.data.prepare.encoding import Encoding, channel_sums, encode_images, jpeg, load_rgb, shrunk, uniform
+from fastlsr.data.prepare.sources import read_dataset
+from fastlsr.data.prepare.writing import Samples, write_beton
 from fastlsr.errors import InputError
 
-COMMAND = [sys.executable, str(Path(__file__).resolve().parents[2] / "data_prep" / "write_ffcv.py")]
+COMMAND = [sys.executable, str(Path(__file__).resolve().parents[3] / "data_prep" / "write_ffcv.py")]
 
 
 def write(samples: Samples, path: Path, **options):
@@ -208,7 +208,7 @@ def test_smart_compresses_above_its_threshold_only(photos, tmp_path):
 def test_proportion_draws_about_its_share_by_seed_and_position():
     drawn = {seed: np.array([uniform(seed, at) for at in range(20_000)]) for seed in (0, 1)}
     for values in drawn.values():
-        assert abs((values < 0.3).mean() - 0.3) < 0.015 and 0 <= values.min() and values.max() < 1
+        assert abs((values < 0.3).mean() - 0.3) < 0.015 and values.min() >= 0 and values.max() < 1
     assert abs(np.corrcoef(drawn[0], drawn[1])[0, 1]) < 0.03
     assert abs(np.corrcoef(drawn[0][1:], drawn[1][:-1])[0, 1]) < 0.03  # not one stream, shifted
 
@@ -274,7 +274,7 @@ def test_any_number_of_workers_writes_the_same_bytes(photos, tmp_path, mode):
 
 
 def test_raw_arrays_copied_at_once_equal_arrays_encoded_one_by_one():
-    from fastlsr.data.encoding import copy_images
+    from fastlsr.data.prepare.encoding import copy_images
 
     images = random_arrays().images
     at_once, one_by_one = copy_images(images), encode_images(images, range(5), Encoding())

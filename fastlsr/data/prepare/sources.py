@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fastlsr.data.encoding import Encoding, uniform
-from fastlsr.data.writing import Samples
+from fastlsr.data.prepare.encoding import Encoding, uniform
+from fastlsr.data.prepare.writing import Samples
 from fastlsr.errors import InputError
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
@@ -184,7 +184,7 @@ def _read_cifar(reader: str, base: str, folder: Path, may_download: bool) -> Dat
 
 
 def _torchvision(reader: str, root: Path, may_download: bool, **options):
-    """torchvision's own data set object, its errors turned into one line."""
+    """Torchvision's own data set object, its errors turned into one line."""
     import torchvision
 
     try:

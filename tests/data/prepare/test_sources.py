@@ -8,8 +8,8 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from fastlsr.data.sources import SOURCES, read_dataset, subset
-from fastlsr.data.writing import Samples
+from fastlsr.data.prepare.sources import SOURCES, read_dataset, subset
+from fastlsr.data.prepare.writing import Samples
 from fastlsr.errors import InputError
 
 

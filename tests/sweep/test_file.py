@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from fastlsr.errors import InputError
-from fastlsr.search import read_sweep
+from fastlsr.sweep.file import read_sweep
 
 
 @pytest.fixture

@@ -1,0 +1,182 @@
+"""A run's folder: the names of its files, what a row holds, reading and writing. Loads no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from fastlsr.config import Config, load
+from fastlsr.errors import InputError
+from fastlsr.files import replace_text
+from fastlsr.metrics import METRICS
+
+# One epoch of a run: the key of each column to its value, None where there is none.
+Row = dict[str, Any]
+
+BEST = "test/top1"  # the best row has the highest
+
+
+@dataclass(frozen=True)
+class Column:
+    """One value of a row.
+
+    Attributes:
+        key: its name in metrics.jsonl, summary.json and W&B, and in a sweep's `metric`.
+        unit: "" where it has none.
+        meaning: a phrase for a table of columns.
+        line: how the line of an epoch shows it, as for `str.format`; "" leaves it out. What is before the slash of the
+            key, `train` or `test`, is shown once before all of its columns.
+    """
+
+    key: str
+    unit: str
+    meaning: str
+    line: str = ""
+
+
+COLUMNS = (
+    Column("epoch", "", "whole epochs trained"),
+    Column("phase", "", "number of the method's phase, from 1", "phase {}"),
+    Column("lr", "", "learning rate of the epoch's last step (of the classifier, with optim.backbone_lr)", "lr {:.4g}"),
+    Column("train/loss", "nats", "mean training objective over the epoch, as the weights moved", "loss {:.4f}"),
+    Column("train/top1", "%", "accuracy on the training batches, as the weights moved", "top1 {:.2f}"),
+    Column("test/loss", "nats", "training objective of the phase on the evaluation split, as far as it applies there"),
+    *(Column(f"test/{m.name}", m.unit, m.meaning, f"{m.name} {{:{m.format}}}") for m in METRICS.values()),
+    Column("images_per_second", "1/s", "training images, without the evaluation", "{:.0f} images/s"),
+    Column("data_wait", "", "share of the training time spent waiting for the loader"),
+    Column("target_entropy", "nats", "mean entropy of the training targets; null where a network makes them"),
+    Column("seconds", "s", "the epoch with its evaluation", "{:.1f} s"),
+    Column("peak_memory_bytes", "bytes", "most memory held so far: on the CUDA device, else by the process"),
+)
+KEYS = tuple(column.key for column in COLUMNS)
+
+
+class Summary(TypedDict):
+    """What summary.json holds."""
+
+    name: str
+    finished: bool
+    last: Row
+    best: Row
+
+
+def epoch_line(row: Row, epochs: int) -> str:
+    """The line on an epoch of a run of so many epochs: the columns of a row that have a `line`."""
+    text, former = f"epoch {row['epoch']}/{epochs}", ""
+    for column in COLUMNS:
+        if not column.line or row[column.key] is None:
+            continue
+        group = column.key.rpartition("/")[0]
+        lead = " " if group and group == former else f"  {group} " if group else "  "
+        text, former = text + lead + column.line.format(row[column.key]), group
+    return text
+
+
+def compared_keys() -> list[str]:
+    """The keys of a row that a table of results shows: the epoch, and what `epoch_line` has of training and test."""
+    return ["epoch", *(column.key for column in COLUMNS if column.line and "/" in column.key)]
+
+
+def best_of(rows: Iterable[Row]) -> Row:
+    """The first of the rows with the highest test accuracy."""
+    return max(rows, key=lambda row: row[BEST])
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run. Reading raises InputError, with the file's name, for what is not there or is damaged."""
+
+    path: Path
+
+    @property
+    def newest_checkpoint(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        """The checkpoint before the newest one."""
+        return self.path / "checkpoint.previous.pt"
+
+    @property
+    def damaged_checkpoint(self) -> Path:
+        """Where a damaged newest checkpoint is set aside."""
+        return self.path / "checkpoint.damaged.pt"
+
+    def soft_labels(self, stage: int) -> Path:
+        """The soft labels that phase `stage`, counted from 1, learned."""
+        return self.path / "soft_labels" / f"stage_{stage:02d}.safetensors"
+
+    def write_config(self, config: Config) -> None:
+        """Writes the resolved options."""
+        replace_text(self.path / "config.yaml", config.as_yaml())
+
+    def read_config(self) -> Config:
+        """The resolved options."""
+        return load(self.path / "config.yaml")
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Writes what produced the run."""
+        self._write_json("environment.json", environment)
+
+    def read_environment(self) -> dict[str, Any]:
+        """What produced the run."""
+        return self._read_json("environment.json")
+
+    def write_rows(self, rows: Iterable[Row]) -> None:
+        """Replaces all rows."""
+        replace_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def append_row(self, row: Row) -> None:
+        """Adds a row."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_rows(self) -> list[Row]:
+        """The rows so far."""
+        text = self._read("metrics.jsonl")
+        return [self._parsed("metrics.jsonl", line) for line in text.splitlines()]
+
+    def write_summary(self, rows: Sequence[Row], *, finished: bool) -> Summary:
+        """Writes the last and the best of one or more rows; returns what it wrote."""
+        summary = Summary(name=self.path.name, finished=finished, last=rows[-1], best=best_of(rows))
+        self._write_json("summary.json", summary)
+        return summary
+
+    def read_summary(self) -> Summary:
+        """The last and the best row."""
+        return self._read_json("summary.json")
+
+    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        replace_text(self.path / name, json.dumps(value, indent=2) + "\n")
+
+    def _read_json(self, name: str) -> Any:
+        return self._parsed(name, self._read(name))
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{self.path / name} cannot be read: {reason}") from None
+
+    def _parsed(self, name: str, text: str) -> dict[str, Any]:
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{self.path / name} is damaged: {error}") from None
+        if not isinstance(value, dict):
+            raise InputError(f"{self.path / name} is damaged: it holds {text[:20]!r}")
+        return value
+
+
+def run_folder(config: Config) -> RunFolder:
+    """The folder of a configured run.
+
+    Raises:
+        InputError: for a name that is no plain name.
+    """
+    return RunFolder(Path(config.run.dir) / config.run_name())

@@ -1,0 +1,1 @@
+"""Sweeps without an account: the sweep file, its trials, their processes."""
