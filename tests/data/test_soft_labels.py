@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastlsr.data import teacher
+from fastlsr.data import soft_labels
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.soft_labels import TeacherRows, class_labels, sample_labels
 from fastlsr.errors import InputError
@@ -54,8 +54,8 @@ def test_rows_by_sample_and_their_means_by_class_come_back(saved, manifest):
 
 
 def test_a_large_teacher_keeps_the_largest_entries_and_spreads_the_rest(manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(teacher, "LARGEST_DENSE_BYTES", 1000)
-    monkeypatch.setattr(teacher, "LARGEST_ENTRIES", 3)
+    monkeypatch.setattr(soft_labels, "LARGEST_DENSE_BYTES", 1000)
+    monkeypatch.setattr(soft_labels, "LARGEST_ENTRIES", 3)
     save(tmp_path / "t.safetensors", manifest)
     rows = sample_labels(tmp_path / "t.safetensors", manifest, device=CPU).rows(torch.arange(50))
     torch.testing.assert_close(rows.sum(1), torch.ones(50), atol=1e-6, rtol=0)
@@ -82,8 +82,8 @@ def test_accuracy_and_entropy_are_those_of_the_rows(manifest, tmp_path):
 @pytest.mark.parametrize("entries", [10, 3])
 def test_what_was_never_said_is_uniform_by_sample_and_the_label_by_class(manifest, tmp_path, monkeypatch, entries):
     if entries < 10:
-        monkeypatch.setattr(teacher, "LARGEST_DENSE_BYTES", 1000)
-        monkeypatch.setattr(teacher, "LARGEST_ENTRIES", entries)
+        monkeypatch.setattr(soft_labels, "LARGEST_DENSE_BYTES", 1000)
+        monkeypatch.setattr(soft_labels, "LARGEST_ENTRIES", entries)
     first = manifest.class_counts[0]
     save(tmp_path / "t.safetensors", manifest, left_out=first)  # the whole of class 0
     rows = sample_labels(tmp_path / "t.safetensors", manifest, device=CPU).rows(torch.arange(first))

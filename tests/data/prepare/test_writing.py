@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastlsr.data import beton
 from fastlsr.data.manifest import manifest_path, read_manifest, verify
+from fastlsr.data.prepare import beton
 from fastlsr.data.prepare.encoding import Encoding, channel_sums, encode_images, jpeg, load_rgb, shrunk, uniform
 from fastlsr.data.prepare.sources import read_dataset
 from fastlsr.data.prepare.writing import Samples, write_beton
