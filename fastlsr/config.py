@@ -27,17 +27,30 @@ LARGEST_SMALL_IMAGE = 64  # pixels: up to here equal images are used at their ow
 
 
 def option(
-    default: Any, help: str, *, choices: Sequence[str] = (), low: float = -math.inf, high: float = math.inf
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    low: float = -math.inf,
+    high: float = math.inf,
+    plain: bool = False,
 ) -> Any:
-    """A dataclass field with its help text and the values it admits (a closed range, or a list of names)."""
-    return field(default=default, metadata={"help": help, "choices": tuple(choices), "low": low, "high": high})
+    """A dataclass field with its help text and the values it admits.
+
+    Args:
+        choices: the only texts it may be.
+        low, high: the closed range of a number.
+        plain: whether it names a file or folder inside another, and so may hold no path.
+    """
+    metadata = {"help": help, "choices": tuple(choices), "low": low, "high": high, "plain": plain}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Data:
     """Where the images are and how batches are made of them."""
 
-    dataset: str = option("cifar100", "name of the data set; its files are DIR/DATASET_{train,test}.beton")
+    dataset: str = option("cifar100", "name of the data set; its files are DIR/DATASET_{train,test}.beton", plain=True)
     dir: str = option("data", "folder of the .beton files")
     train: str = option("", "training .beton, instead of DIR/DATASET_train.beton")
     val: str = option("", "evaluation .beton, instead of DIR/DATASET_test.beton")
@@ -135,7 +148,9 @@ class Run:
     """Where the results go."""
 
     dir: str = option("runs", "folder of all runs")
-    name: str = option("", "folder of this run in it; empty: made from data set, model, method, seed and a digest")
+    name: str = option(
+        "", "folder of this run in it; empty: made from data set, model, method, seed and a digest", plain=True
+    )
     resume: str = option("auto", "auto continues a run that is there; must: fails if none is; never: refuses if one is",
                          choices=("auto", "must", "never"))  # fmt: skip
 
@@ -168,6 +183,10 @@ class Config:
         """Sections to keys to plain values, as a YAML file would hold them."""
         return {name: asdict(getattr(self, name)) for name in SECTIONS}
 
+    def flat(self) -> dict[str, Any]:
+        """`section.key` to plain value."""
+        return _flat(self.as_dict())
+
     def as_yaml(self) -> str:
         """The resolved options as a YAML document that `load` reads back."""
         return yaml.safe_dump(self.as_dict(), sort_keys=False)
@@ -175,10 +194,8 @@ class Config:
     def run_name(self) -> str:
         """`run.name`, or DATASET-MODEL-METHOD-seedN-DIGEST, where the digest tells apart what changes the result."""
         if self.run.name:
-            if Path(self.run.name).name != self.run.name:
-                raise InputError(f"run.name={self.run.name}: expected a plain name, without a folder (that is run.dir)")
             return self.run.name
-        decisive = json.dumps({key: value for key, value in _flat(self.as_dict()).items() if not is_incidental(key)})
+        decisive = json.dumps({key: value for key, value in self.flat().items() if not is_incidental(key)})
         digest = hashlib.sha256(decisive.encode()).hexdigest()[:6]
         model = self.model.name.replace("/", "-").replace(":", "-")
         return f"{self.data.dataset}-{model}-{self.method.name}-seed{self.train.seed}-{digest}"
@@ -195,17 +212,34 @@ def is_incidental(key: str) -> bool:
     return key in _INCIDENTAL or key.split(".")[0] in ("run", "log")
 
 
+# What may differ where a trained run is opened again: where its data is, and what computes.
+PLACES = ("data.dataset", "data.dir", "data.train", "data.val", "data.batch_size", "data.workers", "data.os_cache",
+          "train.device")  # fmt: skip
+
+
+def check_places(overrides: Mapping[str, Any]) -> None:
+    """Checks options that are to change where a trained run is opened.
+
+    Raises:
+        InputError: for one that is not of `PLACES`, or its value.
+    """
+    for key in overrides:
+        if key not in PLACES:
+            raise InputError(f"--{key} is the run's own and cannot change; {', '.join(PLACES)} can")
+    load(overrides=overrides)
+
+
 def differences(one: Config, other: Config) -> list[str]:
     """`section.key` names, in order, in which two configurations would give different numbers."""
-    left, right = _flat(one.as_dict()), _flat(other.as_dict())
+    left, right = one.flat(), other.flat()
     return [key for key in left if left[key] != right[key] and not is_incidental(key)]
 
 
 class _Value(Checker):
     """Reads one option: strict about type, range and choice, whether it comes as a YAML value or as text."""
 
-    def __init__(self, kind: type, choices: tuple[str, ...], low: float, high: float):
-        self.kind, self.choices, self.low, self.high = kind, choices, low, high
+    def __init__(self, kind: type, choices: tuple[str, ...], low: float, high: float, plain: bool):
+        self.kind, self.choices, self.low, self.high, self.plain = kind, choices, low, high, plain
 
     def check(self, value: Any) -> Any:
         if isinstance(value, bool) and "on" in self.choices:
@@ -215,11 +249,15 @@ class _Value(Checker):
             raise ValueError
         if self.kind in (int, float) and not self.low <= value <= self.high:
             raise ValueError
+        if self.plain and ("/" in value or "\0" in value or value in (".", "..")):
+            raise ValueError
         return value
 
     def help(self) -> str:
         if self.choices:
             return "one of " + ", ".join(self.choices)
+        if self.plain:
+            return "a plain name, without a folder"
         name = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[self.kind]
         if self.low > -math.inf and self.high < math.inf:
             return f"{name} from {self.low:.10g} to {self.high:.10g}"
@@ -258,7 +296,7 @@ def _declare() -> fastargs.Config:
         types = get_type_hints(kind)
         fastargs.Section(section, kind.__doc__, config_descriptor=declared).params(**{
             item.name: fastargs.Param(
-                _Value(types[item.name], *(item.metadata[name] for name in ("choices", "low", "high"))),
+                _Value(types[item.name], *(item.metadata[name] for name in ("choices", "low", "high", "plain"))),
                 item.metadata["help"],
                 default=item.default,
             )

@@ -14,9 +14,7 @@ with --model also data.resolution, model.pretrained, and how train computes.
 
 from __future__ import annotations
 
-import difflib
 import os
-import signal
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -24,14 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from fastlsr.cli import exit_on_input_error, read_arguments
-from fastlsr.config import Config, from_dict, load
+from fastlsr.config import PLACES, Config, from_dict, load
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import fold_name, split_paths
-from fastlsr.errors import InputError
+from fastlsr.errors import InputError, unknown
 
 OWN = ("model", "checkpoint", "out")
-PLACES = ("dataset", "dir", "train", "val", "batch_size", "workers", "os_cache")  # data: the same images for all that
-OF_ANY = (*(f"data.{name}" for name in PLACES), "data.folds", "data.fold", "train.device")
+OF_ANY = (*PLACES, "data.folds", "data.fold")
 OF_MODEL = ("data.resolution", "model.pretrained", "train.precision", "train.channels_last", "train.deterministic")
 
 
@@ -43,29 +40,30 @@ def main(arguments: list[str] | None = None) -> int:
             print(__doc__)
             return 0
         model, run, out = (options.pop(name, "") for name in OWN)
-        refuse_unknown(options, from_run=bool(run))
+        check_known(options, from_run=bool(run))
         if not out or not (model or run):
             raise InputError("usage: python -m fastlsr.teach --cfg FILE --model NAME (or --checkpoint RUN) --out FILE")
-        refuse_place(Path(out))
+        check_place(Path(out))
         if run and not Path(run).exists():
             raise InputError(f"--checkpoint={run}: no such file or folder")
         config = None if run else config_of_model(path, options, model)
         if config:
             read_manifest(split_paths(config)[0])
         print("loading torch and FFCV", flush=True)
-        try:
-            # Here and not above: it takes seconds, and most of what can be wrong has been said by now.
-            from fastlsr.engine import teaching
+        # Imported after these checks: it takes seconds.
+        from fastlsr.engine import teaching
+        from fastlsr.engine.trained import opened, read_checkpoint
 
-            state = teaching.read_run(Path(run)) if run else None
-            teaching.teach(config or config_of_run(state, path, options, model), state, Path(out))
-        except KeyboardInterrupt:
-            return 128 + signal.SIGINT
+        if config:
+            teaching.teach(config, Path(out))
+        else:
+            state = read_checkpoint(Path(run))
+            teaching.teach(opened(state, places(from_dict(state["config"]), path, options, model)), Path(out))
     return 0
 
 
-def refuse_unknown(options: Iterable[str], *, from_run: bool) -> None:
-    """None.
+def check_known(options: Iterable[str], *, from_run: bool) -> None:
+    """Checks the names of the options.
 
     Raises:
         InputError: for an option that no teacher depends on (names the nearest one that it may).
@@ -75,16 +73,14 @@ def refuse_unknown(options: Iterable[str], *, from_run: bool) -> None:
         if name in OF_MODEL and name not in known:
             raise InputError(f"--{name} is the run's own with --checkpoint")
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean --{close[0]}?" if close else f"there are {', '.join(f'--{name}' for name in known)}"
-            raise InputError(f"--{name} is no option of a teacher; {hint}")
+            raise InputError(unknown("option of a teacher", f"--{name}", [f"--{key}" for key in known]))
 
 
-def refuse_place(out: Path) -> None:
-    """None.
+def check_place(out: Path) -> None:
+    """Checks that a teacher can be written to `out`.
 
     Raises:
-        InputError: if a teacher cannot be written to `out`.
+        InputError: if not.
     """
     if out.suffix != ".safetensors":
         raise InputError(f"--out={out}: expected a file that ends in .safetensors")
@@ -105,14 +101,13 @@ def config_of_model(path: str, options: dict[str, str], model: str) -> Config:
     return replace(config, model=replace(config.model, name=model, pretrained=given or "timm"))
 
 
-def config_of_run(state: dict[str, Any], path: str, options: dict[str, str], model: str) -> Config:
-    """The run's configuration, with the data where `path` and `options` say it is.
+def places(run: Config, path: str, options: dict[str, str], model: str) -> dict[str, Any]:
+    """The options that say where the run's data is and what computes, of `config.PLACES`.
 
     Raises:
         InputError: as `config.load`, and for a run of another network or with other folds.
     """
-    run = from_dict(state["config"])
-    given = load(path, options) if path else from_dict(state["config"], options)
+    given = load(path, options) if path else from_dict(run.as_dict(), options)
     if model and model != run.model.name:
         raise InputError(f"--model={model}: the run's network is {run.model.name}; leave --model out")
     if fold_name(given.data) != fold_name(run.data):
@@ -120,8 +115,8 @@ def config_of_run(state: dict[str, Any], path: str, options: dict[str, str], mod
             f"--checkpoint: the run was trained with data.folds={run.data.folds} and data.fold={run.data.fold}, not "
             f"{given.data.folds} and {given.data.fold}"
         )
-    places = {name: getattr(given.data, name) for name in PLACES if f"data.{name}" in given.given}
-    return replace(run, data=replace(run.data, **places), train=replace(run.train, device=given.train.device))
+    values = given.flat()
+    return {key: values[key] for key in PLACES if key in given.given or key == "train.device"}
 
 
 if __name__ == "__main__":

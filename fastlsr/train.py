@@ -8,17 +8,17 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from fastlsr.cli import exit_on_input_error, read_arguments
 from fastlsr.config import Config, differences, load, usage
 from fastlsr.data.splits import data_digests
 from fastlsr.errors import InputError, TrainingFailed
-from fastlsr.labels.methods import options_of, overview, phases
+from fastlsr.labels.methods import make_plan, options_of, overview
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code of a run as the command line asks for it."""
+    """Trains as the command line asks for; returns the exit code."""
     with exit_on_input_error():
         started = time.perf_counter()
         words = sys.argv[1:] if arguments is None else arguments
@@ -30,18 +30,23 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"Options, with their defaults:\n{usage()}")
             return 0
         config = load(path, overrides)
-        refuse_early(config, with_data="dry-run" not in flags)
-        warn_of_unused(config, overrides)
+        plan = make_plan(config.method, config.train.epochs)
+        if "dry-run" not in flags:  # which prints the plan before it looks for the data
+            data_digests(config)
+        for warning in warnings(config, overrides):
+            print(f"warning: {warning}", file=sys.stderr)
         print("loading torch, FFCV and W&B", flush=True)
         try:
-            # Here and not above: it takes seconds, and most of what can be wrong has been said by now.
-            from fastlsr.engine import loop
-
+            # Imported after these checks: it takes seconds.
             if "dry-run" in flags:
-                for line in loop.describe(config):
+                from fastlsr.engine.preview import preview
+
+                for line in preview(config, plan):
                     print(line, flush=True)
                 return 0
-            return loop.train(config, started=started)
+            from fastlsr.engine.loop import train
+
+            return train(config, plan, started=started)
         except TrainingFailed as error:
             print(f"failed: {error}; the last checkpoint, if there is one, is good", file=sys.stderr)
             return 1
@@ -50,27 +55,20 @@ def main(arguments: list[str] | None = None) -> int:
             return 128 + signal.SIGINT
 
 
-def refuse_early(config: Config, *, with_data: bool) -> None:
-    """Refuses what can be known to be wrong before the seconds that torch and FFCV take to load.
+def warnings(config: Config, overrides: Mapping[str, str]) -> Iterator[str]:
+    """Lines on options that are probably not meant so.
 
-    A dry run looks for the data later: its phases and rates can be printed without.
-
-    Raises:
-        InputError: for options that do not make a run of any data, or data that is not there.
+    Args:
+        overrides: the options of the command line; what the config has for other methods is no mistake.
     """
-    phases(config.method, config.train.epochs)
-    config.run_name()
-    if with_data:
-        data_digests(config)
-
-
-def warn_of_unused(config: Config, overrides: Mapping[str, str]) -> None:
-    """Names, in one line on stderr, the options of the command line that change what the method does not read."""
     used = {"method.name", *(f"method.{name}" for name in options_of(config.method.name))}
     changed = differences(config, Config())
     unused = [key for key in changed if key in overrides and key.startswith("method.") and key not in used]
     if unused:
-        print(f"warning: method {config.method.name} does not use {', '.join(unused)}", file=sys.stderr)
+        yield f"method {config.method.name} does not use {', '.join(unused)}"
+    if config.optim.warmup_epochs > config.train.epochs:
+        epochs = f"optim.warmup_epochs={config.optim.warmup_epochs:g} of train.epochs={config.train.epochs}"
+        yield f"the learning rate never reaches optim.lr={config.optim.lr:g}: {epochs}"
 
 
 if __name__ == "__main__":

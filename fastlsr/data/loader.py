@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -116,7 +116,7 @@ class Loader:
         """Threads that decode."""
         return self._pipeline.num_workers
 
-    def epoch(self, epoch: int, *, first_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, *, first_batch: int = 0) -> Generator[Batch, None, None]:
         """The batches of `epoch` from number `first_batch` on; its thread ends however the iterator is left.
 
         Raises:

@@ -10,27 +10,30 @@ import torch
 
 from fastlsr.errors import InputError
 from fastlsr.files import replace_file
+from fastlsr.runs import RunFolder
 
-NEWEST, BEFORE = "checkpoint.pt", "checkpoint.previous.pt"
+State = dict[str, Any]
 
 
-def save(folder: Path, state: dict[str, Any]) -> None:
+def save(folder: RunFolder, state: State) -> None:
     """Writes `state` (tensors and plain values) as the newest checkpoint and keeps the one before it."""
-    replace_file(folder / NEWEST, lambda path: torch.save(state, path), keep=folder / BEFORE)
+    replace_file(folder.newest_checkpoint, lambda path: torch.save(state, path), keep=folder.previous_checkpoint)
 
 
-def load(run: Path) -> tuple[dict[str, Any] | None, str]:
+def load(run: Path) -> tuple[State | None, str]:
     """(state, remark): the newest whole checkpoint of a run's folder, on the CPU, or None if it has none yet.
 
-    `run` may also be the file of one checkpoint.
+    The remark is "" or a line that the newest was damaged and the one before it is used.
 
-    The remark is "" or says that the newest was damaged and the one before it is used.
+    Args:
+        run: the folder, or the file of one checkpoint.
 
     Raises:
         InputError: if there are checkpoints and none is whole.
     """
     damage = []
-    for path in [run] if run.is_file() else [run / NEWEST, run / BEFORE]:
+    folder = RunFolder(run)
+    for path in [run] if run.is_file() else [folder.newest_checkpoint, folder.previous_checkpoint]:
         if not path.exists():
             continue
         try:
@@ -44,14 +47,14 @@ def load(run: Path) -> tuple[dict[str, Any] | None, str]:
     return None, ""
 
 
-def set_aside(folder: Path) -> None:
+def set_aside(folder: RunFolder) -> None:
     """Renames the newest checkpoint, which is damaged, so that the next one does not push out the one before it."""
-    if (folder / NEWEST).exists():
-        (folder / NEWEST).replace(folder / "checkpoint.damaged.pt")
+    if folder.newest_checkpoint.exists():
+        folder.newest_checkpoint.replace(folder.damaged_checkpoint)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    # The checksums of the archive's members: torch.load reads past a flipped bit without a word.
+def _read(path: Path) -> State:
+    # The checksums of the archive's members: torch.load does not notice a flipped bit.
     with zipfile.ZipFile(path) as archive:
         bad = archive.testzip()
     if bad:

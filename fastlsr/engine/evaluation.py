@@ -1,4 +1,4 @@
-"""Metrics of a network over a split: always hard labels at temperature 1, every sample exactly once."""
+"""Metrics of a network over a split: every sample exactly once."""
 
 from __future__ import annotations
 
@@ -6,50 +6,36 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fastlsr.data.loader import Batch
-from fastlsr.labels.losses import soft_target_cross_entropy
+from fastlsr.engine import distributed
 from fastlsr.labels.targets import Targets
-
-ECE_BINS = 15
+from fastlsr.metrics import METRICS
 
 
 @torch.inference_mode()
 def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], targets: Targets) -> dict[str, float]:
-    """Metrics by name: `loss` and `nll` in nats, `top1` and `top5` in percent, `ece` in [0, 1].
+    """The loss and the figures of `fastlsr.metrics`, by name.
 
-    `nll` is hard cross-entropy at temperature 1; `loss` is the training objective of the phase that `targets` is in,
-    computed on these samples: soft labels that are not by class stand as the one-hot label, no label is redrawn, and
-    there are no pairs. `ece` is the expected calibration error over 15 equal bins of confidence.
+    `loss`, in nats, is the training objective of the phase that `targets` is in, computed on these samples: the one-hot
+    label stands for soft labels that are not by class, no label is redrawn, and there are no pairs.
 
     Args:
         forward: uint8 images [B, 3, H, W] to logits [B, K], in evaluation mode.
         batches: a whole epoch of the split.
     """
-    # Imported at a run's first evaluation, not before its first step: it brings scipy.signal and torchvision along.
-    from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
-
-    device, classes = targets.mix.device, targets.classes
-    top1 = MulticlassAccuracy(classes, top_k=1, average="micro", validate_args=False).to(device)
-    top5 = MulticlassAccuracy(classes, top_k=min(5, classes), average="micro", validate_args=False).to(device)
-    ece = MulticlassCalibrationError(classes, n_bins=ECE_BINS, validate_args=False).to(device)
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    objective, device = targets.by_class().objective, targets.mix.device
     one = torch.ones((), device=device)
-    mix, penalty = targets.mix_by_class(), targets.extra[1] if targets.extra[1] else None
+    loss_and_samples = torch.zeros(2, dtype=torch.float64, device=device)
+    sums: dict[str, Tensor] = {}
     for batch in batches:
         logits = forward(batch.images).float()
-        losses, _ = soft_target_cross_entropy(logits, batch.labels, mix, targets.table, one, penalty=penalty)
-        nll = functional.cross_entropy(logits, batch.labels, reduction="sum")
-        sums += torch.stack([losses.sum(dtype=torch.float64), nll.double(), torch.full_like(sums[0], len(logits))])
-        for metric in (top1, top5):
-            metric.update(logits, batch.labels)
-        ece.update(logits.softmax(1), batch.labels)
-    loss, nll, seen = sums.tolist()
-    return {
-        "loss": loss / seen,
-        "nll": nll / seen,
-        "top1": 100 * top1.compute().item(),
-        "top5": 100 * top5.compute().item(),
-        "ece": ece.compute().item(),
-    }
+        losses, _ = objective(logits, batch.labels, one)
+        loss = losses.sum(dtype=torch.float64)
+        loss_and_samples += torch.stack([loss, torch.full_like(loss, len(logits))])
+        for name, metric in METRICS.items():
+            more = metric.sums(logits, batch.labels)
+            sums[name] = sums[name] + more if name in sums else more
+    loss, samples = distributed.sum_(loss_and_samples).tolist()
+    figures = {name: METRICS[name].value(distributed.sum_(total).cpu(), samples) for name, total in sums.items()}
+    return {"loss": loss / samples, **figures}

@@ -1,15 +1,13 @@
-"""What a run tells: files in its folder, the terminal, and W&B. The only home of wandb."""
+"""What a run reports: files in its folder, the terminal, and W&B. The only home of wandb."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from typing import Literal, cast
 
 import wandb
 from rich.console import Console
@@ -25,34 +23,39 @@ from rich.table import Table
 
 from fastlsr.config import Config
 from fastlsr.errors import InputError
-from fastlsr.files import replace_text
-from fastlsr.labels.methods import phases
+from fastlsr.runs import Row, RunFolder, Summary, compared_keys, epoch_line
 
-Row = dict[str, Any]
 SECONDS_BETWEEN_LINES = 30.0
+WandbMode = Literal["online", "offline", "disabled"]
+_MODES = ("online", "offline", "disabled")
 
 
 class RunLog:
-    """Writes `metrics.jsonl` and `summary.json`, shows progress, and mirrors both to W&B where that is on.
+    """Writes the rows and the summary of a run, shows progress, and mirrors both to W&B where that is on.
 
     On a terminal progress is a live bar; piped, a plain line an epoch, and one every half minute inside long ones.
+
+    Attributes:
+        rows: of the epochs so far.
+        advised: whether advice on loading was printed.
     """
 
-    def __init__(self, folder: Path, config: Config):
-        self.folder, self.config = folder, config
-        self.epochs = sum(phase.epochs for phase in phases(config.method, config.train.epochs))
+    def __init__(self, folder: RunFolder, config: Config, epochs: int):
+        self.folder, self.config, self.epochs = folder, config, epochs
         self.console = terminal()
         self.rows: list[Row] = []
+        self.advised = False
         self.wandb: wandb.Run | None = None
+        self._former_wandb_id: str | None = None
 
     def say(self, text: str) -> None:
         """Prints a line."""
         self.console.print(text, markup=False)
 
     def restore(self, rows: list[Row]) -> None:
-        """Makes `metrics.jsonl` hold these rows and no others."""
+        """Makes the rows these and no others, also in the file."""
         self.rows = list(rows)
-        replace_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        self.folder.write_rows(rows)
 
     def open(self, rows: list[Row], *, wandb_id: str | None) -> None:
         """Goes on after `rows`, a checkpoint's, dropping any later ones from the file, and starts W&B.
@@ -62,42 +65,44 @@ class RunLog:
             wandb_id: of the W&B run that has them; another one that an agent waits for gets them, too.
 
         Raises:
-            InputError: if W&B is asked for by `log.wandb=online` and cannot be reached; `auto` goes on offline.
+            InputError: if W&B is requested by `log.wandb=online` and cannot be reached; `auto` goes on offline.
         """
         self.restore(rows)
+        self._former_wandb_id = wandb_id
         mode = wandb_mode(self.config.log.wandb)
         if mode == "disabled":
             return
-        run = agent_run() or wandb_id
+        run_id = agent_run() or wandb_id
         try:
-            self._start_wandb(mode, run)
+            self.wandb = self._start_wandb(mode, run_id)
         except wandb.Error as error:
             reason = " ".join(str(error).split())[:200]
             if self.config.log.wandb != "auto" or mode != "online":
                 raise InputError(f"log.wandb={self.config.log.wandb}: {reason}") from None
             self.say(f"warning: W&B cannot be reached, logging offline ({reason})")
-            self._start_wandb("offline", run)
+            self.wandb = self._start_wandb("offline", run_id)
         if self.wandb.id != wandb_id and not self.wandb.resumed:
             for row in rows:
                 self.wandb.log(row)
 
-    def _start_wandb(self, mode: str, wandb_id: str | None) -> None:
-        self.wandb = wandb.init(
+    def _start_wandb(self, mode: WandbMode, run_id: str | None) -> wandb.Run:
+        run = wandb.init(
             project=self.config.log.project,
-            name=self.folder.name,
+            name=self.folder.path.name,
             config=self.config.as_dict(),
-            dir=self.folder,
+            dir=self.folder.path,
             mode=mode,
-            id=wandb_id,
-            resume="allow" if wandb_id else None,
+            id=run_id,
+            resume="allow" if run_id else None,
         )
-        self.wandb.define_metric("epoch")
-        self.wandb.define_metric("*", step_metric="epoch")
+        run.define_metric("epoch")
+        run.define_metric("*", step_metric="epoch")
+        return run
 
     @property
     def wandb_id(self) -> str | None:
-        """The W&B run's id, for a checkpoint."""
-        return self.wandb.id if self.wandb else None
+        """The id of the W&B run that has the rows, for a checkpoint."""
+        return self.wandb.id if self.wandb else self._former_wandb_id
 
     def progress(self, epoch: int, *, steps: int) -> AbstractContextManager[Callable[[int, str], None]]:
         """A function that shows how many of the `steps` of 1-based `epoch` are done, with a few words on the loss."""
@@ -106,25 +111,18 @@ class RunLog:
     def row(self, row: Row) -> None:
         """Keeps an epoch's row in the file, on the terminal and at W&B."""
         self.rows.append(row)
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row) + "\n")
-        self.say(
-            f"epoch {row['epoch']}/{self.epochs}  phase {row['phase']}  lr {row['lr']:.4g}  "
-            f"train loss {row['train/loss']:.4f} top1 {row['train/top1']:.2f}  "
-            f"test nll {row['test/nll']:.4f} top1 {row['test/top1']:.2f} top5 {row['test/top5']:.2f} "
-            f"ece {row['test/ece']:.4f}  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s"
-        )
+        self.folder.append_row(row)
+        self.say(epoch_line(row, self.epochs))
         if self.wandb:
             self.wandb.log(row)
 
-    def summary(self, *, finished: bool) -> dict[str, Any]:
-        """Writes `summary.json`: the last row and the one with the highest test accuracy. Returns it."""
-        best = max(self.rows, key=lambda row: row["test/top1"])
-        summary = {"name": self.folder.name, "finished": finished, "last": self.rows[-1], "best": best}
-        write_json(self.folder / "summary.json", summary)
+    def summary(self, *, finished: bool) -> Summary:
+        """Writes the last and the best row; returns what it wrote."""
+        summary = self.folder.write_summary(self.rows, finished=finished)
         if self.wandb:
+            named = {"last": summary["last"], "best": summary["best"]}
             self.wandb.summary.update(
-                {f"{kind}/{key}": v for kind in ("last", "best") for key, v in summary[kind].items()}
+                {f"{kind}/{key}": value for kind, row in named.items() for key, value in row.items()}
             )
         return summary
 
@@ -178,26 +176,21 @@ def agent_run() -> str | None:
     return os.environ.get("WANDB_RUN_ID") or None
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes an indented JSON file, whole or not at all."""
-    replace_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def wandb_mode(wish: str) -> str:
+def wandb_mode(requested: str) -> WandbMode:
     """W&B's mode for `log.wandb`: `auto` is WANDB_MODE, else online with an account, else disabled.
 
     Raises:
-        InputError: if `online` is asked for and there is no account (W&B would wait for one to be typed), or WANDB_MODE
+        InputError: if `online` is requested and there is no account (W&B would wait for one to be typed), or WANDB_MODE
             is no mode.
     """
-    if wish == "auto" and (mode := os.environ.get("WANDB_MODE")):
-        if mode not in ("online", "offline", "disabled"):
+    if requested == "auto" and (mode := os.environ.get("WANDB_MODE")):
+        if mode not in _MODES:
             raise InputError(f"WANDB_MODE={mode}: expected online, offline or disabled")
-        return mode
-    if wish in ("offline", "disabled"):
-        return wish
+        return cast(WandbMode, mode)
+    if requested in ("offline", "disabled"):
+        return cast(WandbMode, requested)
     account = wandb.login(prompt=False, verify=False)
-    if wish == "auto":
+    if requested == "auto":
         return "online" if account else "disabled"
     if not account:
         raise InputError(
@@ -206,16 +199,15 @@ def wandb_mode(wish: str) -> str:
     return "online"
 
 
-def results_table(summary: Mapping[str, Any]) -> Table:
+def results_table(summary: Summary) -> Table:
     """The last and the best row of a run, side by side."""
     table = Table(
         title=summary["name"], caption="best: highest test top-1 of any epoch, as read on the evaluation split"
     )
     table.add_column("")
-    names = ("epoch", "train/loss", "train/top1", "test/nll", "test/top1", "test/top5", "test/ece")
-    for name in names:
-        table.add_column(name.replace("/", "\n"), justify="right")  # two lines: the table fits 80 columns
-    for kind in ("last", "best"):
-        row = summary[kind]
-        table.add_row(kind, *(f"{row[name]:.4g}" if name != "epoch" else str(row[name]) for name in names))
+    keys = compared_keys()
+    for key in keys:
+        table.add_column(key.replace("/", "\n"), justify="right")  # two lines: the table fits 80 columns
+    for kind, row in (("last", summary["last"]), ("best", summary["best"])):
+        table.add_row(kind, *(f"{row[key]:.4g}" if key != "epoch" else str(row[key]) for key in keys))
     return table

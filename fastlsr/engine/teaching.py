@@ -1,4 +1,4 @@
-"""Makes a teacher's file: of a run's own network, or of a linear head on a pre-trained one. Reads downward: teach."""
+"""Makes a teacher's file from a run's own network, or from a linear head on a pre-trained one. Starts at `teach`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastlsr import __version__
-from fastlsr.config import Config, from_dict
+from fastlsr.config import Config
 from fastlsr.data.loader import Batch, Loader
 from fastlsr.data.manifest import digest_of
 from fastlsr.data.soft_labels import TeacherRows
 from fastlsr.data.splits import data_digests, fold_name, fold_of_sample, split_paths
-from fastlsr.engine import checkpoint
+from fastlsr.engine.classifier import Classifier
 from fastlsr.engine.log import progress, terminal
 from fastlsr.engine.runtime import choose_device, choose_precision, set_up_torch
-from fastlsr.engine.session import build_network, evaluation_loader, trained_network, training_loader, wrap
-from fastlsr.engine.step import Classifier
+from fastlsr.engine.session import build_network, classifier_of, evaluation_loader, training_loader
+from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError
 from fastlsr.models import expected_normalization
 from fastlsr.models.linear_head import fit_linear_head
@@ -31,8 +32,9 @@ HELD_OUT = 10  # one in so many training images chooses the head's penalty
 _HALF = torch.finfo(torch.float16).max
 
 
-class Predictions(NamedTuple):
-    """What a teacher says of some training images."""
+@dataclass(frozen=True)
+class Predictions:
+    """A teacher's logits for some training images."""
 
     index: Tensor  # int64[B]
     labels: Tensor  # int64[B]
@@ -53,38 +55,31 @@ class Teacher(NamedTuple):
     made: dict[str, Any]
 
 
-def read_run(path: Path) -> dict[str, Any]:
-    """The newest checkpoint of a run's folder, or that of a file.
-
-    Raises:
-        InputError: if there is none, or it is damaged.
-    """
-    state, remark = checkpoint.load(path)
-    if not isinstance(state, dict) or not {"config", "decided", "model", "ema", "position"} <= state.keys():
-        raise InputError(f"--checkpoint={path} holds no checkpoint of a run")
-    if remark:
-        print(f"warning: {remark}", file=sys.stderr)
-    return state
-
-
 @torch.inference_mode()
-def teach(config: Config, state: dict[str, Any] | None, out: Path) -> None:
-    """Writes the teacher's file and prints what it is worth.
+def teach(source: TrainedRun | Config, out: Path) -> None:
+    """Writes the teacher's file and prints its accuracy.
 
     Args:
-        state: the checkpoint of the run that teaches, or None for the configured network and a linear head.
+        source: the run that teaches, or the options of a pre-trained network that gets a linear head.
 
     Raises:
         InputError: for data, weights or a run that do not fit together; nothing is written then.
     """
-    console, device = terminal(), choose_device(config.train.device)
-    set_up_torch(device, deterministic=config.train.deterministic)
-    train = training_loader(config, device, plain=True)
+    console = terminal()
+    if isinstance(source, TrainedRun):
+        config, device, train = source.config, source.device, source.training_loader()
+    else:
+        config, device = source, choose_device(source.train.device)
+        set_up_torch(device, deterministic=config.train.deterministic)
+        train = training_loader(config, device, plain=True)
     test = test_loader(config, device)
-    teacher = of_run(state, config, train, console) if state else of_model(config, train, console)
+    if isinstance(source, TrainedRun):
+        teacher = teacher_of_run(source, train, console)
+    else:
+        teacher = teacher_of_model(config, train, console)
     rows = TeacherRows(train.manifest.count, len(train.manifest.classes))
-    for index, labels, logits in teacher.predictions:
-        rows.add(index, labels, logits.float().softmax(1))
+    for some in teacher.predictions:
+        rows.add(some.index, some.labels, some.logits.float().softmax(1))
     accuracies = {"train_top1": rows.top1}
     if test:
         accuracies["test_top1"] = top1(teacher.forward, watched(test, "test images", console))
@@ -116,23 +111,16 @@ def watched(loader: Loader, name: str, console: Console) -> Iterator[Batch]:
             advance(done, "")
 
 
-def of_run(state: dict[str, Any], config: Config, train: Loader, console: Console) -> Teacher:
-    """A run's own network, with the normalisation and precision that the run decided on.
-
-    Raises:
-        InputError: if it was trained on other data or classes.
-    """
-    network = trained_network(state, config, train, choose_device(config.train.device))
-    if state["decided"]["data"][0] != train.manifest.digest:
-        raise InputError(f"--checkpoint: the run was trained on other data than {split_paths(config)[0]}")
+def teacher_of_run(run: TrainedRun, train: Loader, console: Console) -> Teacher:
+    """A run's own network, with the normalisation and precision that the run decided on."""
+    network = run.network(train.resolution)
     images = watched(train, "training images", console)
     predictions = (Predictions(batch.index, batch.labels, network(batch.images)) for batch in images)
-    epochs, batches = state["position"]
-    made = {"run": from_dict(state["config"]).run_name(), "epochs": epochs, "batches": batches}
-    return Teacher(network, predictions, {"how": "the network of a run"} | made | of_decided(state["decided"]))
+    made = {"run": run.config.run_name(), "epochs": run.position.epochs, "batches": run.position.batches}
+    return Teacher(network, predictions, {"how": "the network of a run"} | made | of_decided(run.decided))
 
 
-def of_model(config: Config, train: Loader, console: Console) -> Teacher:
+def teacher_of_model(config: Config, train: Loader, console: Console) -> Teacher:
     """The configured network, frozen, with a linear head fitted on its features of the training split.
 
     Raises:
@@ -146,12 +134,12 @@ def of_model(config: Config, train: Loader, console: Console) -> Teacher:
         raise InputError(f"--model={config.model.name}: its features are not finite")
     labels = train.labels[train.indices]
     columns = (train.indices, labels, fold_of_sample(labels, HELD_OUT) == 0)
-    index, labels, held_out = (torch.from_numpy(column).to(device) for column in columns)
+    index, targets, held_out = (torch.from_numpy(column).to(device) for column in columns)
     with progress(console, "linear head") as advance:
-        head = fit_linear_head(features, labels, held_out, classes=classes, advance=advance)
+        head = fit_linear_head(features, targets, held_out, classes=classes, advance=advance)
     say(console, f"linear head: l2 {head.l2:g} on {features.shape[1]} features of {len(features):,} images")
-    blocks = zip(*(column.split(config.data.batch_size) for column in (index, labels, features)), strict=True)
-    predictions = (Predictions(index, labels, head(part)) for index, labels, part in blocks)
+    blocks = zip(*(column.split(config.data.batch_size) for column in (index, targets, features)), strict=True)
+    predictions = (Predictions(some, of_them, head(part)) for some, of_them, part in blocks)
     made = {"how": "a linear head on a frozen network", "l2": head.l2} | made
     return Teacher(lambda images: head(network.penultimate(images).features), predictions, made)
 
@@ -167,8 +155,13 @@ def pretrained_network(config: Config, train: Loader, console: Console) -> tuple
     normalization = expected_normalization(model, weights) or (train.manifest.mean, train.manifest.std)
     precision = choose_precision(config.train.precision, device, lambda text: say(console, text))
     decided = {"normalization": normalization, "precision": precision}
-    source = "timm " + model.pretrained_cfg["tag"] if weights == "timm" else digest_of(Path(weights))
-    return wrap(model, decided, config).to(device).eval(), {"weights": source, **of_decided(decided)}
+    source = f"timm {timm_config(model)['tag']}" if weights == "timm" else digest_of(Path(weights))
+    return classifier_of(model, decided, config).to(device).eval(), {"weights": source, **of_decided(decided)}
+
+
+def timm_config(model: nn.Module) -> dict[str, Any]:
+    """What timm knows of the pre-trained weights of one of its networks; empty for others."""
+    return cast(dict[str, Any], getattr(model, "pretrained_cfg", {}))
 
 
 def of_decided(decided: dict[str, Any]) -> dict[str, Any]:
@@ -178,17 +171,17 @@ def of_decided(decided: dict[str, Any]) -> dict[str, Any]:
 
 def note_resolution(network: Classifier, train: Loader, console: Console) -> None:
     """Says so when the images are much smaller than those that a timm network's weights were trained on."""
-    wanted = getattr(network.model, "pretrained_cfg", {}).get("input_size", (3, 0, 0))[-1]
+    wanted = timm_config(network.model).get("input_size", (3, 0, 0))[-1]
     if train.resolution < wanted / 2:
         say(console, f"note: images of {train.resolution} pixels for weights of {wanted}; --data.resolution={wanted}?")
 
 
 def features_of(network: Classifier, batches: Iterable[Batch], count: int) -> Tensor:
-    """float16[count, D], on the device: the penultimate features of the images, in the order of the batches."""
-    features, first = None, 0
+    """float16[count, D], on the device: the penultimate features of one or more images, in the order of the batches."""
+    features, first = torch.empty(0), 0
     for batch in batches:
         block = network.penultimate(batch.images).features.clamp(-_HALF, _HALF)
-        if features is None:
+        if not first:
             features = torch.empty(count, block.shape[1], dtype=torch.float16, device=block.device)
         features[first : first + len(block)] = block
         first += len(block)

@@ -1,15 +1,44 @@
-"""The fused soft-target cross-entropy: loss and gradient in one pass over the logits, no dense targets.
+"""The fused soft-target cross-entropy: losses and their gradients in one pass over the logits, no dense targets.
 
-The losses here answer their gradients with respect to the logits themselves; `logits.backward(gradients)` hands them
-on. Autograd would want the loss to be one number first, and the gradient to be multiplied by the gradient of that.
+Every loss here returns (losses, gradients): its derivatives by the logits are computed with it, since both need the
+same exponentials, and `logits.backward(gradients)` goes on from them. `losses` is for the log and carries no gradient.
+
+    >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]], requires_grad=True)
+    >>> labels = torch.tensor([0, 2])
+    >>> smoothing = torch.tensor([0.9, 0.1, 0.0, 1.0])  # 0.9 onehot(y) + 0.1/K, no soft labels, temperature 1
+    >>> losses, gradients = soft_target_cross_entropy(logits, labels, smoothing, None, torch.tensor(1 / 2))
+    >>> [round(loss, 4) for loss in losses.tolist()]
+    [0.3729, 1.5181]
+    >>> logits.backward(gradients)  # the mean over the batch, since `scale` is 1/2
+    >>> mean = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    >>> torch.allclose(torch.autograd.grad(mean, logits)[0], logits.grad)
+    True
+
+A further term of the objective is one `@term` function here, and a `plan.Term` of its name in a method's phases.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 LOG2_E = 1.4426950408889634
+
+# (logits [B, K], labels int64[B], peer_logits [B, K] or None, scale, **numbers) -> (losses, gradients)
+TermFunction = Callable[..., tuple[Tensor, Tensor]]
+TERMS: dict[str, TermFunction] = {}
+
+
+def term(function: TermFunction) -> TermFunction:
+    """Makes a function a term of the objective under its name.
+
+    It takes the arguments of `Targets.objective` and, as float32 scalars on the device, `weight` and the other numbers
+    of its `plan.Term`; it is proportional to `weight`.
+    """
+    TERMS[function.__name__] = function
+    return function
 
 
 def soft_target_cross_entropy(
@@ -69,26 +98,34 @@ def soft_target_cross_entropy(
 def _row_by_row(exponentials: Tensor, products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(exponentials, their sums, the sums of products), so that inductor's C++ is one loop over rows.
 
-    As a strided view the exponentials are kept for the gradients instead of computed again. The two sums lie side by
-    side since inductor would take the losses, whose inputs were contiguous, eight at a time, and for their sake each
-    pass over all rows by itself, through memory instead of the cache. Both together: a sixth of the time at K = 1000.
+    As a strided view the exponentials are kept for the gradients instead of being computed again. The two sums are
+    stacked, since inductor would vectorise contiguous losses over eight rows and then run each pass over all rows by
+    itself, through memory instead of the cache. Together this saves a sixth of the time at K = 1000.
     """
     exponentials = exponentials.as_strided(exponentials.shape, exponentials.stride())
     sums = torch.stack([exponentials.sum(1), products.sum(1)], 1)
     return exponentials, sums[:, 0], sums[:, 1]
 
 
+@term
 def pair_divergence(
-    logits: Tensor, peer_logits: Tensor, weight: Tensor, inverse_temperature: Tensor, scale: Tensor
+    logits: Tensor,
+    labels: Tensor,
+    peer_logits: Tensor,
+    scale: Tensor,
+    *,
+    weight: Tensor,
+    inverse_temperature: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """(losses, gradients) of weight * T^2 * KL(softmax(peers / T) || softmax(logits / T)) (CS-KD, Yun et al. 2020).
 
-    Float32[B], and [B, K] in the logits' type: `scale` times the gradient with respect to `logits`.
+    Float32[B], and [B, K] in the logits' type: `scale` times the derivatives by the logits; the peers are constants.
 
     Args:
         logits, peer_logits: [B, K], any floating type; row i of one and of the other are of one class.
-        weight, inverse_temperature: float32 scalars lambda and 1/T.
+        labels: not read.
         scale: float32 scalar that multiplies the gradients alone.
+        weight, inverse_temperature: float32 scalars lambda and 1/T.
     """
     peers = (peer_logits.detach().float() * inverse_temperature).softmax(1)
     none, one = torch.zeros_like(weight), torch.ones_like(weight)

@@ -1,83 +1,14 @@
-"""Methods: a name and its options become a list of phases. A new method is one more `@method` function here.
-
-A phase names its targets, q = hard * onehot(y) + uniform * 1/K + soft * S, and they may depend only on what
-earlier phases saw: a phase that `learns` fills the table S for the phases after it.
-"""
+"""Methods: a name and its options become phases. A new method is one more `@method` function here. Loads no torch."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import fields, replace
 
 from fastlsr.config import Method
-from fastlsr.errors import InputError
-
-# What a phase's soft labels S are: rows by class that former phases learned, rows by class or by sample of a teacher's
-# file, or what the network of the generation before says of this very crop.
-LEARNED, TEACHER_CLASS, TEACHER_SAMPLE, FORMER_NETWORK = "learned", "class", "sample", "former network"
-_SOURCES = (LEARNED, TEACHER_CLASS, TEACHER_SAMPLE, FORMER_NETWORK)
-# Where a phase that learns takes its class means from; see `Phase.learns`.
-IN_PASS, EXTRA_PASS, CORRECT = "in_pass", "extra", "correct"
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Epochs trained towards one kind of target.
-
-    Attributes:
-        epochs: how many, at least 1.
-        hard, uniform, soft: weights of the one-hot label, of 1/K, and of the soft label; they sum to 1.
-        source: what the soft labels are, where `soft` is not 0; the same in all phases of a method.
-        temperature: T of the loss, cross-entropy against softmax(logits / T), and of the soft labels it learns.
-        learns: None, or where this phase's class means come from once it ends: "in_pass" takes the logits of its last
-            epoch as they were trained on, "extra" those of an evaluation pass after it, and "correct" the softmax of
-            the samples that its last epoch classified correctly (all phases that learn do so then).
-        peers: samples of each class in those means; 0 is all.
-        redraw: probability with which a label is redrawn from the uniform distribution (DisturbLabel's alpha).
-        penalty: weight beta of the entropy of the predictions that is subtracted from the loss.
-        pair_weight, pair_temperature: lambda and T of lambda * T^2 * KL(p(peer; T) || p(x; T)), the peer another sample
-            of the class and no gradient through it.
-        fresh: whether the phase begins with fresh weights, optimizer and learning rate (a new generation).
-        lr_scale: factor of the learning rate.
-    """
-
-    epochs: int
-    hard: float = 1.0
-    uniform: float = 0.0
-    soft: float = 0.0
-    source: str | None = None
-    temperature: float = 1.0
-    learns: str | None = None
-    peers: int = 0
-    redraw: float = 0.0
-    penalty: float = 0.0
-    pair_weight: float = 0.0
-    pair_temperature: float = 1.0
-    fresh: bool = False
-    lr_scale: float = 1.0
-
-    def __str__(self) -> str:
-        soft = {TEACHER_CLASS: "teacher[y]", TEACHER_SAMPLE: "teacher[i]", FORMER_NETWORK: "former network(x)"}
-        parts = [(self.hard, "onehot(y)"), (self.uniform, "1/K"), (self.soft, soft.get(self.source, "S[y]"))]
-        text = " + ".join(name if weight == 1 else f"{weight:g} {name}" for weight, name in parts if weight)
-        notes = [
-            (self.temperature != 1, f" at temperature {self.temperature:g}"),
-            (self.redraw, f", labels redrawn with probability {self.redraw:g}"),
-            (self.penalty, f", minus {self.penalty:g} entropy"),
-            (self.pair_weight, f", plus {self.pair_weight:g} T^2 KL(peer || x) at T={self.pair_temperature:g}"),
-            (self.fresh, ", from fresh weights"),
-            (self.lr_scale != 1, f", learning rate times {self.lr_scale:g}"),
-            (self.learns, f", then S from {_LEARNS.get(self.learns)}"),
-            (self.peers, f" ({self.peers} peers a class)"),
-        ]
-        length = f"{self.epochs} epoch{'s' * (self.epochs != 1)}"
-        return f"{length} towards {text}" + "".join(note for there, note in notes if there)
-
-
-_LEARNS = {IN_PASS: "its last epoch", EXTRA_PASS: "an extra pass", CORRECT: "what its last epoch got right"}
+from fastlsr.errors import InputError, unknown
+from fastlsr.labels.plan import CORRECT, FORMER_NETWORK, LEARNED, Phase, Plan, Term
 
 METHODS: dict[str, Callable[..., list[Phase]]] = {}
 
@@ -147,15 +78,15 @@ def colam(epochs: int, *, stages: int, temperature: float, peers: int, label_pas
     Raises:
         InputError: if the epochs do not divide into the stages.
     """
-    common = {"epochs": _stage_epochs(epochs, stages), "temperature": temperature, "learns": label_pass, "peers": peers}
-    return [Phase(**common)] + [Phase(**common, hard=0.0, soft=1.0, source=LEARNED)] * (stages - 1)
+    first = Phase(_stage_epochs(epochs, stages), temperature=temperature, learns=label_pass, peers=peers)
+    return [first] + [replace(first, hard=0.0, soft=1.0, source=LEARNED)] * (stages - 1)
 
 
 @method
 def online(epochs: int) -> list[Phase]:
     """Half hard, half the class mean of the correct predictions of the epoch before (Zhang et al. 2021, OLS).
 
-    The first epoch has 1/K in their place.
+    The first epoch has 1/K in their place, and so has a class without a correct prediction, as in the authors' code.
     """
     first = Phase(1, hard=0.5, uniform=0.5, learns=CORRECT)
     return [first] + [Phase(1, hard=0.5, soft=0.5, source=LEARNED, learns=CORRECT)] * (epochs - 1)
@@ -176,12 +107,14 @@ def confidence_penalty(epochs: int, *, beta: float) -> list[Phase]:
 @method
 def cs_kd(epochs: int, *, kd_weight: float, kd_temperature: float) -> list[Phase]:
     """One-hot labels, and predictions drawn to those of another sample of the class (Yun et al. 2020)."""
-    return [Phase(epochs, pair_weight=kd_weight, pair_temperature=kd_temperature)]
+    text = f"{kd_weight:g} T^2 KL(peer || x) at T={kd_temperature:g}"
+    numbers = {"inverse_temperature": 1 / kd_temperature}
+    return [Phase(epochs, terms=(Term("pair_divergence", kd_weight, text, numbers, pairs=True),))]
 
 
 @method
 def label_refinery(epochs: int, *, generations: int) -> list[Phase]:
-    """Each generation from fresh weights, on what the one before says of the same crop (Bagherinezhad et al. 2018).
+    """Generations from fresh weights, each on the former one's predictions of its crops (Bagherinezhad et al. 2018).
 
     `epochs` are those of one generation; the run has `generations` times as many.
     """
@@ -214,9 +147,7 @@ def options_of(name: str) -> list[str]:
         InputError: for an unknown method (names the nearest).
     """
     if name not in METHODS:
-        close = difflib.get_close_matches(name, METHODS, 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(METHODS)}"
-        raise InputError(f"method.name={name}: no such method; {hint}")
+        raise InputError("method.name=" + unknown("method", name, list(METHODS)))
     options = list(inspect.signature(METHODS[name]).parameters)[1:]
     return [*options, "teacher"] if "teacher_key" in options else options
 
@@ -230,8 +161,8 @@ def overview() -> str:
     return "\n".join(entries)
 
 
-def phases(chosen: Method, epochs: int) -> list[Phase]:
-    """The phases of a configured method, in order. Their epochs sum to `epochs`, for each generation.
+def make_plan(chosen: Method, epochs: int) -> Plan:
+    """The phases of a configured method; those of each generation have `epochs` epochs.
 
     Raises:
         InputError: for an unknown method, options that do not fit the number of epochs, a teacher that is not named, or
@@ -243,36 +174,8 @@ def phases(chosen: Method, epochs: int) -> list[Phase]:
     options = {name: getattr(chosen, name) for name in options_of(chosen.name)}
     if "teacher" in options and not options.pop("teacher"):
         raise InputError(f"method.name={chosen.name} needs method.teacher, a file that python -m fastlsr.teach makes")
-    result = METHODS[chosen.name](epochs, **options)
-    wrong = next(_complaints(result, epochs), None)
-    if wrong:
-        raise InputError(f"method.name={chosen.name}: {wrong}")
-    return result
-
-
-def _complaints(phases: Sequence[Phase], epochs: int) -> Iterator[str]:
-    """What keeps phases from being those of a run of `epochs` epochs."""
-    generations = [0]
-    for number, phase in enumerate(phases, start=1):
-        generations += [0] if phase.fresh and number > 1 else []
-        generations[-1] += phase.epochs
-        weights = phase.hard + phase.uniform + phase.soft
-        if phase.epochs < 1:
-            yield f"phase {number} has {phase.epochs} epochs"
-        if not math.isclose(weights, 1, abs_tol=1e-6):
-            yield f"the weights of phase {number} sum to {weights:g}, not to 1"
-        if phase.soft and phase.source not in _SOURCES:
-            yield f"the soft labels of phase {number} have no source; there are {', '.join(_SOURCES)}"
-        if phase.soft and phase.source == LEARNED and not any(former.learns for former in phases[: number - 1]):
-            yield f"the soft labels of phase {number} are learned by no phase before it"
-        if phase.soft and phase.source == FORMER_NETWORK and number == 1:
-            yield "phase 1 has no network before it to take soft labels from"
-    for total in generations:
-        if total != epochs:
-            yield f"its phases have {total} epochs, train.epochs={epochs}"
-    sources = sorted({phase.source for phase in phases if phase.soft})
-    if len(sources) > 1:
-        yield f"its phases take soft labels from {' and '.join(sources)}, a run can from one"
-    ways = sorted({phase.learns for phase in phases if phase.learns})
-    if CORRECT in ways and len(ways) > 1:
-        yield f"its phases learn in more ways than one: {' and '.join(ways)}"
+    phases = METHODS[chosen.name](epochs, **options)
+    try:
+        return Plan(tuple(phases), epochs)
+    except InputError as error:
+        raise InputError(f"method.name={chosen.name}: {error}") from None

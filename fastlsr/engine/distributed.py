@@ -1,0 +1,50 @@
+"""What processes that train one run together exchange. Without a process group every function is the identity.
+
+All processes must call the same functions in the same order: no call may stand in a branch that only some of them take.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+Value = TypeVar("Value")
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes files."""
+    return not _grouped() or dist.get_rank() == 0
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """The tensor, after its values were replaced by their sums over all processes."""
+    if _grouped():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def agree(flag: bool) -> bool:
+    """Whether the flag is true in any process."""
+    if not _grouped():
+        return flag
+    return bool(sum_(torch.tensor(int(flag), device=_device())).item())
+
+
+def broadcast(value: Value) -> Value:
+    """The main process's value, which may be any that pickles."""
+    if not _grouped():
+        return value
+    holder = [value]
+    dist.broadcast_object_list(holder, device=_device())
+    return holder[0]
+
+
+def _grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

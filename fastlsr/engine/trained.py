@@ -1,0 +1,141 @@
+"""Opening a trained run: its options, its network and its data. Evaluation, teachers and analyses all start here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastlsr.config import Config, check_places, from_dict
+from fastlsr.data.loader import Loader
+from fastlsr.data.splits import split_paths
+from fastlsr.engine import checkpoint
+from fastlsr.engine.classifier import Classifier
+from fastlsr.engine.evaluation import evaluate
+from fastlsr.engine.runtime import choose_device, set_up_torch
+from fastlsr.engine.session import Position, State, build_network, classifier_of, evaluation_loader, training_loader
+from fastlsr.errors import InputError
+from fastlsr.labels.methods import make_plan
+from fastlsr.labels.plan import Plan
+from fastlsr.labels.targets import Targets
+
+_KEYS = {"config", "decided", "model", "ema", "position", "targets"}
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run's newest checkpoint.
+
+    Attributes:
+        config: the run's options, with other places of its data or another device where those were given.
+        plan: of its method.
+        device: what computes.
+        position: how far it was trained.
+        decided: as in `Session`.
+        state: the whole checkpoint, on the CPU.
+    """
+
+    config: Config
+    plan: Plan
+    device: torch.device
+    position: Position
+    decided: dict[str, Any]
+    state: State
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of its classes; the position is the label."""
+        return self.decided["classes"]
+
+    def evaluation_loader(self) -> Loader:
+        """The batches that the run evaluates on.
+
+        Raises:
+            InputError: for files that do not fit.
+        """
+        return self._checked(evaluation_loader(self.config, self.device))
+
+    def training_loader(self) -> Loader:
+        """The samples that the run trained on, in the file's order and not augmented.
+
+        Raises:
+            InputError: for files that do not fit, or other data than the run was trained on.
+        """
+        loader = self._checked(training_loader(self.config, self.device, plain=True))
+        if loader.manifest.digest != self.decided["data"][0]:
+            raise InputError(f"the run was trained on other data than {split_paths(self.config)[0]}")
+        return loader
+
+    def _checked(self, loader: Loader) -> Loader:
+        if list(loader.manifest.classes) != self.classes:
+            raise InputError(f"data.dataset={self.config.data.dataset} has other classes than the run was trained on")
+        return loader
+
+    def network(self, resolution: int) -> Classifier:
+        """The network as the run evaluates it: its moving average where there is one, in evaluation mode.
+
+        Args:
+            resolution: side of its images, pixels: that of a loader.
+        """
+        model = build_network(self.config, len(self.classes), resolution, pretrained="")
+        model.load_state_dict(self.state["ema"] or self.state["model"])
+        return classifier_of(model, self.decided, self.config).to(self.device).eval()
+
+    def targets(self) -> Targets:
+        """The targets of the phase that was trained last."""
+        targets = Targets(len(self.classes), self.plan, device=self.device)
+        targets.enter(self.plan.last_trained(self.position.epochs, self.position.batches))
+        targets.load_state_dict(self.state["targets"])
+        return targets
+
+    def evaluate(self) -> dict[str, float]:
+        """The figures that the run logs for this checkpoint, on the same kind of machine to the digit."""
+        loader = self.evaluation_loader()
+        network = self.network(loader.resolution)
+        forward = torch.compile(network, dynamic=False) if self.decided["compile"] else network
+        return evaluate(forward, loader.epoch(0), self.targets())
+
+
+def open_run(path: Path, overrides: Mapping[str, Any] | None = None) -> TrainedRun:
+    """The newest checkpoint of a run, opened for reading; sets torch up for it.
+
+    Args:
+        path: the run's folder, or the file of one checkpoint.
+        overrides: `section.key` to value: only where the data is and what computes (`config.PLACES`).
+
+    Raises:
+        InputError: if there is no checkpoint of a run, or an option may not change.
+    """
+    return opened(read_checkpoint(path), overrides or {})
+
+
+def read_checkpoint(path: Path) -> State:
+    """The newest whole checkpoint of a run's folder, or of a file.
+
+    A damaged newest checkpoint is reported on stderr, and the one before it is returned.
+
+    Raises:
+        InputError: if there is none, or what is there is not of a run.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    state, remark = checkpoint.load(path)
+    if not isinstance(state, dict) or not state.keys() >= _KEYS:
+        raise InputError(f"{path} holds no checkpoint of a run")
+    if remark:
+        print(f"warning: {remark}", file=sys.stderr)
+    return state
+
+
+def opened(state: State, overrides: Mapping[str, Any]) -> TrainedRun:
+    """A checkpoint, opened for reading; sets torch up for it. Arguments and exceptions as for `open_run`."""
+    check_places(overrides)
+    config = from_dict(state["config"], overrides)
+    device = choose_device(config.train.device)
+    set_up_torch(device, deterministic=config.train.deterministic)
+    plan = make_plan(config.method, config.train.epochs)
+    return TrainedRun(config, plan, device, Position(*state["position"]), state["decided"], state)
