@@ -18,30 +18,21 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from cifar import options, write_random
+from sessions import begin
 from timing import Report, at_least, at_most, in_turns
 
-from fastlsr.config import load
-from fastlsr.engine.runtime import set_up_torch
-from fastlsr.engine.session import Session
-
 BARS = {"in_pass": at_most(1.01), "extra_pass": at_least(1.2)}
-CPU = torch.device("cpu")
 
 
 def epochs(folder: Path, count: int, **more: object) -> Callable[[], None]:
     """What trains one more of `count` epochs, each the last of its stage."""
-    config = load(overrides=options(folder, data__batch_size=128, train__epochs=count, train__precision="fp32", **more))
-    session = Session(config, CPU, decided={}, say=lambda line: None)
-    session.prepare_steps()
+    session = begin(options(folder, data__batch_size=128, train__epochs=count, train__precision="fp32", **more))
 
     def epoch() -> None:
-        session.enter_epoch()
-        for batch in session.train.epoch(session.position.epochs):
-            session.accumulate(*batch)
-        session.learn_soft_labels()
-        session.position.epochs, session.position.batches = session.position.epochs + 1, 0
+        for batch in session.batches():
+            session.train_batch(*batch)
+        session.end_epoch()
 
     return epoch
 
@@ -52,7 +43,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--model", default="resnet8")
     given = parser.parse_args()
-    set_up_torch(CPU, deterministic=False)
     report = Report(BARS, {"images": given.images, "rounds": given.rounds, "model": given.model})
     with tempfile.TemporaryDirectory() as name:
         folder, count = Path(name), given.rounds + 1

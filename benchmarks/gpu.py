@@ -28,8 +28,6 @@ sizes that say nothing about speed, on any device. The last line is a JSON objec
 
 from __future__ import annotations
 
-from fastlsr.config import load  # before torch: it says how the threads of torch's OpenMP wait
-
 # isort: split
 import argparse
 import functools
@@ -49,6 +47,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sessions import begin
 from timing import Report, at_least, at_most, in_turns
 from torch import Tensor
 from torch.nn import functional
@@ -61,11 +60,12 @@ from fastlsr.data.prepare.sources import read_dataset
 from fastlsr.data.prepare.writing import Samples, write_beton
 from fastlsr.engine.log import RunLog
 from fastlsr.engine.loop import StopRequest, train_epoch
-from fastlsr.engine.runtime import choose_device, peak_memory_bytes, set_up_torch
+from fastlsr.engine.runtime import choose_device, peak_memory_bytes
 from fastlsr.engine.schedule import set_learning_rate
 from fastlsr.engine.session import Session
 from fastlsr.engine.step import TrainStep
 from fastlsr.labels.losses import soft_target_cross_entropy
+from fastlsr.runs import RunFolder
 
 BARS = {
     "loss_bandwidth_share": at_least(0.6),
@@ -122,7 +122,7 @@ class Bench:
     @functools.cached_property
     def session(self) -> Session:
         """The ResNet's, ready to train."""
-        return ready(build_session(self, self.sizes.network, self.sizes.batch))
+        return build_session(self, self.sizes.network, self.sizes.batch)
 
     @property
     def compiles(self) -> bool:
@@ -165,24 +165,16 @@ def write_data(folder: Path, sizes: Sizes, cifar_dir: Path | None) -> None:
 
 
 def build_session(bench: Bench, network: str, batch: int) -> Session:
-    """A run of COLAM, the method whose step does most, before its step is made. Only whole batches."""
+    """A run of COLAM, the method whose step does most, before its first step. Only whole batches."""
     options = {"data.dataset": "bench", "data.dir": str(bench.folder), "data.batch_size": batch, "data.drop_last": True,
                "model.name": network, "method.name": "colam", "method.stages": 2, "train.epochs": 200,
                "train.compile": "on" if bench.compiles else "off", "optim.lr": 0.01}  # fmt: skip
-    set_up_torch(bench.device, deterministic=False)
-    return Session(load(overrides=options), bench.device, decided={}, say=print)
-
-
-def ready(session: Session) -> Session:
-    """The session at the beginning of its first epoch."""
-    session.prepare_steps()
-    session.enter_epoch()
-    return session
+    return begin(options, bench.device, print)
 
 
 def first_batch(session: Session) -> Batch:
     """A batch that stays on the device."""
-    batches = session.train.epoch(0)
+    batches = session.batches()
     batch = Batch(*(tensor.clone() for tensor in next(batches)))
     batches.close()
     return batch
@@ -196,11 +188,16 @@ def take_steps(session: Session, step: TrainStep, batch: Batch, count: int) -> N
         step.update()
 
 
-def take_epoch(session: Session, batches: Iterable[Batch]) -> None:
-    """Trains on these batches by the trainer's own steps."""
-    for batch in batches:
-        session.accumulate(*batch)
-    session.position.batches = 0
+def epoch_seconds(bench: Bench, session: Session, batches: Callable[[], Iterable[Batch]]) -> float:
+    """Seconds that the trainer's own steps take for an epoch of these batches."""
+
+    def steps() -> None:
+        for batch in batches():
+            session.train_batch(*batch)
+
+    seconds = bench.seconds(steps)
+    session.end_epoch()
+    return seconds
 
 
 def launches(bench: Bench, run: Callable[[], object]) -> list[tuple[str, float]]:
@@ -332,12 +329,12 @@ def forgetful_seconds(bench: Bench, run: Callable[[], object], large: Tensor) ->
 
 def trainer(bench: Bench) -> None:
     session = bench.session
-    log, stop = RunLog(bench.folder, session.config), StopRequest()
+    log, stop = RunLog(RunFolder(bench.folder), session.config, session.plan.epochs), StopRequest()
     batch, images = first_batch(session), len(session.train) * bench.sizes.batch
 
     def epoch() -> float:
         _, speed = train_epoch(session, log, stop)
-        session.position.epochs, session.position.batches = session.position.epochs + 1, 0
+        session.end_epoch()
         return images / speed["images_per_second"]
 
     def steps() -> float:
@@ -374,7 +371,7 @@ def product_flops_per_second(bench: Bench) -> float:
 
 def step_flops(session: Session, batch: Batch) -> int:
     """Floating-point operations of the convolutions and matrix products of one step, a multiply-add being two."""
-    eager = TrainStep(session.network, session.optimizer, session.targets, session.means, compile=False)
+    eager = TrainStep(session.network, session.optimizer, session.targets, session.learner.means, compile=False)
     with FlopCounterMode(display=False) as counter:
         take_steps(session, eager, batch, 1)
     return counter.get_total_flops()
@@ -384,8 +381,8 @@ def loader(bench: Bench) -> None:
     session = bench.session
     resident = [Batch(*(tensor.clone() for tensor in batch)) for batch in session.train.epoch(0)]
     contenders = {
-        "from the loader": lambda: bench.seconds(lambda: take_epoch(session, session.train.epoch(0))),
-        "from the device": lambda: bench.seconds(lambda: take_epoch(session, resident)),
+        "from the loader": lambda: epoch_seconds(bench, session, session.batches),
+        "from the device": lambda: epoch_seconds(bench, session, lambda: resident),
     }
     seconds = in_turns(contenders, rounds=bench.sizes.rounds)
     images = len(resident) * bench.sizes.batch
@@ -395,17 +392,17 @@ def loader(bench: Bench) -> None:
 
 def means(bench: Bench) -> None:
     session, batch = bench.session, first_batch(bench.session)
-    without = TrainStep(session.network, session.optimizer, session.targets, None, phases=session.phases,
-                        compile=bench.compiles)  # fmt: skip
-    session.means.start(torch.ones_like(session.means.member))
+    without = TrainStep(session.network, session.optimizer, session.targets, None, compile=bench.compiles)
+    of_classes = session.learner.means
+    of_classes.start(torch.ones_like(of_classes.member))
     seconds = compare_steps(bench, session, batch, {"with means": session.step, "without": without}, rounds=3)
     bench.report.ratio("means_cost", seconds["with means"], seconds["without"])
 
 
 def preact(bench: Bench) -> None:
-    session = ready(build_session(bench, bench.sizes.deep_network, bench.sizes.deep_batch))
+    session = build_session(bench, bench.sizes.deep_network, bench.sizes.deep_batch)
     batch = first_batch(session)
-    eager = TrainStep(session.network, session.optimizer, session.targets, session.means, compile=False)
+    eager = TrainStep(session.network, session.optimizer, session.targets, session.learner.means, compile=False)
     seconds = compare_steps(bench, session, batch, {"compiled": session.step, "eager": eager})
     bench.report.ratio("preact_compiled_vs_eager", seconds["eager"], seconds["compiled"])
     if bench.device.type == "cuda":
@@ -453,7 +450,7 @@ def first_step(bench: Bench) -> float:
     """Seconds from a built network to the end of its first step."""
     session = build_session(bench, bench.sizes.network, bench.sizes.batch)
     batch = first_batch(session)
-    return bench.seconds(lambda: take_steps(session, ready(session).step, batch, 1))
+    return bench.seconds(lambda: take_steps(session, session.step, batch, 1))
 
 
 # Part -> what answers it, and its figures. `loss` comes first: it makes torch forget what is compiled.

@@ -35,6 +35,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sessions import begin
 from timing import Report, at_most, in_turns
 
 from fastlsr.config import load
@@ -43,13 +44,14 @@ from fastlsr.data.prepare.encoding import Encoding
 from fastlsr.data.prepare.writing import Samples, write_beton
 from fastlsr.engine.log import RunLog
 from fastlsr.engine.loop import StopRequest, run_epochs
-from fastlsr.engine.runtime import set_up_torch
 from fastlsr.engine.session import Session
 from fastlsr.labels.class_means import ClassMeans
 from fastlsr.labels.losses import soft_target_cross_entropy
+from fastlsr.runs import RunFolder
 
 CPU = torch.device("cpu")
 BATCH = 128
+MOST_ROUNDS = 1000  # epochs that a timed session may take
 
 
 def write_split(folder: Path, split: str, images: int, *, side: int, classes: int) -> None:
@@ -78,12 +80,9 @@ def run_under_way(folder: Path, *, epochs: int, method: str) -> tuple[Session, R
                "method.name": method, "method.stages": 2, "train.epochs": epochs, "train.compile": "off",
                "train.device": "cpu", "optim.lr": 0.01, "run.dir": folder, "run.name": "run",
                "log.wandb": "disabled"}  # fmt: skip
-    config = load("", {key: str(value) for key, value in options.items()})
-    set_up_torch(CPU, deterministic=False)
-    session = Session(config, CPU, decided={}, say=lambda line: None)
-    session.prepare_steps()
+    session = begin(options)
     (folder / "run").mkdir(exist_ok=True)
-    return session, WatchedLog(folder / "run", config)
+    return session, WatchedLog(RunFolder(folder / "run"), session.config, session.plan.epochs)
 
 
 class WatchedLog(RunLog):
@@ -117,10 +116,9 @@ def of_status(name: str) -> int:
 def memory_of_epoch(folder: Path, method: str) -> int:
     """Anonymous bytes once a run has gone through an epoch of its data, training on the first batch."""
     session, _ = run_under_way(folder, epochs=2, method=method)
-    session.enter_epoch()
-    for images, labels, index in session.train.epoch(0):
-        if session.position.batches == 0:
-            session.accumulate(images, labels, index)
+    for number, batch in enumerate(session.batches()):
+        if number == 0:
+            session.train_batch(*batch)
     return anonymous_bytes()
 
 
@@ -189,13 +187,12 @@ def loader_epoch(folder: Path) -> Callable[[], None]:
 
 def training_epoch(folder: Path) -> Callable[[], None]:
     """An epoch of training, without what comes after it."""
-    session, _ = run_under_way(folder, epochs=2, method="colam")
+    session, _ = run_under_way(folder, epochs=2 * MOST_ROUNDS, method="colam")
 
     def epoch() -> None:
-        session.position.batches = 0
-        session.enter_epoch()
-        for images, labels, index in session.train.epoch(0):
-            session.accumulate(images, labels, index)
+        for batch in session.batches():
+            session.train_batch(*batch)
+        session.end_epoch()
 
     return epoch
 

@@ -45,8 +45,8 @@ from fastlsr.data.loader import Loader
 from fastlsr.data.prepare.beton import ALLOCATION, HEADER
 from fastlsr.data.prepare.encoding import Encoding, load_rgb, shrunk
 from fastlsr.data.prepare.writing import Samples, write_beton
+from fastlsr.engine.classifier import Classifier
 from fastlsr.engine.runtime import set_up_torch
-from fastlsr.engine.step import Classifier
 
 BARS = {
     "cifar_vs_torchvision": at_least(50), "cifar_vs_ffcv": at_least(2),

@@ -28,7 +28,7 @@ from fastlsr.engine.session import Session
 from fastlsr.train import main as train
 
 BARS = {"trainer_vs_static": at_most(1.03), "gap": at_most(0.02)}
-accumulate, evaluate = Session.accumulate, Session.evaluate  # the trainer's own
+train_batch, evaluate = Session.train_batch, Session.evaluate  # the trainer's own
 
 
 class Clock:
@@ -48,7 +48,7 @@ class Clock:
             if self._last:
                 self.gaps.append(began - self._last - self._aside)
             self._first, self._batch = began, tuple(part.clone() for part in batch)
-        stepped = accumulate(session, *batch)
+        stepped = train_batch(session, *batch)
         self._last = time.perf_counter()
         return stepped
 
@@ -57,14 +57,11 @@ class Clock:
         self.loaded.append(self._last - self._first)
         began = time.perf_counter()
         metrics = evaluate(session, *arguments)
-        batches, steps = session.position.batches, []
-        for _ in range(batches):
-            session.position.batches = len(steps)
-            start = time.perf_counter()
-            accumulate(session, *self._batch)
-            steps.append(time.perf_counter() - start)
-        session.position.batches = batches
-        self.static.append(sum(steps))
+        start = time.perf_counter()
+        for _ in range(len(session.train)):
+            session.step.accumulate(*self._batch, samples=len(self._batch[1]))
+            session.step.update()
+        self.static.append(time.perf_counter() - start)
         self._aside = time.perf_counter() - began
         return metrics
 
@@ -82,7 +79,7 @@ def main() -> None:
                          train__precision="fp32", method__name="lsr")  # fmt: skip
         # Wrapped, not replaced: every call goes through to the session.
         with (
-            mock.patch.object(Session, "accumulate", lambda session, *batch: clock.step(session, *batch)),
+            mock.patch.object(Session, "train_batch", lambda session, *batch: clock.step(session, *batch)),
             mock.patch.object(Session, "evaluate", lambda session, *more: clock.evaluation(session, *more)),
             contextlib.redirect_stdout(io.StringIO()),
         ):

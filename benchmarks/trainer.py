@@ -43,8 +43,8 @@ from torch import Tensor, nn
 from fastlsr.data.prepare.encoding import Encoding
 from fastlsr.data.prepare.sources import Samples
 from fastlsr.data.prepare.writing import write_beton
+from fastlsr.engine.classifier import AUTOCAST
 from fastlsr.engine.runtime import choose_device, choose_precision, threads
-from fastlsr.engine.step import AUTOCAST
 from fastlsr.models import build_model
 
 CLASSES = 100

@@ -10,7 +10,7 @@ import torch
 
 from fastlsr.config import load
 from fastlsr.data.prepare.sources import SOURCES
-from fastlsr.labels.methods import METHODS, phases
+from fastlsr.labels.methods import METHODS, make_plan
 from fastlsr.models import build_model
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -72,7 +72,7 @@ def test_method_is_the_one_of_the_file_name_and_quoted_in_the_header(path):
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_phases_of_every_method_add_up_to_the_epochs(path, method):
     config = load(path, {"method.name": method, "method.teacher": "file"})
-    made = phases(config.method, config.train.epochs)
+    made = make_plan(config.method, config.train.epochs).phases
     assert sum(phase.epochs for phase in made) == config.train.epochs * (1 + sum(phase.fresh for phase in made))
     assert all(phase.hard + phase.uniform + phase.soft == pytest.approx(1) for phase in made)
 
@@ -113,7 +113,7 @@ def test_options_in_the_header_make_a_run(path):
         config = load(path, options)
         falls = [int(epoch) for epoch in config.optim.milestones.split(",") if epoch]
         assert all(0 < epoch < config.train.epochs for epoch in falls)
-        lengths = {phase.epochs for phase in phases(config.method, config.train.epochs)}
+        lengths = {phase.epochs for phase in make_plan(config.method, config.train.epochs).phases}
         assert len(lengths) == 1 or config.method.name == "tsla", "stages are equal"
         with torch.device("meta"):
             build_model(config.model.name, classes=7, resolution=config.data.resolution or 32)
@@ -180,4 +180,4 @@ def test_every_accuracy_of_the_papers_tables_is_quoted_where_options_train_it():
 @of_each_config
 def test_quoted_rows_are_runs(path):
     for config, _ in quoted(path):
-        assert phases(config.method, config.train.epochs)
+        assert make_plan(config.method, config.train.epochs)

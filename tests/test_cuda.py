@@ -7,6 +7,7 @@ from fastlsr.config import load
 from fastlsr.data.loader import Loader
 from fastlsr.engine.runtime import set_up_torch
 from fastlsr.engine.session import Session
+from fastlsr.labels.methods import make_plan
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 CUDA = torch.device("cuda", 0)
@@ -17,9 +18,9 @@ def session_on(device, digits_dir, **options):
             "method.name": "colam", "method.stages": 1, "train.epochs": 1, "train.precision": "fp32"}  # fmt: skip
     chosen = base | {key.replace("__", "."): value for key, value in options.items()}
     set_up_torch(device, deterministic=False)
-    session = Session(load(overrides=chosen), device, decided={}, say=lambda text: None)
-    session.prepare_steps()
-    return session
+    config = load(overrides=chosen)
+    plan = make_plan(config.method, config.train.epochs)
+    return Session(config, plan, device, say=lambda text: None)
 
 
 def test_batches_are_the_cpus_even_when_the_device_lags_behind(digits_dir):
@@ -42,13 +43,12 @@ def test_batches_are_the_cpus_even_when_the_device_lags_behind(digits_dir):
                                      {"train__precision": "fp16"}])  # fmt: skip
 def test_the_batch_loop_never_waits_for_the_device(digits_dir, options):
     session = session_on(CUDA, digits_dir, **options)
-    session.enter_epoch()
     try:
-        for number, batch in enumerate(session.train.epoch(0)):
+        for number, batch in enumerate(session.batches()):
             if number == 4:  # compiled and warm
                 torch.cuda.set_sync_debug_mode("error")
-            session.accumulate(*batch)
-            session.step.totals.read_late()
+            session.train_batch(*batch)
+            session.totals.read_late()
             if number == 15:
                 break
     finally:
@@ -59,9 +59,8 @@ def test_an_epoch_has_the_cpus_loss_and_class_means(digits_dir):
     found = []
     for device in (torch.device("cpu"), CUDA):
         session = session_on(device, digits_dir, train__compile="off", optim__lr=0.01)
-        session.enter_epoch()
-        for batch in session.train.epoch(0):
-            session.accumulate(*batch)
-        found.append((session.step.totals.read().loss, session.means.count.cpu()))
+        for batch in session.batches():
+            session.train_batch(*batch)
+        found.append((session.totals.read().loss, session.learner.means.count.cpu()))
     assert found[0][0] == pytest.approx(found[1][0], rel=0.02)
     assert torch.equal(found[0][1], found[1][1])

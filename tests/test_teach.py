@@ -21,8 +21,8 @@ from fastlsr.config import load
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import fold_of_sample
 from fastlsr.engine import checkpoint
+from fastlsr.engine.classifier import Classifier
 from fastlsr.engine.session import training_loader
-from fastlsr.engine.step import Classifier
 from fastlsr.models import build_model
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +68,7 @@ def from_weights(weights, digits_dir, out, **options):
 def of_weights(run, digits_dir, tmp_path_factory):
     """The teacher that the run's last weights make, as the pre-trained backbone of a linear head."""
     path = tmp_path_factory.mktemp("of_weights") / "t.safetensors"
-    assert from_weights(run / checkpoint.NEWEST, digits_dir, path) == 0
+    assert from_weights(run / "checkpoint.pt", digits_dir, path) == 0
     return path
 
 
@@ -135,7 +135,7 @@ def test_a_timm_network_s_weights_of_other_classes_teach(digits_dir, tmp_path):
 
 def test_the_same_command_gives_the_same_bytes(run, of_run, tmp_path):
     again = tmp_path / "again.safetensors"
-    assert teach.main(["--checkpoint", str(run / checkpoint.NEWEST), "--model=resnet8", f"--out={again}"]) == 0
+    assert teach.main(["--checkpoint", str(run / "checkpoint.pt"), "--model=resnet8", f"--out={again}"]) == 0
     assert again.read_bytes() == of_run.read_bytes()
 
 
@@ -175,7 +175,7 @@ def test_a_run_is_not_continued_with_a_changed_teacher(of_run, of_weights, digit
 
 def test_what_a_fold_holds_out_teaches_nothing_and_other_folds_refuse_it(run, digits_dir, tmp_path, capsys):
     path, folds = tmp_path / "t.safetensors", {"data__folds": 5, "data__fold": 1}
-    assert from_weights(run / checkpoint.NEWEST, digits_dir, path, **folds) == 0
+    assert from_weights(run / "checkpoint.pt", digits_dir, path, **folds) == 0
     _, labels = images_and_labels(digits_dir)
     out = torch.from_numpy(fold_of_sample(labels.numpy(), 5) == 1)
     kept = load_file(path)["by_sample"].float()
@@ -196,7 +196,7 @@ def test_what_a_fold_holds_out_teaches_nothing_and_other_folds_refuse_it(run, di
         ({"model": ""}, "usage"),
         ({"modle": "resnet8"}, "did you mean --model"),
         ({"data.resolutoin": 8}, "did you mean --data.resolution"),
-        ({"optim.lr": 0.1}, "--optim.lr is no option of a teacher"),
+        ({"optim.lr": 0.1}, "--optim.lr: no such option of a teacher"),
         ({"out": "t.pt"}, ".safetensors"),
         ({"out": "absent/t.safetensors"}, "absent is no folder"),
         ({"data.dir": "absent"}, "absent"),
@@ -255,7 +255,7 @@ def test_the_shipped_sweep_s_header_makes_the_teacher_that_it_reads(monkeypatch)
     assert command[:3] == ["python", "-m", "fastlsr.teach"]
     path, options, _ = read_arguments(command[3:])
     model, _, out = (options.pop(name, "") for name in teach.OWN)
-    teach.refuse_unknown(options, from_run=False)
+    teach.check_known(options, from_run=False)
     assert teach.config_of_model(path, options, model).model.pretrained == "timm"
     assert out == yaml.safe_load(text)["parameters"]["method.teacher"]["value"]
 

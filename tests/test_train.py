@@ -101,7 +101,7 @@ def test_each_stage_keeps_soft_labels_whose_rows_sum_to_one(colam_run):
 
 def test_evaluate_repeats_the_logged_metrics_exactly(colam_run):
     folder, _ = colam_run
-    again = evaluate.evaluate_run(folder, [])
+    again = evaluate.evaluate_run(folder, {})
     logged = rows(folder)[-1]
     assert again.pop("batches") == 0
     assert again == {key: logged[key] for key in again} and len(again) == 6
@@ -148,7 +148,7 @@ def test_a_damaged_checkpoint_falls_back_and_the_run_ends_the_same(colam_run, co
     folder = tmp_path / "damaged"
     words = command(folder, **options)
     assert train.main(words) == 0
-    (folder / checkpoint.NEWEST).write_bytes(b"torn")
+    (folder / "checkpoint.pt").write_bytes(b"torn")
     assert train.main(words) == 0
     assert "is damaged" in capsys.readouterr().out
     assert rows(folder) == rows(whole) and same(weights(folder), weights(whole))
@@ -199,7 +199,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     assert train.main(words) == 1
     said = capsys.readouterr()
     assert "not finite" in said.err and "nan" not in said.out
-    assert not (tmp_path / "run" / checkpoint.NEWEST).exists()
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
     assert train.main(good) == 0, "nothing of the failed run is in the way"
 
 
@@ -207,7 +207,7 @@ def test_weights_that_break_in_an_epochs_last_step_do_not_become_a_checkpoint(co
     words = command(tmp_path / "run", optim__lr=1e30, data__batch_size=1438, train__epochs=2)
     assert train.main(words) == 1
     assert "test loss is not finite after epoch 1" in capsys.readouterr().err
-    assert not (tmp_path / "run" / checkpoint.NEWEST).exists()
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 def test_a_lost_metrics_file_is_written_again_from_the_checkpoint(command, tmp_path):
@@ -222,9 +222,9 @@ def test_a_lost_metrics_file_is_written_again_from_the_checkpoint(command, tmp_p
 
 def test_a_finished_run_is_not_trained_again(colam_run, command, capsys):
     folder, options = colam_run
-    before = (folder / checkpoint.NEWEST).read_bytes()
+    before = (folder / "checkpoint.pt").read_bytes()
     assert train.main(command(folder, **options)) == 0
-    assert (folder / checkpoint.NEWEST).read_bytes() == before
+    assert (folder / "checkpoint.pt").read_bytes() == before
     assert f"results: {folder}" in capsys.readouterr().out
 
 
@@ -410,5 +410,5 @@ def test_an_agent_that_waits_for_a_run_gets_the_rows_of_one_that_was_finished_be
     ],
 )
 def test_soft_labels_that_say_nothing_are_a_warning(table, words, warns):
-    line = loop.describe_soft_labels(table, advise=True)
+    line = loop.soft_labels_line(table, warn=True)
     assert words in line and ("warning" in line) == warns

@@ -27,7 +27,7 @@ from fastlsr.config import Config, differences, load
 from fastlsr.data.manifest import digest_of
 from fastlsr.data.splits import data_digests
 from fastlsr.errors import InputError
-from fastlsr.labels.methods import phases
+from fastlsr.labels.methods import make_plan
 from fastlsr.sweep.file import Sweep, Values
 
 REPEATS = ("train.seed", "data.fold")  # trials that differ in nothing else are repeats of one setting
@@ -140,7 +140,7 @@ def trainer_config(command: Sequence[str]) -> Config:
         raise InputError(f"the command does not start fastlsr.train: {shlex.join(command)}")
     path, overrides, _ = read_arguments(command[starts[0] :])
     config = load(path, overrides)
-    phases(config.method, config.train.epochs)
+    make_plan(config.method, config.train.epochs)
     return config
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from fastlsr import train
+from fastlsr import analyze, train
 from fastlsr.analysis import templates
 from fastlsr.engine import checkpoint
 
@@ -32,7 +32,7 @@ def run(digits_dir, tmp_path_factory):
 
 def test_the_command_prints_each_pair_and_their_average(run, capsys):
     capsys.readouterr()
-    assert templates.main([str(run), "--classes=0,3,7"]) == 0
+    assert analyze.main(["templates", str(run), "--classes=0,3,7"]) == 0
     said = json.loads(capsys.readouterr().out)
     state, _ = checkpoint.load(run)
     (weight,) = [w for name, w in state["model"].items() if w.ndim == 2 and len(w) == 10]
@@ -44,16 +44,22 @@ def test_the_command_prints_each_pair_and_their_average(run, capsys):
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
-    [(["--classes=0,owl"], "no class owl"), (["--classes=0"], "two classes"), ([], "two classes")],
+    [
+        (["--classes=0,owl"], "owl: no such class"),
+        (["--classes=0"], "two classes"),
+        ([], "templates needs --classes"),
+        (["--clases=0,1"], "did you mean --classes"),
+        (["--classes=0,1", "--optim.lr=1"], "--optim.lr is the run's own"),
+    ],
 )
 def test_classes_that_do_not_fit_are_refused_in_one_line(run, words, complaint, capsys):
     with pytest.raises(SystemExit) as exited:
-        templates.main([str(run), *words])
+        analyze.main(["templates", str(run), *words])
     assert exited.value.code == 2
     assert complaint in capsys.readouterr().err
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        templates.main([str(tmp_path), "--classes=0,1"])
+        analyze.main(["templates", str(tmp_path), "--classes=0,1"])
     assert "holds no checkpoint" in capsys.readouterr().err

@@ -9,11 +9,12 @@ import torch
 from fastlsr.engine import checkpoint
 from fastlsr.errors import InputError
 from fastlsr.files import replace_file
+from fastlsr.runs import RunFolder
 
 
 def test_the_newest_is_loaded(tmp_path):
     for number in (1, 2):
-        checkpoint.save(tmp_path, {"number": number, "weights": torch.full((3,), float(number))})
+        checkpoint.save(RunFolder(tmp_path), {"number": number, "weights": torch.full((3,), float(number))})
     state, remark = checkpoint.load(tmp_path)
     assert state["number"] == 2 and torch.equal(state["weights"], torch.full((3,), 2.0)) and remark == ""
 
@@ -36,40 +37,40 @@ def cut_in_half(path):
 @pytest.mark.parametrize("damage", [flip_a_byte_of_a_tensor, cut_in_half, lambda path: path.write_bytes(b"")])
 def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, damage):
     for number in (1, 2):
-        checkpoint.save(tmp_path, {"number": number, "weights": torch.full((64,), float(number))})
-    damage(tmp_path / checkpoint.NEWEST)
+        checkpoint.save(RunFolder(tmp_path), {"number": number, "weights": torch.full((64,), float(number))})
+    damage(RunFolder(tmp_path).newest_checkpoint)
     state, remark = checkpoint.load(tmp_path)
-    assert state["number"] == 1 and "damaged" in remark and checkpoint.BEFORE in remark
+    assert state["number"] == 1 and "damaged" in remark and "checkpoint.previous.pt" in remark
 
 
 def test_a_damaged_newest_set_aside_does_not_push_out_the_good_one_before(tmp_path):
     for number in (1, 2):
-        checkpoint.save(tmp_path, {"number": number})
-    cut_in_half(tmp_path / checkpoint.NEWEST)
-    checkpoint.set_aside(tmp_path)
-    checkpoint.save(tmp_path, {"number": 3})
-    cut_in_half(tmp_path / checkpoint.NEWEST)
+        checkpoint.save(RunFolder(tmp_path), {"number": number})
+    cut_in_half(RunFolder(tmp_path).newest_checkpoint)
+    checkpoint.set_aside(RunFolder(tmp_path))
+    checkpoint.save(RunFolder(tmp_path), {"number": 3})
+    cut_in_half(RunFolder(tmp_path).newest_checkpoint)
     assert checkpoint.load(tmp_path)[0]["number"] == 1
 
 
 @pytest.mark.parametrize("bit", [0, 3, 7])
 def test_no_flipped_bit_goes_unseen_or_unhandled(tmp_path, bit):
-    checkpoint.save(tmp_path, {"weights": torch.arange(16.0)})
-    checkpoint.save(tmp_path, {"weights": torch.arange(16.0)})
-    content = (tmp_path / checkpoint.NEWEST).read_bytes()
+    checkpoint.save(RunFolder(tmp_path), {"weights": torch.arange(16.0)})
+    checkpoint.save(RunFolder(tmp_path), {"weights": torch.arange(16.0)})
+    content = (RunFolder(tmp_path).newest_checkpoint).read_bytes()
     for at in range(0, len(content), 7):
         damaged = bytearray(content)
         damaged[at] ^= 1 << bit
-        (tmp_path / checkpoint.NEWEST).write_bytes(damaged)
+        (RunFolder(tmp_path).newest_checkpoint).write_bytes(damaged)
         state, _ = checkpoint.load(tmp_path)
         assert torch.equal(state["weights"], torch.arange(16.0))
 
 
 def test_nothing_but_damaged_checkpoints_is_an_error_not_a_fresh_start(tmp_path):
     for number in (1, 2):
-        checkpoint.save(tmp_path, {"number": number})
-    for name in (checkpoint.NEWEST, checkpoint.BEFORE):
-        cut_in_half(tmp_path / name)
+        checkpoint.save(RunFolder(tmp_path), {"number": number})
+    for path in (RunFolder(tmp_path).newest_checkpoint, RunFolder(tmp_path).previous_checkpoint):
+        cut_in_half(path)
     with pytest.raises(InputError, match="damaged"):
         checkpoint.load(tmp_path)
 
@@ -82,8 +83,8 @@ class Intruder:
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_loading_never_runs_what_a_checkpoint_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    checkpoint.save(tmp_path, {"number": 1})
-    with zipfile.ZipFile(tmp_path / checkpoint.NEWEST, "w") as archive:
+    checkpoint.save(RunFolder(tmp_path), {"number": 1})
+    with zipfile.ZipFile(RunFolder(tmp_path).newest_checkpoint, "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(Intruder()))
         archive.writestr("archive/version", "3\n")
     with pytest.raises(InputError, match="damaged"):
@@ -92,12 +93,12 @@ def test_loading_never_runs_what_a_checkpoint_says(tmp_path, monkeypatch):
 
 
 def test_a_kill_while_writing_leaves_the_former_file(tmp_path):
-    checkpoint.save(tmp_path, {"number": 1})
+    checkpoint.save(RunFolder(tmp_path), {"number": 1})
 
     def write_and_die(path):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        replace_file(tmp_path / checkpoint.NEWEST, write_and_die)
+        replace_file(RunFolder(tmp_path).newest_checkpoint, write_and_die)
     assert checkpoint.load(tmp_path)[0]["number"] == 1

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from fastlsr.data.loader import Batch
 from fastlsr.engine.evaluation import evaluate
-from fastlsr.labels.methods import Phase
+from fastlsr.labels.plan import Phase, Plan
 from fastlsr.labels.targets import Targets
 
 CPU = torch.device("cpu")
@@ -19,8 +19,11 @@ def problem(samples=53, classes=8):
     return logits, torch.randint(classes, (samples,), generator=generator)
 
 
-def measured(logits, labels, phase=Phase(1), batch=10):
-    targets = Targets(logits.shape[1], [], device=CPU)
+HARD = Phase(1)
+
+
+def measured(logits, labels, phase=HARD, batch=10):
+    targets = Targets(logits.shape[1], Plan((phase,), 1), device=CPU)
     targets.enter(phase)
     parts = zip(logits.split(batch), labels.split(batch), torch.arange(len(labels)).split(batch), strict=True)
     return evaluate(lambda images: images, [Batch(*part) for part in parts], targets)

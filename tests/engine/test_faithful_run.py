@@ -15,10 +15,10 @@ import torch
 from safetensors.numpy import save_file
 from torch import nn
 
-from fastlsr import train
+from fastlsr import rng, train
 from fastlsr.config import load
 from fastlsr.engine import checkpoint
-from fastlsr.engine.session import _stream, evaluation_loader, training_loader
+from fastlsr.engine.session import evaluation_loader, training_loader
 from fastlsr.labels.class_means import choose_peers
 from fastlsr.labels.losses import redrawn
 from fastlsr.labels.methods import METHODS
@@ -209,7 +209,7 @@ def online(run, teacher):
 def disturb_label(run, teacher):
     """Xie et al. 2016; every epoch draws anew."""
     for epoch in range(2):
-        seed = torch.tensor(_stream(SEED, epoch))
+        seed = torch.tensor(rng.derived_seed(rng.Stream.REDRAWS, SEED, epoch))
 
         def labels(b):
             drawn = redrawn(torch.from_numpy(b.y), torch.from_numpy(b.i), torch.tensor(ALPHA), CLASSES, seed)

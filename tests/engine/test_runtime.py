@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from fastlsr.engine.runtime import choose_compile
+from fastlsr.engine.compiling import choose_compile
 
 PAGE_FAULTS_OF_STEPS = """
 import resource

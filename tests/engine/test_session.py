@@ -8,38 +8,30 @@ import torch
 
 from fastlsr.config import load
 from fastlsr.engine.runtime import set_up_torch
-from fastlsr.engine.session import Session
+from fastlsr.engine.session import Session, training_loader
 from fastlsr.errors import InputError
-from fastlsr.labels.methods import IN_PASS, LEARNED, METHODS, Phase
+from fastlsr.labels.methods import METHODS, make_plan
+from fastlsr.labels.plan import IN_PASS, LEARNED, Phase
 
 CPU = torch.device("cpu")
 
 
 def started(config, state=None):
-    session = Session(config, CPU, decided=state["decided"] if state else {}, say=lambda text: None)
     set_up_torch(CPU, deterministic=False)
-    if state:
-        session.load_before_steps(state)
-    session.prepare_steps()
-    if state:
-        session.load_after_steps(state)
-    return session
+    plan = make_plan(config.method, config.train.epochs)
+    return Session(config, plan, CPU, state=state, say=lambda text: None)
 
 
 def run(session, batches):
     """Takes `batches` batches, across epochs and phases, as `train` does."""
     while batches:
-        session.enter_epoch()
-        for batch in session.train.epoch(session.position.epochs, first_batch=session.position.batches):
-            session.accumulate(*batch)
+        for batch in session.batches():
+            session.train_batch(*batch)
             batches -= 1
             if not batches:
                 break
         if session.position.batches == len(session.train):
-            _, phase, first = session.phase_at(session.position.epochs)
-            if phase.learns and session.position.epochs == first + phase.epochs - 1:
-                session.learn_soft_labels()
-            session.position.epochs, session.position.batches = session.position.epochs + 1, 0
+            session.end_epoch()
     return session
 
 
@@ -94,10 +86,9 @@ def test_the_last_batches_of_an_epoch_are_a_step_of_their_own_over_their_own_sam
     config = load(overrides={"data.dataset": "digits", "data.dir": str(digits_dir), "model.name": "resnet8",
                              "train.precision": "fp32", "train.compile": "off", "optim.accumulate": 4})  # fmt: skip
     session = started(config)
-    session.enter_epoch()
     stepped, samples = [], []
-    for batch in session.train.epoch(0):
-        stepped.append(session.accumulate(*batch))
+    for batch in session.batches():
+        stepped.append(session.train_batch(*batch))
         samples.append(round(1 / session.step.scale.item()))
     assert stepped == [False, False, False, True, False, True]
     assert samples == [4 * 256] * 4 + [1438 - 4 * 256] * 2
@@ -109,26 +100,35 @@ def test_the_extra_label_pass_is_a_plain_evaluation_of_every_training_image(digi
                "train.epochs": 1, "data.dataset": "digits", "data.dir": str(digits_dir), "model.name": "resnet8",
                "train.precision": "fp32", "train.compile": "off"}  # fmt: skip
     session = started(load(overrides=options))
-    session.enter_epoch()
-    for batch in session.train.epoch(0):
-        session.accumulate(*batch)
-    assert session.learn_soft_labels() == []
+    for batch in session.batches():
+        session.train_batch(*batch)
+    learned = session.end_epoch().learned
+    assert learned.missing == [] and learned.count.sum() == 1438
 
-    images, labels = zip(*((b.images.clone(), b.labels.clone()) for b in session.plain.epoch(0)), strict=True)
+    plain = training_loader(session.config, CPU, plain=True).epoch(0)
+    images, labels = zip(*((b.images.clone(), b.labels.clone()) for b in plain), strict=True)
     with torch.no_grad():
         logits = torch.cat([session.network.eval()(part) for part in images])
     means = torch.stack([logits[torch.cat(labels) == label].mean(0) for label in range(10)])
-    torch.testing.assert_close(session.learned, (means / 2).softmax(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(learned.soft_labels, (means / 2).softmax(1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("peers", [0, 5])
 def test_with_folds_class_means_and_counts_are_of_the_training_folds_alone(digits_dir, peers):
     options = {"data.dataset": "digits", "data.dir": str(digits_dir), "data.folds": 5, "data.fold": 2}
-    config = load(overrides={**options, "model.name": "resnet8", "method.name": "colam", "method.peers": peers})
-    session = Session(config, CPU, decided={}, say=lambda text: None)
+    config = load(
+        overrides={
+            **options,
+            "model.name": "resnet8",
+            "method.name": "colam",
+            "method.peers": peers,
+            "train.compile": "off",
+        }
+    )
+    session = started(config)
     held_out, trained = session.test.indices, session.train.indices
-    member = session.peers(0, session.phases[0])
-    assert member.shape == session.means.member.shape == (1438,), "by the sample's index in the file"
+    member = session.learner.members(0)
+    assert member.shape == session.learner.means.member.shape == (1438,), "by the sample's index in the file"
     assert not member[held_out].any() and member[trained].sum() == (10 * peers or len(trained))
     assert session.class_counts().sum() == len(trained) == 1438 - len(held_out)
 
@@ -138,8 +138,8 @@ def test_with_a_moving_average_that_is_what_teaches_the_next_generation(digits_d
             "train.compile": "off", "method.name": "label_refinery", "train.epochs": 1, "train.ema": 0.9}  # fmt: skip
     session = run(started(load(overrides=base)), 6)
     average = copy.deepcopy(session.ema.state_dict())
-    session.enter_epoch()
-    assert all(torch.equal(average[name], tensor) for name, tensor in session.former.model.state_dict().items())
+    session.batches().close()  # enters the epoch
+    assert all(torch.equal(average[name], tensor) for name, tensor in session.step.former.model.state_dict().items())
 
 
 def test_pairs_are_refused_without_the_systems_file_cache(digits_dir):
@@ -153,15 +153,15 @@ def test_a_generation_begins_anew_and_its_teacher_is_the_network_before(digits_d
             "train.compile": "off", "method.name": "label_refinery", "train.epochs": 1}  # fmt: skip
     session = run(started(load(overrides=base)), 6)
     before = copy.deepcopy(session.network.model.state_dict())
-    session.enter_epoch()
+    session.batches().close()  # enters the epoch
     after = session.network.model.state_dict()
-    assert all(torch.equal(before[name], tensor) for name, tensor in session.former.model.state_dict().items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in session.step.former.model.state_dict().items())
     assert not any(torch.equal(before[name], after[name]) for name in after if "conv" in name and "weight" in name)
     assert not any(state["momentum_buffer"].any() for state in session.optimizer.state.values())
     assert session.learning_rate_factor(session.steps_done()) == session.learning_rate_factor(0)
     images = next(session.train.epoch(1)).images
-    first = session.former(images)
-    assert torch.equal(first, session.former(images)) and not first.requires_grad, "in evaluation mode"
+    first = session.step.former(images)
+    assert torch.equal(first, session.step.former(images)) and not first.requires_grad, "in evaluation mode"
 
 
 def test_fresh_weights_train_on_the_learned_labels_where_the_phase_says_so(digits_dir, monkeypatch):
@@ -172,9 +172,8 @@ def test_fresh_weights_train_on_the_learned_labels_where_the_phase_says_so(digit
     base = {"data.dataset": "digits", "data.dir": str(digits_dir), "model.name": "resnet8", "train.precision": "fp32",
             "train.compile": "off", "method.name": "anew", "train.epochs": 1}  # fmt: skip
     session = run(started(load(overrides=base)), 6)
-    session.enter_epoch()
-    assert session.former is None and torch.equal(session.targets.table, session.learned)
-    assert session.step.former is None
+    session.batches().close()  # enters the epoch
+    assert session.step.former is None and torch.equal(session.targets.table, session.learner.learned)
 
 
 def test_a_phase_scales_the_learning_rate(digits_dir):

@@ -5,9 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fastlsr.engine.step import Classifier, MovingAverage, Totals, TrainStep
+from fastlsr.engine.classifier import Classifier, MovingAverage
+from fastlsr.engine.step import TrainStep
+from fastlsr.engine.totals import Totals
 from fastlsr.labels.class_means import ClassMeans
-from fastlsr.labels.methods import Phase
+from fastlsr.labels.plan import Phase, Plan
 from fastlsr.labels.targets import Targets
 
 CPU = torch.device("cpu")
@@ -26,8 +28,11 @@ def network(precision="fp32"):
     return Classifier(model, (0.4, 0.5, 0.6), (0.2, 0.2, 0.3), precision=precision, channels_last=True)
 
 
-def step_of(made, phase=Phase(1, hard=0.9, uniform=0.1), means=None):
-    targets = Targets(CLASSES, [], device=CPU)
+SMOOTH = Phase(1, hard=0.9, uniform=0.1)
+
+
+def step_of(made, phase=SMOOTH, means=None):
+    targets = Targets(CLASSES, Plan((phase,), 1), device=CPU)
     targets.enter(phase)
     return TrainStep(made, torch.optim.SGD(made.parameters(), lr=0.1, fused=True), targets, means, compile=False)
 

@@ -28,12 +28,13 @@ def problem(samples=60, classes=5):
 def test_soft_labels_are_the_softmax_of_a_plain_loops_means(temperature):
     logits, labels = problem()
     member = torch.from_numpy(choose_peers(labels.numpy(), 4, seed=3, stage=1))
-    table, missing = collected(logits, labels, member).soft_labels(temperature, former=torch.eye(5))
+    means = collected(logits, labels, member)
+    table = means.soft_labels(temperature, former=torch.eye(5))
     for label in range(5):
         rows = [logits[i].double() for i in range(60) if labels[i] == label and member[i]]
         expected = (sum(rows) / len(rows) / temperature).softmax(0)
         torch.testing.assert_close(table[label].double(), expected, rtol=1e-5, atol=1e-6)
-    assert not missing
+    assert means.seen.all()
     torch.testing.assert_close(table.sum(1), torch.ones(5))
 
 
@@ -47,8 +48,13 @@ def test_a_class_without_a_sample_keeps_its_former_row_and_is_named():
     logits, labels = problem()
     labels[labels == 2] = 1
     former = torch.rand(5, 5).softmax(1)
-    table, missing = collected(logits, labels, torch.ones(60)).soft_labels(1.0, former=former)
-    assert missing == [2] and torch.equal(table[2], former[2]) and table.isfinite().all()
+    means = collected(logits, labels, torch.ones(60))
+    table = means.soft_labels(1.0, former=former)
+    assert (
+        means.seen.tolist() == [True, True, False, True, True]
+        and torch.equal(table[2], former[2])
+        and table.isfinite().all()
+    )
 
 
 def test_outside_a_stages_last_epoch_nothing_is_added_not_even_a_nan():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastlsr.data.order import peers_of
-from fastlsr.labels.class_means import ClassMeans
+from fastlsr.labels.class_means import ClassMeans, CorrectMeans
 from fastlsr.labels.losses import pair_divergence, redrawn, soft_target_cross_entropy
 
 ONE = torch.ones(())
@@ -139,14 +139,16 @@ def test_cs_kd_is_the_divergence_from_a_peers_prediction_that_gets_no_gradient(t
         return total
 
     mine, other = torch.tensor(logits), torch.tensor(peers)
-    losses, gradients = pair_divergence(mine, other, torch.tensor(weight), torch.tensor(1 / temperature), ONE)
+    numbers = {"weight": torch.tensor(weight), "inverse_temperature": torch.tensor(1 / temperature)}
+    losses, gradients = pair_divergence(mine, torch.zeros(12), other, ONE, **numbers)
     np.testing.assert_allclose(losses.sum().item(), plain(logits), rtol=1e-4)
     np.testing.assert_allclose(gradients.numpy(), numeric_gradient(plain, logits), atol=1e-3)
 
 
 def test_a_peer_with_the_same_prediction_costs_nothing():
     logits = torch.tensor(problem()[0])
-    losses, gradients = pair_divergence(logits, logits, ONE, torch.tensor(0.25), ONE)
+    numbers = {"weight": ONE, "inverse_temperature": torch.tensor(0.25)}
+    losses, gradients = pair_divergence(logits, torch.zeros(12), logits, ONE, **numbers)
     assert gradients.abs().max() < 1e-4 and losses.abs().max() < 1e-4
 
 
@@ -185,17 +187,17 @@ def test_the_expected_gradient_of_disturb_label_is_that_of_label_smoothing():
 
 def test_online_label_smoothing_averages_the_predictions_that_were_right():
     logits, labels = problem(60, 5)
-    means = ClassMeans(5, 60, correct_only=True, device=CPU)
+    logits[labels == 2] -= 9 * np.eye(5)[2]  # a class that is never right
+    means = CorrectMeans(5, 60, device=CPU)
     means.start(torch.ones(60))
     for index in torch.arange(60).split(7):
         means.update(torch.tensor(logits)[index], torch.tensor(labels)[index], index)
-    former = np.full((5, 5), 0.2)
-    table, missing = means.soft_labels(1.0, former=torch.tensor(former).float())
+    table = means.soft_labels(1.0, former=torch.eye(5))
     for label in range(5):
         right = [softmax(z) for z, y in zip(logits, labels, strict=True) if y == label and z.argmax() == label]
-        expected = np.mean(right, axis=0) if right else former[label]
+        expected = np.mean(right, axis=0) if right else np.full(5, 0.2)  # as the authors' code resets it
         np.testing.assert_allclose(table[label], expected, rtol=1e-5)
-        assert (label in missing) == (not right)
+        assert means.seen[label] == bool(right)
 
 
 def test_colam_soft_labels_minimise_the_squared_distance_to_the_logits():

@@ -21,7 +21,7 @@ from fastlsr.config import load
 from fastlsr.engine import checkpoint
 from fastlsr.errors import InputError
 from fastlsr.files import sole_use
-from fastlsr.labels.methods import phases
+from fastlsr.labels.methods import make_plan
 from fastlsr.sweep import __main__ as command
 from fastlsr.sweep import runner as sweep
 from fastlsr.sweep.file import read_sweep
@@ -66,7 +66,7 @@ def test_a_shipped_sweep_s_trials_are_runs_of_their_own_with_valid_phases(path, 
     planned, trials = plan_of(path, monkeypatch)
     assert len({trial.folder for trial in trials}) == len(trials) == len(planned.trials())
     for trial in trials:
-        made = phases(trial.config.method, trial.config.train.epochs)
+        made = make_plan(trial.config.method, trial.config.train.epochs).phases
         generations = 1 + sum(phase.fresh for phase in made)
         assert sum(phase.epochs for phase in made) == trial.config.train.epochs * generations
     runs = re.search(r"^# trials: .*?(\d+) runs of (\d+) epochs", path.read_text(), re.MULTILINE)
@@ -292,7 +292,7 @@ def test_a_sweep_is_stopped_resumed_goes_on_after_failures_and_skips_what_is_fin
     assert "trial 3/3 finished after" in said and f"test/top1 last {top1[1]:.4g}" in said
     assert re.search(rf"resnet8 +│ +2 +│ +{re.escape(sweep.mean_and_std(top1))} ", said) and "0 of 1" in said
 
-    newest = trials[0].folder / checkpoint.NEWEST
+    newest = trials[0].folder / "checkpoint.pt"
     before = newest.stat().st_mtime_ns
     with pytest.raises(SystemExit) as refused:  # one fold of two is no cross-validation
         command.main([str(path), "--count", "1", "--select"])
@@ -316,7 +316,7 @@ def test_a_sweep_is_stopped_resumed_goes_on_after_failures_and_skips_what_is_fin
 
     kept = load_file(trials[0].folder / "soft_labels" / "stage_01.safetensors")
     assert kept["count"].sum() == 719, "every training image was counted once, also across the stop"
-    again = evaluate.evaluate_run(trials[2].folder, [])
+    again = evaluate.evaluate_run(trials[2].folder, {})
     assert again.pop("batches") == 0
     assert again == {key: summaries[3]["last"][key] for key in again}
 
