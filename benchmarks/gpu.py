@@ -318,13 +318,13 @@ def forgetful_seconds(bench: Bench, run: Callable[[], object], large: Tensor) ->
     if bench.device.type != "cuda":
         return statistics.median(bench.seconds(run) for _ in range(bench.sizes.calls))
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(bench.sizes.calls)]
-    for begin, end in events:
+    for before, after in events:
         large.zero_()
-        begin.record()
+        before.record()
         run()
-        end.record()
+        after.record()
     bench.wait()
-    return statistics.median(begin.elapsed_time(end) / 1000 for begin, end in events)
+    return statistics.median(before.elapsed_time(after) / 1000 for before, after in events)
 
 
 def trainer(bench: Bench) -> None:
