@@ -172,14 +172,17 @@ class Config:
         """The resolved options as a YAML document that `load` reads back."""
         return yaml.safe_dump(self.as_dict(), sort_keys=False)
 
+    def decisive(self) -> dict[str, Any]:
+        """`section.key` to value, in order, of all options that decide a run's numbers."""
+        return {key: value for key, value in _flat(self.as_dict()).items() if not is_incidental(key)}
+
     def run_name(self) -> str:
         """`run.name`, or DATASET-MODEL-METHOD-seedN-DIGEST, where the digest tells apart what changes the result."""
         if self.run.name:
             if Path(self.run.name).name != self.run.name:
                 raise InputError(f"run.name={self.run.name}: expected a plain name, without a folder (that is run.dir)")
             return self.run.name
-        decisive = json.dumps({key: value for key, value in _flat(self.as_dict()).items() if not is_incidental(key)})
-        digest = hashlib.sha256(decisive.encode()).hexdigest()[:6]
+        digest = hashlib.sha256(json.dumps(self.decisive()).encode()).hexdigest()[:6]
         model = self.model.name.replace("/", "-").replace(":", "-")
         return f"{self.data.dataset}-{model}-{self.method.name}-seed{self.train.seed}-{digest}"
 
@@ -197,8 +200,8 @@ def is_incidental(key: str) -> bool:
 
 def differences(one: Config, other: Config) -> list[str]:
     """`section.key` names, in order, in which two configurations would give different numbers."""
-    left, right = _flat(one.as_dict()), _flat(other.as_dict())
-    return [key for key in left if left[key] != right[key] and not is_incidental(key)]
+    left, right = one.decisive(), other.decisive()
+    return [key for key in left if left[key] != right[key]]
 
 
 class _Value(Checker):
@@ -320,7 +323,8 @@ def load(path: str | Path = "", overrides: Mapping[str, Any] | Sequence[str] = (
     declared.collect(given)
     for entry, _ in declared.validate("errordict").items():
         key = ".".join(entry)
-        raise InputError(f"{key}={given[key]!s}: expected {declared.entries[entry].checker.help()}")
+        source = "" if key in overrides else f"{path}: "
+        raise InputError(f"{source}{key}={given[key]!s}: expected {declared.entries[entry].checker.help()}")
     sections = {
         section: kind(**{item.name: declared[(section, item.name)] for item in fields(kind)})
         for section, kind in SECTIONS.items()
