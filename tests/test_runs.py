@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlsr.config import Config, load
@@ -95,6 +95,7 @@ def test_what_is_written_is_read_back(tmp_path):
     assert folder.read_rows() == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1))
 def test_the_best_row_is_the_first_with_the_highest_accuracy(accuracies):
     best = best_of({"epoch": at, BEST: value} for at, value in enumerate(accuracies))

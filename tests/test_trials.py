@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlsr.config import Config, differences, load
@@ -33,6 +33,7 @@ def trial(numbers=None, folder="run", **options):
     return Trial(config, summary, RunFolder(folder))
 
 
+@settings(deadline=None)
 @given(st.lists(overrides, max_size=8))
 def test_trials_of_one_setting_differ_in_repeats_alone_and_those_of_two_in_more(chosen):
     trials = [Trial(load(overrides=each), None, RunFolder(str(at))) for at, each in enumerate(chosen)]
@@ -108,6 +109,7 @@ def test_mean_and_deviation_are_written_with_four_and_two_digits(numbers, text):
     assert mean_and_std(numbers) == text
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 100), min_size=2, max_size=9))
 def test_the_deviation_is_that_of_a_sample(numbers):
     mean, std = mean_and_std(numbers).split(" ± ")

@@ -74,7 +74,8 @@ def distribution_name(tree: Mapping[str, Any]) -> Any:
 
 def _check_number(key: str, value: Any) -> None:
     if not _is_number(value):
-        raise InputError(f"{key}: {value!r} is no number (YAML reads 1e-4 as text: write 1.0e-4)")
+        hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if isinstance(value, str) else ""
+        raise InputError(f"{key}: {value!r} is no number{hint}")
 
 
 def _is_number(value: Any) -> bool:

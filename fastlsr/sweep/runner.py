@@ -52,7 +52,13 @@ class Runner:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop, number)
         devices = cuda_devices() if self._jobs > 1 else []
-        await asyncio.gather(*(self._work(slot, devices) for slot in range(self._jobs)))
+        workers = [loop.create_task(self._work(slot, devices)) for slot in range(self._jobs)]
+        try:
+            await asyncio.gather(*workers)
+        except BaseException:  # such as nobody reading what is printed any more: leaves no trial behind
+            self._stop(signal.SIGTERM)
+            await asyncio.gather(*workers, return_exceptions=True)
+            raise
         return self._signal
 
     def _stop(self, number: int) -> None:

@@ -104,6 +104,29 @@ def test_a_log_that_cannot_be_written_fails_its_trial_alone(sweep_file, tmp_path
     )
 
 
+def test_trials_are_stopped_where_nobody_reads_the_sweep_s_lines_any_more(sweep_file, tmp_path):
+    """As in `... | head`. A trial that were left behind would hold the lock of the sweep's folder."""
+    command = ["sh", "-c", f'exec cat "{tmp_path}/$1"', "fastlsr.train", "${args}"]
+    parameters = {"train.seed": {"values": [1, 2]}}
+    path = sweep_file(parameters, command=command)
+    for seed in (1, 2):
+        os.mkfifo(tmp_path / f"--train.seed={seed}")
+    process = subprocess.Popen([sys.executable, "-m", "fastlsr.sweep", str(path), "--jobs=2"], text=True, cwd=tmp_path,
+                               stdout=subprocess.PIPE, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
+    guard = threading.Timer(LIMIT_SECONDS, process.kill)
+    guard.start()
+    try:
+        lines = [process.stdout.readline() for _ in range(2)]
+        process.stdout.close()
+        (tmp_path / "--train.seed=1").write_text("this trial ends")
+        assert process.wait() == 141
+    finally:
+        guard.cancel()
+    assert all("started" in line for line in lines)
+    with sole_use(tmp_path / "runs" / "sweeps" / "trials", "a trial is still running"):
+        pass
+
+
 def test_the_last_line_of_a_long_log_is_found(tmp_path):
     log = tmp_path / "log"
     log.write_bytes(b"x" * 10_000 + b"\n\xff the end \n \n")
@@ -135,7 +158,7 @@ def test_a_sweep_is_stopped_resumed_goes_on_after_failures_and_skips_what_is_fin
     logs = Path(short_options["run.dir"]) / "sweeps" / "trials"
 
     logs.mkdir(parents=True)
-    os.mkfifo(logs / "trial_001.log")  # what the trial says can then be waited for
+    os.mkfifo(logs / "trial_001.log")  # the trial's lines can then be waited for
     stop_at_first_epoch(path, logs / "trial_001.log")
     (logs / "trial_001.log").unlink()
     position = checkpoint.load(trials[0].folder.path)[0]["position"]
@@ -185,7 +208,7 @@ def test_a_sweep_is_stopped_resumed_goes_on_after_failures_and_skips_what_is_fin
 
 
 def stop_at_first_epoch(path, log):
-    """Runs the sweep until its first trial says that an epoch is over; both must then end by themselves."""
+    """Runs the sweep until its first trial prints that an epoch is over; both must then end by themselves."""
     process = subprocess.Popen([sys.executable, "-m", "fastlsr.sweep", str(path)], stdout=subprocess.PIPE, text=True)
     guard = threading.Timer(LIMIT_SECONDS, process.kill)
     guard.start()
