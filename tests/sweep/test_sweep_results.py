@@ -109,6 +109,13 @@ def test_nothing_complete_is_no_selection(results, missing):
         selection_text(*results(TOP1, {1: [90.0, missing, 92.0]}))
 
 
+def test_a_sweep_over_some_of_the_folds_is_no_selection(sweep_file):
+    sweep, planned = planned_of(sweep_file({"data.folds": {"value": 3}, "data.fold": {"values": [0, 1]}}))
+    summaries = {number: {row: {"test/top1": 50.0} for row in ("last", "best")} for number in (1, 2)}
+    with pytest.raises(InputError, match="no setting has test/top1 of all its trials and folds"):
+        selection_text(sweep, outcomes_of(planned, summaries))
+
+
 def test_a_new_metric_can_be_a_sweep_s(sweep_file):
     """It is a function of `fastlsr.metrics`, and named nowhere else; here another process has it."""
     path = sweep_file({"optim.lr": {"value": 1}}, metric={"name": "best/test/brier"})
