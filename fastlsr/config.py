@@ -191,12 +191,15 @@ class Config:
         """The resolved options as a YAML document that `load` reads back."""
         return yaml.safe_dump(self.as_dict(), sort_keys=False)
 
+    def decisive(self) -> dict[str, Any]:
+        """`section.key` to value, in order, of all options that decide a run's numbers."""
+        return {key: value for key, value in self.flat().items() if not is_incidental(key)}
+
     def run_name(self) -> str:
         """`run.name`, or DATASET-MODEL-METHOD-seedN-DIGEST, where the digest tells apart what changes the result."""
         if self.run.name:
             return self.run.name
-        decisive = json.dumps({key: value for key, value in self.flat().items() if not is_incidental(key)})
-        digest = hashlib.sha256(decisive.encode()).hexdigest()[:6]
+        digest = hashlib.sha256(json.dumps(self.decisive()).encode()).hexdigest()[:6]
         model = self.model.name.replace("/", "-").replace(":", "-")
         return f"{self.data.dataset}-{model}-{self.method.name}-seed{self.train.seed}-{digest}"
 
@@ -231,8 +234,8 @@ def check_places(overrides: Mapping[str, Any]) -> None:
 
 def differences(one: Config, other: Config) -> list[str]:
     """`section.key` names, in order, in which two configurations would give different numbers."""
-    left, right = one.flat(), other.flat()
-    return [key for key in left if left[key] != right[key] and not is_incidental(key)]
+    left, right = one.decisive(), other.decisive()
+    return [key for key in left if left[key] != right[key]]
 
 
 class _Value(Checker):
@@ -356,9 +359,10 @@ def load(path: str | Path = "", overrides: Mapping[str, Any] | Sequence[str] = (
             _refuse_unknown(source, key, value, known)
     given = {**given, **overrides}
     declared.collect(given)
-    for entry, _ in declared.validate("errordict").items():
+    for entry in declared.validate("errordict"):
         key = ".".join(entry)
-        raise InputError(f"{key}={given[key]!s}: expected {declared.entries[entry].checker.help()}")
+        source = "" if key in overrides else f"{path}: "
+        raise InputError(f"{source}{key}={given[key]!s}: expected {declared.entries[entry].checker.help()}")
     sections = {
         section: kind(**{item.name: declared[(section, item.name)] for item in fields(kind)})
         for section, kind in SECTIONS.items()

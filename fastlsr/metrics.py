@@ -100,14 +100,24 @@ def _calibration_error(sums: Tensor, samples: float) -> float:
 
 @metric("", "expected calibration error over 15 equal bins of confidence", value=_calibration_error)
 def ece(logits: Tensor, labels: Tensor) -> Tensor:
-    """float64[3 * 15]: samples, sum of confidences, and correct predictions of each bin.
+    """float64[3 * 15]: samples, sum of confidences, and correct predictions of each of the `confidence_bins`."""
+    import torch
 
-    Bin b holds the confidences in (b/15, (b + 1)/15] (Guo et al. 2017): that of exactly 1 is in the last.
-    """
-    confidence, predicted = logits.softmax(1).double().max(1)
-    bins = (confidence * ECE_BINS).ceil().long().sub(1).clamp(0, ECE_BINS - 1)
-    columns = confidence.new_ones(len(confidence)), confidence, (predicted == labels).double()
-    sums = confidence.new_zeros(3, ECE_BINS)
+    confidence, predicted = logits.softmax(1).max(1)
+    bins = confidence_bins(confidence)
+    columns = torch.ones_like(confidence), confidence, predicted == labels
+    sums = confidence.new_zeros(3, ECE_BINS, dtype=torch.float64)
     for row, column in zip(sums, columns, strict=True):
-        row.scatter_add_(0, bins, column)
+        row.scatter_add_(0, bins, column.double())
     return sums.flatten()
+
+
+def confidence_bins(confidence: Tensor) -> Tensor:
+    """int64[B]: the bin, 0 to 14, of each confidence float32[B]; bin b holds (b/15, (b + 1)/15] (Guo et al. 2017).
+
+    A confidence of 1 is thus in the last bin. Edges are rounded to float32, too: a confidence that is b/15 to float32's
+    precision, as 1/15 of 15 equal logits, is in the bin below. NaN is in the last bin, so that it shows in the error.
+    """
+    import torch
+
+    return torch.bucketize(confidence, torch.arange(1, ECE_BINS, device=confidence.device) / ECE_BINS)

@@ -116,7 +116,10 @@ class RunFolder:
 
     def read_config(self) -> Config:
         """The resolved options."""
-        return load(self.path / "config.yaml")
+        config = load(self.path / "config.yaml")
+        if not config.given:
+            raise InputError(f"{self.path / 'config.yaml'} is damaged: it has no options")
+        return config
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Writes what produced the run."""
@@ -148,7 +151,19 @@ class RunFolder:
 
     def read_summary(self) -> Summary:
         """The last and the best row."""
-        return self._read_json("summary.json")
+        summary = self._read_json("summary.json")
+        kinds = {"finished": bool, "last": dict, "best": dict}
+        wrong = [key for key, kind in kinds.items() if not isinstance(summary.get(key), kind)]
+        if wrong:
+            raise InputError(f"{self.path / 'summary.json'} is damaged: it has no {', '.join(wrong)}")
+        return summary
+
+    def finished_summary(self) -> Summary | None:
+        """The last and the best row of a finished run; None as long as it is not finished."""
+        if not (self.path / "summary.json").exists():
+            return None
+        summary = self.read_summary()
+        return summary if summary["finished"] else None
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         replace_text(self.path / name, json.dumps(value, indent=2) + "\n")

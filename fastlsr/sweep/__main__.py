@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,52 +19,43 @@ from fastlsr.cli import Parser, exit_on_input_error
 from fastlsr.errors import InputError
 from fastlsr.files import sole_use
 from fastlsr.sweep.file import read_sweep
-from fastlsr.sweep.runner import (
-    Refused,
-    Runner,
-    Trial,
-    finished,
-    legend,
-    plan,
-    refuse_metric,
-    results_table,
-    selection,
-    settings_of,
-)
+from fastlsr.sweep.plan import plan_text, plan_trials
+from fastlsr.sweep.results import check_metric, outcomes_of, selection_text, sweep_table, table_legend
+from fastlsr.sweep.runner import Runner
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code of a sweep as the command line asks for it."""
+    """Runs the sweep that the command line names; returns the exit code."""
     with exit_on_input_error():
         options = _parser().parse_args(arguments)
         sweep = read_sweep(options.file)
         try:
-            refuse_metric(sweep)
-            trials, refused = plan(sweep, options.count)
+            check_metric(sweep)
+            planned, rejected = plan_trials(sweep, options.count)
         except InputError as error:
             raise InputError(f"{options.file}: {error}") from None
         if options.dry_run:
-            print(describe(trials, refused))
-            return 1 if refused else 0
-        folder = Path(trials[0].config.run.dir) / "sweeps" / Path(options.file).stem
+            print(plan_text(planned, rejected))
+            return 1 if rejected else 0
+        folder = Path(planned[0].config.run.dir) / "sweeps" / Path(options.file).stem
         # Trials inherit the lock, so that it also outlives a sweep that was killed.
         with sole_use(folder, f"{folder}: this sweep, or a trial of it, is still running") as lock:
-            runner = Runner(sweep, trials, folder, jobs=options.jobs, lock=lock)
-            for trial in refused:
+            runner = Runner(sweep, planned, folder, jobs=options.jobs, lock=lock)
+            for trial in rejected:
                 print(f"trial {trial.number} failed: {trial.line}", flush=True)
             stopped = asyncio.run(runner.run())
-        settings = settings_of(trials, runner.summaries)
+        outcomes = outcomes_of(planned, runner.summaries)
         if runner.summaries:
-            # Piped, a line is as long as it has to be: nothing is cut off.
+            # Piped, lines are long enough for nothing to be cut off.
             console = Console(width=None if sys.stdout.isatty() else 160)
             with console.capture() as table:
-                console.print(results_table(sweep, settings))
-            print(f"{table.get()}{legend(sweep)}")
+                console.print(sweep_table(sweep, outcomes))
+            print(f"{table.get()}{table_legend(sweep)}")
         if stopped:
             return 128 + stopped
         if options.select:
-            print(selection(sweep, settings))
-        return 1 if refused or runner.failed else 0
+            print(selection_text(sweep, outcomes))
+        return 1 if rejected or runner.failed else 0
 
 
 def _parser() -> Parser:
@@ -82,19 +72,9 @@ def _parser() -> Parser:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least 1")
     return int(text)
-
-
-def describe(trials: Sequence[Trial], refused: Sequence[Refused]) -> str:
-    """A paragraph for each trial: its values, its command, its folder, and how far it is."""
-    lines = [f"trial {trial.number}: refused: {trial.line}" for trial in refused]
-    for trial in trials:
-        state = "there, not known to be finished" if trial.folder.exists() else "to do"
-        state = "finished" if finished(trial) else state
-        lines += [f"trial {trial.number}: {trial}", f"  {shlex.join(trial.command)}", f"  {trial.folder} ({state})"]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,130 @@
+"""What a sweep will run: its trials with their commands, configurations and folders, and which of them are finished."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastlsr.cli import read_arguments
+from fastlsr.config import Config, differences, load
+from fastlsr.data.manifest import digest_of
+from fastlsr.data.splits import data_digests
+from fastlsr.errors import InputError
+from fastlsr.labels.methods import make_plan
+from fastlsr.runs import RunFolder, Summary, run_folder
+from fastlsr.sweep.file import Sweep, Values
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A trial that can run: its 1-based number, its values, its command, and what the trainer makes of that."""
+
+    number: int
+    values: Values
+    command: list[str]
+    config: Config
+    folder: RunFolder
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.values.items())
+
+
+@dataclass(frozen=True)
+class RejectedTrial:
+    """A trial that the trainer would reject: its number, and the line that the trainer would print."""
+
+    number: int
+    line: str
+
+
+def plan_trials(sweep: Sweep, count: int | None) -> tuple[list[PlannedTrial], list[RejectedTrial]]:
+    """The first `count` trials, or all: those that can run, each run only once, and those that cannot.
+
+    Raises:
+        InputError: if none can run, or two of different options would be trained in one folder.
+    """
+    planned: dict[Path, PlannedTrial] = {}
+    rejected = []
+    for number, values in enumerate(sweep.combinations(count), start=1):
+        command = sweep.command_of(values)
+        try:
+            config = trainer_config(command)
+            trial = PlannedTrial(number, values, command, config, run_folder(config))
+        except InputError as error:
+            rejected.append(RejectedTrial(number, str(error)))
+            continue
+        other = planned.setdefault(trial.folder.path, trial)
+        changed = differences(trial.config, other.config)
+        if changed:
+            raise InputError(
+                f"trials {other.number} and {number} differ in {', '.join(changed)} and share the folder "
+                f"{trial.folder.path}; leave run.name out"
+            )
+    if not planned:
+        raise InputError(rejected[0].line)
+    return list(planned.values()), rejected
+
+
+def trainer_config(command: Sequence[str]) -> Config:
+    """The configuration that the trainer in a command makes of its words.
+
+    Raises:
+        InputError: if there is no trainer in it, or the trainer would reject its words.
+    """
+    starts = [at + 1 for at, word in enumerate(command) if word == "fastlsr.train" or word.endswith("fastlsr/train.py")]
+    if not starts:
+        raise InputError(f"the command does not start fastlsr.train: {shlex.join(command)}")
+    path, overrides, _ = read_arguments(command[starts[0] :])
+    config = load(path, overrides)
+    make_plan(config.method, config.train.epochs)
+    return config
+
+
+def finished_run(trial: PlannedTrial) -> tuple[Summary | None, str]:
+    """(summary, ""), if the folder holds a finished run of these very options, data and teacher; else (None, reason).
+
+    The reason is "" where there is nothing to explain: the run has not begun, or is not finished.
+    """
+    try:
+        summary = trial.folder.finished_summary()
+        reason = _mismatch(trial) if summary else ""
+    except (InputError, OSError) as error:  # a damaged file; a data set or a teacher that is not there
+        return None, str(error)
+    return (None, reason) if reason else (summary, "")
+
+
+def _mismatch(trial: PlannedTrial) -> str:
+    """In what the run in a trial's folder is another one than the trial; "" if it is the trial's."""
+    made_of = trial.folder.read_environment()
+    changed = differences(trial.config, trial.folder.read_config())
+    if changed:
+        return f"{trial.folder.path} holds a run with other values of {', '.join(changed)}"
+    if made_of.get("data") != data_digests(trial.config):
+        return f"{trial.folder.path} holds a run on other data of the same name"
+    teacher = made_of.get("teacher")
+    if teacher and teacher != _digest_read_once(trial.config.method.teacher):
+        return f"{trial.folder.path} holds a run with another teacher: {trial.config.method.teacher} has changed"
+    return ""
+
+
+@functools.cache
+def _digest_read_once(teacher: str) -> str:
+    return digest_of(Path(teacher))  # all trials have the same one: it is read once
+
+
+def plan_text(planned: Sequence[PlannedTrial], rejected: Sequence[RejectedTrial]) -> str:
+    """A paragraph for each trial: its values, its command, its folder, and whether it is finished."""
+    lines = [f"trial {trial.number}: rejected: {trial.line}" for trial in rejected]
+    for trial in planned:
+        summary, _ = finished_run(trial)
+        begun = "there, not known to be finished" if trial.folder.path.exists() else "to do"
+        state = "finished" if summary else begun
+        lines += [
+            f"trial {trial.number}: {trial}",
+            f"  {shlex.join(trial.command)}",
+            f"  {trial.folder.path} ({state})",
+        ]
+    return "\n".join(lines)

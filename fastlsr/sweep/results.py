@@ -1,0 +1,130 @@
+"""What came out of a sweep: its settings, ranked by its metric, as a table, and the command of the best one."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from rich.markup import escape
+from rich.table import Table
+
+from fastlsr.errors import InputError
+from fastlsr.runs import KEYS, Summary
+from fastlsr.sweep.file import Sweep
+from fastlsr.sweep.plan import PlannedTrial, trainer_config
+from fastlsr.trials import REPEATS, Setting, Trial, mean_and_std, settings_of
+
+
+class Outcome(NamedTuple):
+    """A setting of a sweep, and the first of its planned trials, whose values and command stand for all."""
+
+    setting: Setting
+    first: PlannedTrial
+
+
+def outcomes_of(planned: Sequence[PlannedTrial], summaries: Mapping[int, Summary]) -> list[Outcome]:
+    """The settings of planned trials, in order, with the summaries, by trial number, of those that are finished."""
+    settings = settings_of(Trial(each.config, summaries.get(each.number), each.folder) for each in planned)
+    by_folder = {each.folder: each for each in planned}
+    return [Outcome(setting, by_folder[setting.trials[0].folder]) for setting in settings]
+
+
+def metric_of(sweep: Sweep) -> tuple[Literal["last", "best"], str]:
+    """(row, key) that the sweep's metric means: best/test/top1, as in W&B's summary, or test/top1 of the last row."""
+    row, _, key = sweep.metric.partition("/")
+    if row == "best":
+        return "best", key
+    return "last", key if row == "last" else sweep.metric
+
+
+def check_metric(sweep: Sweep) -> None:
+    """Checks that the sweep's metric is one that runs have.
+
+    Raises:
+        InputError: if it is not; names the nearest.
+    """
+    _, key = metric_of(sweep)
+    if key not in KEYS:
+        close = difflib.get_close_matches(key, KEYS, 1)
+        prefix = sweep.metric.removesuffix(key)
+        hint = f"did you mean {prefix}{close[0]}?" if close else f"there are {', '.join(KEYS)}"
+        raise InputError(f"metric: {sweep.metric} is none of a run's; {hint}")
+
+
+def ranked(sweep: Sweep, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes from the best mean of the sweep's metric to the worst, then those without any number."""
+    row, key = metric_of(sweep)
+    sign = -1 if sweep.maximize else 1
+
+    def rank(outcome: Outcome) -> tuple[bool, float]:
+        numbers = outcome.setting.numbers(row, key)
+        return not numbers, sign * statistics.fmean(numbers) if numbers else 0.0
+
+    return sorted(outcomes, key=rank)
+
+
+def sweep_table(sweep: Sweep, outcomes: Sequence[Outcome]) -> Table:
+    """A row for each setting: the values that vary, how many trials finished, mean ± std of the metric; best first."""
+    _, key = metric_of(sweep)
+    values = [outcome.first.values for outcome in outcomes]
+    varying = [name for name in values[0] if name not in REPEATS and len({str(each[name]) for each in values}) > 1]
+    table = Table()
+    for name in varying:
+        table.add_column(name)
+    for name in ("n", "last", "best"):
+        table.add_column(name, justify="right")
+    for setting, first in ranked(sweep, outcomes):
+        done, all_trials = sum(trial.summary is not None for trial in setting.trials), len(setting.trials)
+        table.add_row(
+            *(escape(str(first.values[name])) for name in varying),
+            str(done) if done == all_trials else f"{done} of {all_trials}",
+            mean_and_std(setting.numbers("last", key)),
+            mean_and_std(setting.numbers("best", key)),
+        )
+    return table
+
+
+def table_legend(sweep: Sweep) -> str:
+    """What the numbers of `sweep_table` are."""
+    _, key = metric_of(sweep)
+    return (
+        f"{key}, mean ± std over {' and '.join(REPEATS)}; last: of the last epoch; best: of the epoch with the "
+        "highest test top-1, as read on the evaluation split"
+    )
+
+
+def selection_text(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
+    """The setting with the best mean over its folds and seeds, as a line and as the command that trains with it.
+
+    Raises:
+        InputError: if no setting has the metric of all its trials, and of every fold.
+    """
+    row, key = metric_of(sweep)
+    complete = [outcome for outcome in outcomes
+                if len(outcome.setting.numbers(row, key)) == len(outcome.setting.trials)
+                and outcome.setting.has_all_folds()]  # fmt: skip
+    if not complete:
+        raise InputError(f"--select: no setting has {key} of all its trials and folds")
+    best = ranked(sweep, complete)[0]
+    numbers = best.setting.numbers(row, key)
+    lines = []
+    if len(complete) < len(outcomes):
+        lines.append(f"warning: {len(outcomes) - len(complete)} settings lack trials or folds and were not considered")
+    if not best.first.config.data.folds:
+        lines.append("warning: without data.folds the selection is made on the evaluation split itself")
+    goal = "highest" if sweep.maximize else "lowest"
+    lines.append(f"selected: {goal} mean {key} ({row}) {mean_and_std(numbers)}, n = {len(numbers)}")
+    return "\n".join([*lines, shlex.join(command_without_folds(sweep, best.first))])
+
+
+def command_without_folds(sweep: Sweep, trial: PlannedTrial) -> list[str]:
+    """The command of a trial's setting on the whole training split, with the default seed."""
+    dropped = {*REPEATS, "data.folds", "run.name"}
+    kept = {name: value for name, value in trial.values.items() if name not in dropped}
+    words = [word for word in sweep.command_of(kept) if not word.startswith(tuple(f"--{name}=" for name in dropped))]
+    words = words[1:] if words[0] == "/usr/bin/env" else words
+    config = trainer_config(words)
+    return words + [f"--data.{name}=0" for name in ("folds", "fold") if getattr(config.data, name)]

@@ -1,0 +1,78 @@
+"""Runs as trials of settings: which repeat each other, what tells settings apart, mean ± std. Loads no torch."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastlsr.config import Config
+from fastlsr.runs import RunFolder, Summary
+
+REPEATS = ("train.seed", "data.fold")  # trials that differ in nothing else are repeats of one setting
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: its options, its folder, and its summary, which is None as long as the run is not finished."""
+
+    config: Config
+    summary: Summary | None
+    folder: RunFolder
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One or more trials that are repeats of each other."""
+
+    trials: tuple[Trial, ...]
+
+    def numbers(self, kind: Literal["last", "best"], metric: str) -> list[float]:
+        """The metric, a key of a row, in that row of each finished trial which has a finite number for it."""
+        values = [trial.summary[kind].get(metric) for trial in self.trials if trial.summary]
+        return [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+
+    def has_all_folds(self) -> bool:
+        """Whether the trials of each seed hold out every fold once; also where nothing is held out."""
+        folds: dict[int, list[int]] = {}
+        for trial in self.trials:
+            folds.setdefault(trial.config.train.seed, []).append(trial.config.data.fold)
+        count = self.trials[0].config.data.folds
+        return not count or all(sorted(each) == list(range(count)) for each in folds.values())
+
+
+def read_trial(folder: RunFolder) -> Trial:
+    """The trial in a run's folder.
+
+    Raises:
+        InputError: if its options cannot be read, or its summary is damaged.
+    """
+    return Trial(folder.read_config(), folder.finished_summary(), folder)
+
+
+def settings_of(trials: Iterable[Trial]) -> list[Setting]:
+    """The settings of trials, both in the order in which they come."""
+    groups: dict[tuple[Any, ...], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(tuple(_options_of_setting(trial.config).items()), []).append(trial)
+    return [Setting(tuple(group)) for group in groups.values()]
+
+
+def varying(settings: Sequence[Setting]) -> list[str]:
+    """The `section.key` names, in the order of the options, of which the settings have more than one value."""
+    options = [_options_of_setting(setting.trials[0].config) for setting in settings]
+    return [key for key in _options_of_setting(Config()) if len({each[key] for each in options}) > 1]
+
+
+def _options_of_setting(config: Config) -> dict[str, Any]:
+    return {key: value for key, value in config.decisive().items() if key not in REPEATS}
+
+
+def mean_and_std(numbers: Sequence[float]) -> str:
+    """As 98.05 ± 0.31, with the sample standard deviation (n - 1); without it for one number, and "-" for none."""
+    if not numbers:
+        return "-"
+    mean = f"{statistics.fmean(numbers):#.4g}".rstrip(".")
+    return f"{mean} ± {statistics.stdev(numbers):#.2g}".rstrip(".") if len(numbers) > 1 else mean

@@ -1,0 +1,143 @@
+"""Trials and settings: which runs repeat each other, what tells settings apart, and their statistics."""
+
+import json
+import statistics
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastlsr.config import Config, differences, load
+from fastlsr.errors import InputError
+from fastlsr.runs import RunFolder
+from fastlsr.trials import REPEATS, Setting, Trial, mean_and_std, read_trial, settings_of, varying
+
+OPTIONS = {
+    "optim.lr": [0.1, 0.2],
+    "method.name": ["hard", "colam"],
+    "data.folds": [3, 4],
+    "train.seed": [0, 1, 2],
+    "data.fold": [0, 1],
+    "data.workers": [1, 2],
+    "run.name": ["one", "two"],
+}
+overrides = st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in OPTIONS.items()})
+
+
+def trial(numbers=None, folder="run", **options):
+    """A trial with options such as train__seed, and a summary if there are numbers of "last"."""
+    summary = numbers and {"name": "run", "finished": True, "last": numbers, "best": {"test/top1": 99.0}}
+    config = load(overrides={name.replace("__", "."): str(value) for name, value in options.items()})
+    return Trial(config, summary, RunFolder(folder))
+
+
+@settings(deadline=None)
+@given(st.lists(overrides, max_size=8))
+def test_trials_of_one_setting_differ_in_repeats_alone_and_those_of_two_in_more(chosen):
+    trials = [Trial(load(overrides=each), None, RunFolder(str(at))) for at, each in enumerate(chosen)]
+    settings = settings_of(trials)
+    assert sorted(one.folder.path for setting in settings for one in setting.trials) == sorted(
+        one.folder.path for one in trials
+    )
+    for setting in settings:
+        for one in setting.trials:
+            assert set(differences(one.config, setting.trials[0].config)) <= set(REPEATS)
+        for other in settings:
+            between = set(differences(other.trials[0].config, setting.trials[0].config)) - set(REPEATS)
+            assert bool(between) == (other is not setting) and between <= set(varying(settings))
+
+
+def test_settings_and_their_trials_keep_their_order():
+    trials = [trial(optim__lr=lr, train__seed=seed) for seed in (1, 0) for lr in (3, 1, 2)]
+    settings = settings_of(trials)
+    assert [[(one.config.optim.lr, one.config.train.seed) for one in setting.trials] for setting in settings] == [
+        [(lr, 1), (lr, 0)] for lr in (3, 1, 2)
+    ]
+
+
+def test_what_varies_is_named_in_the_order_of_the_options_without_repeats_and_places():
+    trials = [
+        trial(train__epochs=2, optim__lr=1, train__seed=0, data__fold=0, data__workers=1, log__every=1),
+        trial(train__epochs=3, optim__lr=2, train__seed=1, data__fold=1, data__workers=2, log__every=2),
+    ]
+    assert varying(settings_of(trials)) == ["optim.lr", "train.epochs"]
+    assert varying(settings_of(trials[:1])) == varying([]) == []
+
+
+def test_every_repeat_is_an_option_that_decides():
+    assert set(REPEATS) <= set(Config().decisive())
+
+
+def test_numbers_are_those_of_finished_trials_that_have_a_finite_one():
+    summaries = [{"test/top1": 50.0}, None, {"test/top1": None}, {"test/top1": float("nan")}, {}, {"test/top1": 52}]
+    (setting,) = settings_of([trial(each, train__seed=seed) for seed, each in enumerate(summaries)])
+    assert setting.numbers("last", "test/top1") == [50.0, 52]
+    assert setting.numbers("best", "test/top1") == [99.0] * 4  # not of the unfinished one, nor of the empty summary
+
+
+@pytest.mark.parametrize(
+    ("folds", "held_out", "complete"),
+    [
+        (0, [(0, 0), (1, 0)], True),
+        (2, [(0, 0), (0, 1)], True),
+        (2, [(0, 1), (1, 0), (1, 1), (0, 0)], True),
+        (2, [(0, 0)], False),
+        (2, [(0, 0), (1, 1)], False),
+        (2, [(0, 0), (0, 1), (0, 1)], False),
+    ],
+)
+def test_folds_are_complete_where_each_seed_holds_out_every_one_once(folds, held_out, complete):
+    trials = [trial(train__seed=seed, data__fold=fold, data__folds=folds) for seed, fold in held_out]
+    assert Setting(tuple(trials)).has_all_folds() is complete
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ([], "-"),
+        ([98.05], "98.05"),
+        ([1e-7], "1.000e-07"),
+        ([90, 92], "91.00 ± 1.4"),
+        ([97.74, 98.36], "98.05 ± 0.44"),
+        ([100, 100, 100], "100.0 ± 0.0"),
+        ([12345, 12355], "1.235e+04 ± 7.1"),
+    ],
+)
+def test_mean_and_deviation_are_written_with_four_and_two_digits(numbers, text):
+    assert mean_and_std(numbers) == text
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.1, 100), min_size=2, max_size=9))
+def test_the_deviation_is_that_of_a_sample(numbers):
+    mean, std = mean_and_std(numbers).split(" ± ")
+    assert float(mean) == pytest.approx(statistics.mean(numbers), rel=1e-3)
+    expected = (sum((x - statistics.mean(numbers)) ** 2 for x in numbers) / (len(numbers) - 1)) ** 0.5
+    assert float(std) == pytest.approx(expected, rel=0.06, abs=1e-12)
+
+
+def test_a_trial_is_read_from_its_folder_and_has_its_summary_once_it_is_finished(tmp_path):
+    folder, config = RunFolder(tmp_path), load(overrides={"optim.lr": "7"})
+    folder.write_config(config)
+    assert read_trial(folder) == Trial(config, None, folder)
+    folder.write_summary([{"test/top1": 1.0}], finished=False)
+    assert read_trial(folder).summary is None
+    summary = folder.write_summary([{"test/top1": 1.0}], finished=True)
+    assert read_trial(folder) == Trial(config, summary, folder)
+
+
+def test_a_folder_that_holds_no_run_is_named(tmp_path):
+    with pytest.raises(InputError, match=str(tmp_path / "config.yaml")):
+        read_trial(RunFolder(tmp_path))
+    RunFolder(tmp_path).write_config(Config())
+    (tmp_path / "summary.json").write_text("[]")
+    with pytest.raises(InputError, match=f"{tmp_path / 'summary.json'} is damaged"):
+        read_trial(RunFolder(tmp_path))
+
+
+def test_reading_runs_loads_no_torch():
+    code = "import sys, json, fastlsr.trials, fastlsr.sweep.__main__; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"torch", "ffcv", "wandb"}.isdisjoint(json.loads(done.stdout))
