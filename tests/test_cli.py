@@ -14,14 +14,21 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = [name for name in ("train", "evaluate", "teach", "sweep", "analyze", "doctor", "system")
             if (ROOT / "fastlsr" / f"{name}.py").exists() or (ROOT / "fastlsr" / name).exists()]  # fmt: skip
 INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
-_STREAMS = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+# Whether interrupts are ignored is inherited: a test runner that a script started in the background ignores them.
+START = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.{})
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 
 
-def run(*words, modules: Path | None = None, under: tuple[str, ...] = (), **options) -> subprocess.CompletedProcess:
-    """`python -m fastlsr...`, after the words `under`; the folder `modules` is searched before anything else."""
-    path = os.pathsep.join(filter(None, [modules and str(modules), str(ROOT), os.environ.get("PYTHONPATH")]))
-    return subprocess.run([*under, sys.executable, "-m", *words], text=True, timeout=120, cwd=ROOT,
-                          env=os.environ | {"PYTHONPATH": path}, **(_STREAMS | options))  # fmt: skip
+def run(*words, modules=None, stdout=subprocess.DEVNULL, interrupts="SIG_DFL") -> subprocess.CompletedProcess:
+    """`python -m WORDS`, which finds modules in the folder `modules` before all others."""
+    path = os.pathsep.join(str(folder) for folder in (modules, ROOT, os.environ.get("PYTHONPATH")) if folder)
+    return subprocess.run(
+        [sys.executable, "-I", "-c", START.format(interrupts), "-m", *words], cwd=ROOT, text=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": path}, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -42,20 +49,10 @@ def test_help_that_nobody_reads_ends_with_141_and_no_message(name):
 
 
 def test_a_run_whose_reader_goes_away_ends_with_141_and_no_message(digits_dir, tmp_path):
-    words = [
-        "--data.dataset=digits",
-        f"--data.dir={digits_dir}",
-        "--data.batch_size=512",
-        "--model.name=resnet8",
-        "--optim.warmup_epochs=0",
-        "--train.device=cpu",
-        "--train.compile=off",
-        "--train.precision=fp32",
-        "--log.wandb=disabled",
-        f"--run.dir={tmp_path}",
-        "--train.epochs=5000",
-    ]  # their lines do not fit into the pipe, so it cannot end before the reader does
-    command = [sys.executable, "-m", "fastlsr.train", *words]
+    # The lines of 2,000 epochs do not fit into the pipe, so that the run cannot end before its reader does.
+    options = f"data.dataset=digits data.dir={digits_dir} data.batch_size=512 model.name=resnet8 train.epochs=2000"
+    options += f" train.device=cpu train.precision=fp32 train.compile=off log.wandb=disabled run.dir={tmp_path}"
+    command = [sys.executable, "-m", "fastlsr.train", *(f"--{option}" for option in options.split())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
         process.stdout.readline()
         process.stdout.close()
@@ -88,8 +85,7 @@ def test_an_interrupt_while_a_command_exits_prints_no_traceback(tmp_path, name):
 
 
 def test_a_command_that_a_script_starts_in_the_background_ignores_interrupts(tmp_path):
-    script = ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")  # as sh does for `command &`
-    done = run("fastlsr.train", "--help", modules=interrupt_at_exit(tmp_path), under=script)
+    done = run("fastlsr.train", "--help", modules=interrupt_at_exit(tmp_path), interrupts="SIG_IGN")
     assert (done.returncode, done.stderr) == (0, "")
 
 
