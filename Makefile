@@ -1,10 +1,11 @@
 # Two commands on a fresh machine: `make quickstart` and `make test`. Both set up what is missing first.
+# `make check` is what a change has to pass besides: ruff, mypy and a spelling check. `make doctor` looks at the machine.
 # PYTHON=/path/to/python3.12 picks the interpreter; ARGS="-k losses" goes to pytest.
 
 PY := .venv/bin/python
 export PYTHON
 
-.PHONY: quickstart test setup doctor
+.PHONY: quickstart test check setup doctor
 
 DIGITS := $(foreach split,train test,data/digits_$(split).beton data/digits_$(split).json)
 
@@ -13,6 +14,12 @@ quickstart: $(DIGITS)
 
 test: setup
 	$(PY) -m pytest $(ARGS)
+
+check: setup
+	$(PY) -m ruff format --check
+	$(PY) -m ruff check
+	$(PY) -m mypy
+	$(PY) -m codespell_lib
 
 setup:
 	@bash scripts/setup.sh

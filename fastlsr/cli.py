@@ -1,4 +1,4 @@
-"""How a command reads its words and how it ends."""
+"""How a command reads its arguments and how it ends."""
 
 import argparse
 import contextlib
@@ -8,27 +8,31 @@ import select
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fastlsr.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises `InputError` for what it cannot read, where argparse would print several lines."""
+    """An argument parser that raises `InputError` where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         """Raises InputError."""
         raise InputError(f"{message}; --help lists the options")
+
+    def print_help(self, file: Any = None) -> None:
+        """Prints the help, and raises BrokenPipeError if nobody reads it, which argparse ignores."""
+        print(self.format_help(), end="", file=file, flush=True)
 
 
 def read_arguments(arguments: Sequence[str], flags: Sequence[str] = ()) -> tuple[str, dict[str, str], set[str]]:
     """(config file or "", overrides as `section.key` to text, flags seen) from a command line.
 
     Options are spelled `--section.key=value` or `--section.key value`, as a W&B agent does; `--cfg FILE` names the
-    YAML; `flags` are the bare switches this command knows.
+    YAML; `flags` are the options that take no value.
 
     Raises:
-        InputError: for a word that is no option, or an option without its value.
+        InputError: for an argument that is not an option, or an option without its value.
     """
     path, overrides, seen = "", {}, set()
     words = iter(arguments)
@@ -55,13 +59,17 @@ def read_arguments(arguments: Sequence[str], flags: Sequence[str] = ()) -> tuple
 
 @contextlib.contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Turns an `InputError` into one line on stderr and exit code 2, and Ctrl-C into code 130, for `main` functions.
+    """Ends a command as a shell expects, around the body of a `main` function.
 
-    Where nobody reads what is printed any more, as in `... | head`, the command ends with code 141 and prints nothing.
+    `InputError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130. When the reader of stdout is gone,
+    as after `... | head`, the command ends with code 141 and prints nothing.
     """
+    former = signal.getsignal(signal.SIGINT)
     try:
+        if former is signal.SIG_DFL:  # set by fastlsr/__init__.py
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
-        if sys.stdout:  # none where the shell closed it
+        if sys.stdout:  # None when the shell closed it
             sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -70,13 +78,16 @@ def exit_on_input_error() -> Iterator[None]:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
-        if not _nobody_reads(sys.stdout.fileno()):  # another pipe or connection broke
+        if not sys.stdout or not _has_lost_its_reader(sys.stdout.fileno()):  # another pipe or connection broke
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
         sys.exit(128 + signal.SIGPIPE)
+    finally:
+        if former is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, former)
 
 
-def _nobody_reads(descriptor: int) -> bool:
+def _has_lost_its_reader(descriptor: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -1,10 +1,11 @@
-"""`python -m fastlsr.doctor`: whether this machine can train, what is missing, and how to install it.
+"""Checks whether this machine can train, and prints what is missing and how to install it: python -m fastlsr.doctor.
 
-It has to work where hardly anything is installed, so nothing but the standard library is imported here. What may
-crash or hang (FFCV's extension, torch, numba) is asked in processes of its own, each under a time limit.
+Imports only the standard library, so that it runs before anything is installed. What may crash or hang (FFCV's
+extension, torch, numba) is imported in a subprocess with a time limit. Exit codes: 0 training is possible, 2 it is not.
 """
 
-import argparse
+from __future__ import annotations
+
 import ctypes
 import importlib.metadata
 import importlib.util
@@ -17,11 +18,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from fastlsr.cli import Parser, exit_on_input_error
 from fastlsr.system import NEEDS, has_compiler, install_lines, missing_needs
+
+if TYPE_CHECKING:
+    from fastlsr.data.loader import Loader
 
 _PROBE_SECONDS = 120.0  # a first `import torch` from a cold disk takes tens of seconds
 _SELF_CHECK_SECONDS = 240.0
@@ -60,68 +66,72 @@ print(json.dumps(self_check(Path(sys.argv[1]))))
 
 
 _PIP = f"{Path(sys.executable).name} -m pip install"
-# All packages at once: torch and torchvision, for one, have to be of the same build.
-_INSTALL = ("make setup, or in an environment of your own, from fastlsr's folder:", f"{_PIP} -c constraints.txt -e .")
+# All packages at once, because torch and torchvision must be of the same build.
+_INSTALL = ("make setup; or, for an environment of your own, in fastlsr's folder:", f"{_PIP} -c constraints.txt -e .")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report, and the lines that say how to mend it.
+    """One line of the report.
 
-    state: "ok", "note" (training is possible without it), "missing" or "fails" (training is not possible).
+    Attributes:
+        name: what was checked.
+        state: "ok", "note" (training is possible without it), "missing" or "fails" (training is not possible).
+        detail: version, path or error.
+        fix: lines that say how to fix it.
     """
 
     name: str
     state: str
     detail: str
-    mend: tuple[str, ...] = ()
+    fix: tuple[str, ...] = ()
 
     @property
     def blocks(self) -> bool:
-        """True if training is not possible without a mend."""
+        """True if training is not possible until this is fixed."""
         return self.state in ("missing", "fails")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a probe printed, or why it did not: `problem` is "" where all went well."""
+class Probe:
+    """The outcome of a subprocess: the values it printed, or the problem that kept it from doing so."""
 
-    values: dict
+    values: dict[str, Any]
     problem: str = ""
 
 
-def probe(code: str, *arguments: str, seconds: float) -> Answer:
-    """The JSON object that `code` prints last, run by this interpreter in a process of its own."""
+def probe(code: str, *arguments: str, seconds: float) -> Probe:
+    """The JSON object on the last line that `code` prints, run in a subprocess for at most so many seconds."""
     command = [sys.executable, "-c", code, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
-        return Answer({}, f"no answer within {seconds:g} s")
+        return Probe({}, f"not done after {seconds:g} s")
     if done.returncode < 0:
-        return Answer({}, f"crashed with {signal.Signals(-done.returncode).name}")
+        return Probe({}, f"crashed with {signal.Signals(-done.returncode).name}")
     if done.returncode > 0:
-        return Answer({}, _last_line(done.stderr) or f"exit code {done.returncode}")
+        return Probe({}, _final_line(done.stderr) or f"exit code {done.returncode}")
     try:
-        return Answer(json.loads(_last_line(done.stdout)))
+        return Probe(json.loads(_final_line(done.stdout)))
     except ValueError:
-        return Answer({}, f"answered {_last_line(done.stdout)!r}")
+        return Probe({}, f"printed {_final_line(done.stdout)!r}")
 
 
-def _last_line(text: str) -> str:
+def _final_line(text: str) -> str:
     return (text.strip().splitlines() or [""])[-1]
 
 
 def machine() -> Iterator[Finding]:
-    """Python, platform and cores."""
+    """Findings on Python, the platform and the cores."""
     fit = (3, 10) <= sys.version_info[:2] <= (3, 12)
-    mend = () if fit else ("make setup PYTHON=/path/to/python3.12", "conda: conda create -n fastlsr python=3.12")
-    yield Finding("python", "ok" if fit else "missing", f"{platform.python_version()} ({sys.executable})", mend)
+    fix = () if fit else ("make setup PYTHON=/path/to/python3.12", "conda: conda create -n fastlsr python=3.12")
+    yield Finding("python", "ok" if fit else "missing", f"{platform.python_version()} ({sys.executable})", fix)
     yield Finding("platform", "ok", platform.platform())
     yield Finding("cores", "ok", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}")
 
 
 def packages() -> Iterator[Finding]:
-    """Every package that pyproject.toml declares, with the version that is installed."""
+    """A finding for each package that pyproject.toml requires, with its installed version."""
     try:
         requirements = importlib.metadata.requires("fastlsr") or []
     except importlib.metadata.PackageNotFoundError:
@@ -132,11 +142,10 @@ def packages() -> Iterator[Finding]:
 
 
 def package(requirement: str) -> Finding:
-    """Whether a distribution is installed, and new enough, for a requirement such as "torch>=2.11"."""
-    # The metadata and not the module: ffcv.__version__ lies.
-    name, least = re.fullmatch(r"([\w.-]+)(?:>=([\d.]+))?", requirement.replace(" ", "")).groups()
+    """Whether a requirement such as "torch>=2.11" is met."""
+    name, _, least = requirement.replace(" ", "").partition(">=")
     try:
-        version = importlib.metadata.version(name)
+        version = importlib.metadata.version(name)  # not the module's: ffcv.__version__ is wrong
     except importlib.metadata.PackageNotFoundError:
         return Finding(name, "missing", "not installed", _INSTALL)
     if least and _release(version) < _release(least):
@@ -145,17 +154,18 @@ def package(requirement: str) -> Finding:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.match(r"\d+(\.\d+)*", version)[0].split("."))
+    """The leading numbers of a version: (2, 11, 0) of "2.11.0+cu128"."""
+    return tuple(int(part) for part in re.findall(r"\d+", re.split(r"[^\d.]", version)[0]))
 
 
 def torch_and_cuda() -> Iterator[Finding]:
-    """Whether torch and torchvision load together, and the CUDA devices they see."""
-    answer = probe(_TORCH, seconds=_PROBE_SECONDS)
-    if answer.problem:
-        yield Finding("import torch", "fails", answer.problem, _INSTALL)
+    """Whether torch and torchvision can be imported together, and the CUDA devices they find."""
+    done = probe(_TORCH, seconds=_PROBE_SECONDS)
+    if done.problem:
+        yield Finding("import torch", "fails", done.problem, _INSTALL)
         return
-    yield Finding("import torch", "ok", f"with torchvision; CUDA build {answer.values['build'] or 'none, CPU only'}")
-    devices = answer.values["devices"]
+    yield Finding("import torch", "ok", f"with torchvision; CUDA build {done.values['build'] or 'none, CPU only'}")
+    devices = done.values["devices"]
     yield Finding("CUDA devices", "ok" if devices else "note", "; ".join(devices) or _why_no_device())
 
 
@@ -166,84 +176,87 @@ def _why_no_device() -> str:
 
 
 def ffcv_extension() -> Iterator[Finding]:
-    """Whether FFCV and its compiled half load; where not, how to build it."""
-    answer = probe(_FFCV, seconds=_PROBE_SECONDS)
-    if answer.problem:
-        yield Finding("import ffcv", "fails", answer.problem, ffcv_mend())
+    """Whether FFCV and its compiled extension can be imported."""
+    done = probe(_FFCV, seconds=_PROBE_SECONDS)
+    if done.problem:
+        yield Finding("import ffcv", "fails", done.problem, _ffcv_fix())
     else:
-        yield Finding("import ffcv", "ok", answer.values["file"])
+        yield Finding("import ffcv", "ok", done.values["file"])
 
 
 def jpeg_decoder() -> Iterator[Finding]:
-    """Whether our own compiled part is there and loads; where not, how to build it."""
-    extension = importlib.util.find_spec("fastlsr.data._jpeg_window")
-    problem = "" if extension else "not built"
+    """Whether our own compiled extension is built and can be loaded."""
+    spec = importlib.util.find_spec("fastlsr.data._jpeg_window")
+    path = spec.origin if spec else None
+    problem = "" if path else "not built"
     try:
-        ctypes.CDLL(extension and extension.origin)
+        ctypes.CDLL(path)
     except OSError as error:
         problem = str(error)
     if problem:
-        needs = install_lines(missing_needs() or NEEDS)
-        mend = ("it is built on your machine, from these system packages:", *needs, *_INSTALL)
-        yield Finding("JPEG decoder", "fails", problem, mend)
+        fix = ("built on your machine; it needs these system packages:", *_install_missing(), *_INSTALL)
+        yield Finding("JPEG decoder", "fails", problem, fix)
     else:
-        yield Finding("JPEG decoder", "ok", extension.origin)
+        yield Finding("JPEG decoder", "ok", path or "")
 
 
-def ffcv_mend() -> tuple[str, ...]:
-    """How to get FFCV built: the system packages that are missing, or all where none is, then pip."""
+def _ffcv_fix() -> tuple[str, ...]:
     return (
-        "its C++ half is built on your machine, from these system packages:",
-        *install_lines(missing_needs() or NEEDS),
-        # Not from the cache: a wheel that was built against another OpenCV is just what may not load.
+        "its C++ extension is built on your machine; it needs these system packages:",
+        *_install_missing(),
+        # Not from pip's cache: a wheel built against another OpenCV may be just what does not load.
         f"then:  {_PIP} --force-reinstall --no-deps --no-cache-dir ffcv",
     )
 
 
+def _install_missing() -> tuple[str, ...]:
+    return install_lines(missing_needs() or NEEDS)
+
+
 def threading_layer() -> Iterator[Finding]:
-    """The threading layer that numba picks, and what it means for two loaders at once."""
-    answer = probe(_THREADS, seconds=_PROBE_SECONDS)
-    if answer.problem:
-        yield Finding("numba threads", "fails", answer.problem, _INSTALL)
+    """The threading layer that numba uses; with `workqueue`, two loaders cannot be read at once."""
+    done = probe(_THREADS, seconds=_PROBE_SECONDS)
+    if done.problem:
+        yield Finding("numba threads", "fails", done.problem, _INSTALL)
         return
-    layer = answer.values["layer"]
-    detail = f"{layer}, {answer.values['threads']} threads"
+    layer = done.values["layer"]
+    detail = f"{layer}, {done.values['threads']} threads"
     if layer == "workqueue":
-        mend = ("apt:   sudo apt-get install -y libgomp1", "dnf:   sudo dnf install -y libgomp",
-                "conda: conda install -y -c conda-forge tbb")  # fmt: skip
-        yield Finding("numba threads", "note", f"{detail}; two loaders cannot be read at once", mend)
+        fix = ("apt:   sudo apt-get install -y libgomp1", "dnf:   sudo dnf install -y libgomp",
+               "conda: conda install -y -c conda-forge tbb")  # fmt: skip
+        yield Finding("numba threads", "note", f"{detail}; two loaders cannot be read at once", fix)
     else:
         yield Finding("numba threads", "ok", detail)
 
 
 def tools() -> Iterator[Finding]:
-    """What is useful and not needed."""
+    """Findings on programs that are useful but not needed."""
     if has_compiler():
         yield Finding("C++ compiler", "ok", "found")
     else:
-        mend = install_lines(need for need in NEEDS if need.present is has_compiler)
-        yield Finding("C++ compiler", "note", "none: torch.compile needs one on the CPU", mend)
-    for tool, use in (("git", "notes the commit of each run"), ("nvidia-smi", "comes with NVIDIA's driver")):
+        fix = install_lines(need for need in NEEDS if need.present is has_compiler)
+        yield Finding("C++ compiler", "note", "none: torch.compile needs one on the CPU", fix)
+    for tool, use in (("git", "records the commit of each run"), ("nvidia-smi", "part of NVIDIA's driver")):
         path = shutil.which(tool)
         yield Finding(tool, "ok" if path else "note", path or f"not found; {use}")
 
 
 def write_read_train() -> Iterator[Finding]:
-    """The self-check in a process of its own: a `.beton` is written, read, and learnt from."""
+    """Whether `self_check`, in a subprocess, writes and reads a `.beton` and lowers the loss on it."""
     with tempfile.TemporaryDirectory() as folder:
-        answer = probe(_SELF_CHECK, folder, seconds=_SELF_CHECK_SECONDS)
-    if answer.problem:
-        yield Finding("self-check", "fails", answer.problem)
+        done = probe(_SELF_CHECK, folder, seconds=_SELF_CHECK_SECONDS)
+    if done.problem:
+        yield Finding("self-check", "fails", done.problem)
         return
-    images, first, last = (answer.values[key] for key in ("images", "first", "last"))
+    images, first, last = (done.values[key] for key in ("images", "first", "last"))
     detail = f"{images} images written, read and trained on: loss {first:.3f} -> {last:.3f}"
-    yield Finding("self-check", "ok" if last < first else "fails", detail)  # NaN fails, too
+    yield Finding("self-check", "ok" if last < first else "fails", detail)  # NaN fails
 
 
-def self_check(folder: Path) -> dict:
-    """Images (how many), first and last (mean loss of an epoch), from training a tiny network on generated images.
+def self_check(folder: Path) -> dict[str, float]:
+    """The number of `images`, and the mean loss of the `first` and `last` epoch, of a tiny network trained on them.
 
-    Two classes, dark and light noise, so that a few steps are enough to see the loss fall.
+    The images are noise of two classes, dark and light, so that the loss falls within a few steps.
     """
     import numpy as np
     import torch
@@ -263,7 +276,7 @@ def self_check(folder: Path) -> dict:
     return {"images": len(images), "first": losses[0], "last": losses[-1]}
 
 
-def _train(loader, *, epochs: int) -> list[float]:
+def _train(loader: Loader, *, epochs: int) -> list[float]:
     """The mean loss of each epoch."""
     import torch
     from torch import nn
@@ -284,7 +297,7 @@ def _train(loader, *, epochs: int) -> list[float]:
 
 
 def findings() -> Iterator[Finding]:
-    """All findings, each as soon as it is known; the self-check last, and only where what it needs is there."""
+    """All findings, each as soon as it is known; the self-check comes last, and only if nothing is missing."""
     complete = True
     for part in (machine, packages, torch_and_cuda, ffcv_extension, jpeg_decoder, threading_layer, tools):
         for finding in part():
@@ -296,27 +309,30 @@ def findings() -> Iterator[Finding]:
         yield Finding("self-check", "note", "not run, since something is missing")
 
 
-def report(found: Iterator[Finding]) -> list[str]:
-    """The names of what blocks training, after each finding was printed with its mend, a mend only once."""
-    blocking, said = [], set()
+def print_findings(found: Iterable[Finding]) -> list[str]:
+    """Prints each finding, and each fix once; returns the names of the findings that block training."""
+    blocking, printed = [], set()
     for finding in found:
         print(f"{finding.state:8} {finding.name:14} {finding.detail}", flush=True)
-        if finding.mend not in said:
-            print("".join(f"{'':23} {line}\n" for line in finding.mend), end="", flush=True)
-        said.add(finding.mend)
+        if finding.fix not in printed:
+            print("".join(f"{'':23} {line}\n" for line in finding.fix), end="", flush=True)
+        printed.add(finding.fix)
         if finding.blocks:
             blocking.append(finding.name)
     return blocking
 
 
-def main() -> None:
-    argparse.ArgumentParser(prog="python -m fastlsr.doctor", description=__doc__.splitlines()[0]).parse_args()
-    blocking = report(findings())
-    if blocking:
-        print(f"\nTraining is not possible yet; mend first: {', '.join(blocking)}.")
-        sys.exit(2)
-    print("\nEverything that training needs is there.")
+def main() -> int:
+    """Prints the report; the exit code is 2 if training is not possible."""
+    with exit_on_input_error():
+        Parser(prog="python -m fastlsr.doctor", description=(__doc__ or "").split(":")[0]).parse_args()
+        blocking = print_findings(findings())
+        if blocking:
+            print(f"\nTraining is not possible yet; fix first: {', '.join(blocking)}.")
+            return 2
+        print("\nEverything that training needs is there.")
+        return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,18 +1,25 @@
-"""Writing a file whole or not at all, and having a folder to oneself."""
+"""Atomic file replacement, and exclusive use of a folder."""
 
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fastlsr.errors import InputError
 
 
-def replace_file(path: Path, write: Callable[[Path], None], *, keep: Path | None = None) -> None:
-    """Puts what `write(temporary path)` writes in the place of `path`: whole and on the disk, or not at all.
+def replace_file(path: Path, write: Callable[[Path], object], *, keep: Path | None = None) -> None:
+    """Replaces `path` atomically by what `write(temporary path)` writes, and returns when it is on the disk.
 
-    The temporary file lies beside `path`, hidden; `keep`, where given, is where the former file goes.
+    The temporary file is `.NAME.PID.partial` in the same folder. If anything fails, it is removed and `path` is
+    unchanged.
+
+    Args:
+        path: file to write or replace.
+        write: writes the file at the path it is given.
+        keep: where the former file is moved to; by default it is overwritten.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -29,7 +36,7 @@ def replace_file(path: Path, write: Callable[[Path], None], *, keep: Path | None
 
 
 def _sync_folder(folder: Path) -> None:
-    # The new name, too, is on the disk only then.
+    # fsync of the file does not cover its name.
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -38,13 +45,35 @@ def _sync_folder(folder: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Puts `text` in the place of the file `path`, whole or not at all."""
+    """Replaces the file `path` atomically by `text` in UTF-8."""
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files that killed processes left in the folder and below it (see `replace_file`).
+
+    Files of running processes stay. Processes are looked up on this machine only, so hold the folder's lock where
+    other machines write to it, too.
+    """
+    for path in folder.rglob(".*.partial"):
+        match = re.fullmatch(r"\..+\.(\d{1,9})\.partial", path.name)
+        if match and not _is_running(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 @contextlib.contextmanager
 def sole_use(folder: Path, busy: str) -> Iterator[int]:
-    """Makes the folder and holds a lock on it; gives the lock's file descriptor, which a child may inherit.
+    """Makes the folder and holds a lock on it; yields the lock's file descriptor, which a child may inherit.
 
     Raises:
         InputError: if the folder cannot be made; with the message `busy` if another process holds it.

@@ -1,9 +1,8 @@
-"""What building FFCV and our JPEG decoder takes from the operating system: whether it is there, and what to install.
+"""The system packages needed to build FFCV and our JPEG decoder: which are missing, and how to install them.
 
-Only the standard library is imported, because `scripts/setup.sh` asks this file before anything is installed.
+Imports only the standard library, since `scripts/setup.sh` runs it before anything is installed.
 """
 
-import argparse
 import ctypes
 import importlib.util
 import os
@@ -15,12 +14,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastlsr.cli import Parser, exit_on_input_error
+
 _PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 
 
 @dataclass(frozen=True)
 class Need:
-    """One thing that building or loading FFCV takes, and the packages that bring it; "" where it is there anyway."""
+    """One requirement of building or loading FFCV, and the packages that provide it ("": part of the system)."""
 
     name: str
     present: Callable[[], bool]
@@ -33,21 +34,21 @@ def _has_pkg_config() -> bool:
     return shutil.which("pkg-config") is not None
 
 
-def _knows(library: str) -> bool:
-    # FFCV's own build asks pkg-config, too, and nothing else.
+def _pkg_config_finds(library: str) -> bool:
+    # FFCV's build finds libraries in this way only.
     return _has_pkg_config() and subprocess.run(["pkg-config", "--exists", library], check=False).returncode == 0
 
 
 def _has_opencv() -> bool:
-    return _knows("opencv4") or _knows("opencv")
+    return _pkg_config_finds("opencv4") or _pkg_config_finds("opencv")
 
 
 def _has_turbojpeg() -> bool:
-    return _knows("libturbojpeg") and _knows("libjpeg")  # FFCV takes the one, fastlsr/data/jpeg_window.c the other
+    return _pkg_config_finds("libturbojpeg") and _pkg_config_finds("libjpeg")  # for FFCV and fastlsr/data/jpeg_window.c
 
 
 def has_compiler() -> bool:
-    """True if there is a C++ compiler; conda names its own in CXX."""
+    """True if there is a C++ compiler: the one named by CXX (set by conda), else g++."""
     return shutil.which(os.environ.get("CXX", "g++").split()[0]) is not None
 
 
@@ -56,12 +57,12 @@ def _has_python_headers() -> bool:
 
 
 def _has_ensurepip() -> bool:
-    # Debian ships venv without it, and `python3 -m venv` then fails half way.
+    # Debian packages it apart; without it `python3 -m venv` fails half way.
     return importlib.util.find_spec("ensurepip") is not None
 
 
 def _has_cv2_libraries() -> bool:
-    # pip's opencv-python, which FFCV imports, links these two and does not bring them.
+    # pip's opencv-python, which FFCV imports, links these two but does not include them.
     try:
         return all(ctypes.CDLL(name) for name in ("libGL.so.1", "libgthread-2.0.so.0"))
     except OSError:
@@ -86,13 +87,13 @@ NEEDS = (
 
 
 def missing_needs() -> tuple[Need, ...]:
-    """The needs that this machine does not meet, in the order of `NEEDS`."""
+    """Those of `NEEDS` that this machine does not meet."""
     return tuple(need for need in NEEDS if not need.present())
 
 
 def install_lines(needs: Iterable[Need]) -> tuple[str, str, str]:
-    """The commands that install the needs: one line each for apt, dnf and conda."""
-    columns = zip(*((need.apt, need.dnf, need.conda) for need in needs))
+    """The commands that install what is needed: one line each for apt, dnf and conda."""
+    columns = zip(*((need.apt, need.dnf, need.conda) for need in needs), strict=True)
     apt, dnf, conda = (" ".join(filter(None, column)) for column in columns)
     return (
         f"apt:   sudo apt-get install -y --no-install-recommends {apt}",
@@ -101,17 +102,19 @@ def install_lines(needs: Iterable[Need]) -> tuple[str, str, str]:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="What FFCV needs of the system and lacks; exit code 2 if anything.")
-    parser.add_argument("--apt", action="store_true", help="print only the missing Debian packages")
-    apt_only = parser.parse_args().apt
-    missing = missing_needs()
-    if missing and apt_only:
-        print(" ".join(need.apt for need in missing))
-    elif missing:
-        print(f"missing: {', '.join(need.name for need in missing)}", *install_lines(missing), sep="\n  ")
-    sys.exit(2 if missing else 0)
+def main() -> int:
+    """Prints what is missing and how to install it; the exit code is 2 if anything is."""
+    with exit_on_input_error():
+        parser = Parser(prog="python -m fastlsr.system", description=main.__doc__)
+        parser.add_argument("--apt", action="store_true", help="print only the missing Debian packages")
+        apt_only = parser.parse_args().apt
+        missing = missing_needs()
+        if missing and apt_only:
+            print(" ".join(need.apt for need in missing))
+        elif missing:
+            print(f"missing: {', '.join(need.name for need in missing)}", *install_lines(missing), sep="\n  ")
+        return 2 if missing else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

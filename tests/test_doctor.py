@@ -1,4 +1,4 @@
-"""The doctor tells what is wrong instead of suffering it, and says how to mend it."""
+"""The doctor reports what is wrong, and how to fix it, without failing itself."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run_doctor(hiding: Path) -> subprocess.CompletedProcess:
-    """The doctor in a process of its own, where the packages in the folder `hiding` stand before the installed ones."""
+    """The doctor in a subprocess that finds the packages in the folder `hiding` before the installed ones."""
     environment = {**os.environ, "PYTHONPATH": str(hiding)}
     command = [sys.executable, "-m", "fastlsr.doctor"]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -44,21 +44,21 @@ def test_the_self_check_learns_from_a_file_that_it_wrote(tmp_path):
 @pytest.mark.parametrize(
     ("code", "problem"),
     [
-        ("while True: pass", "no answer within 1 s"),
+        ("while True: pass", "not done after 1 s"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed with SIGSEGV"),
         ("import no_such_package_here", "ModuleNotFoundError: No module named 'no_such_package_here'"),
         ("import sys; sys.exit(3)", "exit code 3"),
-        ("print('no JSON')", "answered 'no JSON'"),
-        ("pass", "answered ''"),
+        ("print('no JSON')", "printed 'no JSON'"),
+        ("pass", "printed ''"),
     ],
 )
 def test_a_probe_reports_what_would_otherwise_take_the_doctor_down(code, problem):
     assert doctor.probe(code, seconds=1 if "while" in code else 60).problem == problem
 
 
-def test_a_probe_hands_back_what_it_printed_last():
-    answer = doctor.probe("import sys; print('noise'); print('{\"a\": \"%s\"}' % sys.argv[1])", "b", seconds=60)
-    assert answer == doctor.Answer({"a": "b"})
+def test_a_probe_returns_the_last_line_printed():
+    found = doctor.probe("import sys; print('noise'); print('{\"a\": \"%s\"}' % sys.argv[1])", "b", seconds=60)
+    assert found == doctor.Probe({"a": "b"})
 
 
 def test_a_package_that_is_too_old_blocks_and_one_that_is_new_enough_does_not():
@@ -67,15 +67,22 @@ def test_a_package_that_is_too_old_blocks_and_one_that_is_new_enough_does_not():
     assert doctor.package("no-such-distribution-here").state == "missing"
 
 
-def test_a_mend_is_printed_once(capsys):
-    mend = ("apt: this",)
-    doctor.report(iter([doctor.Finding("a", "missing", "", mend), doctor.Finding("b", "missing", "", mend)]))
+@pytest.mark.parametrize(
+    ("version", "numbers"), [("2.11.0+cu128", (2, 11, 0)), ("1.0rc1", (1, 0)), ("2.0.post1", (2, 0)), ("3", (3,))]
+)
+def test_versions_are_compared_by_their_leading_numbers(version, numbers):
+    assert doctor._release(version) == numbers
+
+
+def test_a_fix_is_printed_once(capsys):
+    fix = ("apt: this",)
+    doctor.print_findings([doctor.Finding("a", "missing", "", fix), doctor.Finding("b", "missing", "", fix)])
     assert capsys.readouterr().out.count("apt: this") == 1
 
 
 def test_only_what_is_missing_or_fails_blocks_training(capsys):
     found = (doctor.Finding(state, state, "") for state in ("ok", "note", "missing", "fails"))
-    assert doctor.report(found) == ["missing", "fails"]
+    assert doctor.print_findings(found) == ["missing", "fails"]
     assert "note" in capsys.readouterr().out
 
 

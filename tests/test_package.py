@@ -1,4 +1,4 @@
-"""What importing the package says to torch through the environment, unless the user has said it."""
+"""What importing the package sets in the environment for torch, unless the user has set it."""
 
 import os
 import subprocess
@@ -15,12 +15,12 @@ import pytest
         ({"HOME": "{tmp}", "TORCHINDUCTOR_CACHE_DIR": "{tmp}/own"}, "{tmp}/own"),
         ({"HOME": "/nonexistent"}, "None"),
     ],
-    ids=["home", "XDG", "as the user says", "no home"],
+    ids=["home", "XDG", "set by the user", "no home"],
 )
 def test_compiled_code_outlives_a_reboot_where_there_is_a_folder_for_it(tmp_path, variables, expected):
     own = {name: value.format(tmp=tmp_path) for name, value in variables.items()}
     inherited = {name: value for name, value in os.environ.items() if name not in
                  ("HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR")}  # fmt: skip
     code = "import os, fastlsr; print(os.environ.get('TORCHINDUCTOR_CACHE_DIR'))"
-    said = subprocess.run([sys.executable, "-c", code], env=inherited | own, capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == expected.format(tmp=tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], env=inherited | own, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected.format(tmp=tmp_path)

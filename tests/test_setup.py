@@ -1,4 +1,4 @@
-"""scripts/setup.sh: what it decides before it installs anything, in a small copy of the checkout and a bare PATH."""
+"""What scripts/setup.sh decides before it installs anything, in a small copy of the checkout with a bare PATH."""
 
 import hashlib
 import os
@@ -12,12 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TOOLS = ("bash", "cat", "dirname", "env", "id", "rm", "sha256sum", "sh")
 DECIDING = ("pyproject.toml", "constraints.txt", "fastlsr/data/jpeg_window.c")
-COPIED = ("scripts/setup.sh", "fastlsr/__init__.py", "fastlsr/system.py", *DECIDING)
+COPIED = ("scripts/setup.sh", *(f"fastlsr/{name}.py" for name in ("__init__", "cli", "errors", "system")), *DECIDING)
 
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """A checkout with the files that set-up reads, and bin/ with the only commands that it finds."""
+    """A checkout with the files that setup.sh reads, and bin/ with the only commands that it finds."""
     for name in COPIED:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -28,7 +28,7 @@ def checkout(tmp_path) -> Path:
 
 
 def command(checkout: Path, name: str, script: str) -> None:
-    """A command of that name on the PATH: a shell script."""
+    """Puts a shell script of that name on the PATH."""
     path = checkout / "bin" / name
     path.unlink(missing_ok=True)
     path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
@@ -50,38 +50,38 @@ def setup(checkout: Path, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def refuses(done: subprocess.CompletedProcess) -> str:
-    """The message of a refusal, which exits with code 2."""
+def error_of(done: subprocess.CompletedProcess) -> str:
+    """The message of a set-up that ended with exit code 2."""
     assert done.returncode == 2, done.stdout + done.stderr
     assert "error: " in done.stderr
     return done.stderr
 
 
 @pytest.mark.parametrize("version", ["3.9", "3.13", "2.7"])
-def test_an_unsuitable_python_is_refused_in_one_line(checkout, version):
+def test_an_unsuitable_python_is_an_error_of_one_line(checkout, version):
     command(checkout, "python3", f"echo {version}")
-    message = refuses(setup(checkout))
+    message = error_of(setup(checkout))
     assert version in message and message.count("\n") == 1
     assert not (checkout / ".venv").exists()
 
 
 @pytest.mark.parametrize("script", [None, "exit 127"])
-def test_a_python_that_is_not_there_or_does_not_run_is_refused_in_one_line(checkout, script):
+def test_a_python_that_is_not_there_or_does_not_run_is_an_error_of_one_line(checkout, script):
     if script:
         command(checkout, "chosen", script)
-    message = refuses(setup(checkout, PYTHON="chosen"))
+    message = error_of(setup(checkout, PYTHON="chosen"))
     assert "chosen is not there or does not run" in message and message.count("\n") == 1
 
 
 def test_a_shim_that_does_not_run_is_passed_over(checkout):
     command(checkout, "python3.12", "echo 'pyenv: python3.12: command not found' >&2; exit 127")
     this_python(checkout)
-    assert "system packages are missing" in refuses(setup(checkout))
+    assert "system packages are missing" in error_of(setup(checkout))
 
 
 def test_without_apt_the_missing_packages_are_named_for_apt_dnf_and_conda(checkout):
     this_python(checkout)
-    message = refuses(setup(checkout))
+    message = error_of(setup(checkout))
     assert "apt-get install" in message and "libopencv-dev libturbojpeg0-dev libjpeg-dev g++" in message
     assert "dnf install" in message and "opencv-devel" in message
     assert "conda-forge" in message and "libjpeg-turbo" in message
@@ -92,7 +92,7 @@ def test_without_root_and_without_sudo_apt_is_not_tried(checkout):
     this_python(checkout)
     command(checkout, "id", "echo 1000")
     command(checkout, "apt-get", 'echo "$@" >> calls')
-    message = refuses(setup(checkout))
+    message = error_of(setup(checkout))
     assert "libopencv-dev" in message and "installing" not in message
     assert not (checkout / "calls").exists()
 
@@ -104,7 +104,7 @@ def test_apt_updates_once_and_installs_only_what_is_missing(checkout, user):
     command(checkout, "sudo", '[ "$1" != -n ] || shift; echo sudo >> calls; exec "$@"')
     command(checkout, "apt-get", 'echo "$@" >> calls')
     command(checkout, "g++", "exit 0")
-    refuses(setup(checkout))
+    error_of(setup(checkout))
     calls = (checkout / "calls").read_text().splitlines()
     assert calls.count("sudo") == (0 if user == "0" else 2)
     update, install = (call for call in calls if call != "sudo")
@@ -116,7 +116,7 @@ def test_an_apt_that_fails_ends_in_the_same_message(checkout):
     this_python(checkout)
     command(checkout, "id", "echo 0")
     command(checkout, "apt-get", "exit 100")
-    assert "dnf install" in refuses(setup(checkout))
+    assert "dnf install" in error_of(setup(checkout))
 
 
 def test_a_set_up_checkout_is_left_alone_until_its_requirements_change(checkout):
@@ -125,10 +125,10 @@ def test_a_set_up_checkout_is_left_alone_until_its_requirements_change(checkout)
     key = f"{checkout.resolve()}\n" + "".join((checkout / name).read_text() for name in DECIDING)
     stamp = checkout / ".venv" / "fastlsr-setup.sha256"
     stamp.write_text(hashlib.sha256(key.encode()).hexdigest() + "  -\n", encoding="utf-8")
-    refuses(setup(checkout))  # the decoder is not built
+    error_of(setup(checkout))  # the decoder is not built
     (checkout / "fastlsr" / "data" / "_jpeg_window.so").touch()
     done = setup(checkout)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     with open(checkout / "constraints.txt", "a", encoding="utf-8") as file:
         file.write("six==1.16.0\n")
-    refuses(setup(checkout))
+    error_of(setup(checkout))

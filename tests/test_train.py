@@ -1,7 +1,6 @@
 """Whole runs on real digits: what they leave behind, and that stopping, killing and resuming changes nothing."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from fastlsr import evaluate, train
-from fastlsr.cli import exit_on_input_error
 from fastlsr.config import load
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.soft_labels import class_labels
@@ -307,21 +305,6 @@ def test_phases_that_are_alike_are_one_line(command, tmp_path, capsys):
     assert train.main([*command(tmp_path / "run", method__name="online", train__epochs=4), "--dry-run"]) == 0
     assert "  1. epochs 1 to 1: 1 epoch towards" in (said := capsys.readouterr().out)
     assert "  2 to 4. epochs 2 to 4: each 1 epoch towards 0.5 onehot(y) + 0.5 S[y]" in said
-
-
-@pytest.mark.parametrize("help", [True, False])
-def test_a_reader_that_has_enough_ends_a_command_without_a_word(command, tmp_path, help):
-    words = ["--help"] if help else command(tmp_path / "run")
-    done = subprocess.Popen([sys.executable, "-m", "fastlsr.train", *words], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"})  # fmt: skip
-    done.stdout.readline()
-    done.stdout.close()
-    assert done.stderr.read() == b"" and done.wait() == 141
-
-
-def test_another_connection_that_breaks_is_no_reader_that_has_enough():
-    with pytest.raises(BrokenPipeError), exit_on_input_error():
-        raise BrokenPipeError
 
 
 def test_a_command_without_options_is_answered_with_its_usage(capsys):

@@ -1,4 +1,4 @@
-"""Networks by name: own ones for small images, timm's for all else, with or without pretrained weights."""
+"""Networks by name: our own for small images, and all of timm's; with or without pretrained weights."""
 
 from fastlsr.models.head import Penultimate, features_and_templates, head_parameters
 from fastlsr.models.pretrained import expected_normalization

@@ -1,6 +1,6 @@
 """DenseNet-BC for images of about 32 pixels: Huang et al. 2017 (Densely Connected Networks, arXiv:1608.06993).
 
-Initialisation: He et al. 2015, to which the paper refers; the published code also starts the classifier's bias at 0.
+Initialisation: He et al. 2015, to which the paper refers; as in the authors' code, the classifier's bias starts at 0.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from fastlsr.models.resnet import conv3x3
 from fastlsr.models.small import SmallImageNetwork, initialise_with_zero_bias
 
-BOTTLENECK = 4  # the 1x1 convolution of a layer leaves 4k channels (section 3, "Bottleneck layers")
+BOTTLENECK = 4  # the 1x1 convolution of a layer has 4k output channels (section 3, "Bottleneck layers")
 DENSE_BLOCKS = 3
 
 
 class DenseLayer(nn.Module):
-    """The input with `growth` new channels after it: BN-ReLU-Conv(1x1)-BN-ReLU-Conv(3x3), Huang et al. 2017, section 3.
+    """The input and `growth` new channels: BN-ReLU-Conv(1x1)-BN-ReLU-Conv(3x3), Huang et al. 2017, section 3.
 
-    The maps of a block travel as one tensor. A layer appends to it once, and what it keeps for the backward pass is
-    that concatenation, its activation and the 4k maps: nothing twice.
+    A block's feature maps are one tensor, to which each layer appends. For the backward pass a layer keeps that tensor,
+    its activation and the 4k maps, each once.
     """
 
     def __init__(self, channels_in: int, growth: int):
@@ -39,7 +39,7 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Sequential):
-    """Half the channels (compression 0.5) at half the side, Huang et al. 2017, section 3."""
+    """Halves the channels (compression 0.5) and the side, Huang et al. 2017, section 3."""
 
     def __init__(self, channels: int):
         convolution = nn.Conv2d(channels, channels // 2, 1, bias=False)
@@ -47,7 +47,7 @@ class Transition(nn.Sequential):
 
 
 def densenet_bc(classes: int, *, depth: int, growth: int) -> SmallImageNetwork:
-    """DenseNet-BC of `depth` 6n+4 layers and growth rate k = `growth`, without dropout (none with augmented data).
+    """DenseNet-BC of `depth` 6n+4 layers and growth rate k = `growth`, without dropout (as used with augmentation).
 
     L=100, k=12: 769,162 parameters for 10 classes and 800,032 for 100 (Table 2: 0.8 M).
     """

@@ -1,10 +1,10 @@
-"""Residual networks of pre-activation units for images of about 32 pixels, narrow and deep or wide and shallow.
+"""Pre-activation and wide residual networks for images of about 32 pixels.
 
-The unit is that of He et al. 2016b (Identity Mappings in Deep Residual Networks, arXiv:1603.05027, Fig. 4e); the wide
-networks widen it (Zagoruyko and Komodakis 2016, Wide Residual Networks, arXiv:1605.07146, Table 1, block B(3,3)). Every
-network ends in a normalisation and a ReLU (He et al. 2016b, appendix), which some public CIFAR versions leave out.
-Initialisation: He et al. 2015, to which He et al. 2016b refer; the code published with each paper also starts the
-classifier's bias at 0.
+The block is that of He et al. 2016b (Identity Mappings in Deep Residual Networks, arXiv:1603.05027, Fig. 4e); wide
+networks have it with more channels (Zagoruyko and Komodakis 2016, Wide Residual Networks, arXiv:1605.07146, Table 1,
+block B(3,3)). Every network ends in a normalisation and a ReLU (He et al. 2016b, appendix), which some public CIFAR
+versions leave out. Initialisation: He et al. 2015, to which He et al. 2016b refer; as in the code of both papers, the
+classifier's bias starts at 0.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from fastlsr.models.small import SmallImageNetwork, initialise_with_zero_bias, s
 class PreActBlock(nn.Module):
     """shortcut + two 3x3 convolutions, each after a normalisation and a ReLU.
 
-    Where the shape changes, a 1x1 convolution without normalisation is the shortcut, and takes the activated input as
-    the residual branch does, as in the code of both papers. `activated_shortcut` makes an identity take it as well.
+    Where the shape changes, the shortcut is a 1x1 convolution without normalisation, of the activated input, as in the
+    code of both papers. Set `activated_shortcut` to give the activated input to an identity shortcut, too.
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int):
@@ -46,30 +46,32 @@ class PreActBlock(nn.Module):
 
 
 def _preact_network(*, stem: int, widths: Sequence[int], blocks: Sequence[int], classes: int) -> SmallImageNetwork:
-    parts = OrderedDict(stem=conv3x3(3, stem))
-    parts |= stages(PreActBlock, channels=stem, widths=widths, blocks=blocks)
+    convolution = conv3x3(3, stem)
+    body = stages(PreActBlock, channels=stem, widths=widths, blocks=blocks)
+    first = body["stage1"][0]
+    assert isinstance(first, PreActBlock)
     # He et al. 2016b, appendix: "we adopt the first activation right after conv1 and before splitting into two paths".
-    parts["stage1"][0].activated_shortcut = True
-    parts["norm"] = nn.BatchNorm2d(widths[-1])
-    parts["relu"] = nn.ReLU()
-    network = SmallImageNetwork(nn.Sequential(parts), num_features=widths[-1], classes=classes)
+    first.activated_shortcut = True
+    norm, relu = nn.BatchNorm2d(widths[-1]), nn.ReLU()
+    features = nn.Sequential(OrderedDict(stem=convolution, **body, norm=norm, relu=relu))
+    network = SmallImageNetwork(features, num_features=widths[-1], classes=classes)
     return initialise_with_zero_bias(network)
 
 
 def preact_resnet(classes: int, *, blocks: Sequence[int]) -> SmallImageNetwork:
-    """The stages of ResNet-18 (`blocks` 2, 2, 2, 2) or ResNet-34 (3, 4, 6, 3), of pre-activation units.
+    """ResNet-18 (`blocks` 2, 2, 2, 2) or ResNet-34 (3, 4, 6, 3) of pre-activation blocks, 3x3 stem, no max-pool.
 
-    11,218,340 and 21,326,500 parameters for 100 classes, with a 3x3 stem and no max-pool. He et al. 2016b print no such
-    network, their CIFAR ones have bottlenecks; widths and blocks are He et al. 2016 (arXiv:1512.03385), Table 1.
+    11,218,340 and 21,326,500 parameters for 100 classes. He et al. 2016b describe no such network (theirs for CIFAR
+    have bottlenecks); widths and blocks are those of He et al. 2016 (arXiv:1512.03385), Table 1.
     """
     return _preact_network(stem=64, widths=(64, 128, 256, 512), blocks=blocks, classes=classes)
 
 
 def wide_resnet(classes: int, *, depth: int, widening: int) -> SmallImageNetwork:
-    """WRN-`depth`-`widening`, depth 6n+4, without dropout; WRN-40-4: 8,972,340 parameters for 100 classes.
+    """WRN-`depth`-`widening` without dropout, depth 6n+4; WRN-40-4 has 8,972,340 parameters for 100 classes.
 
-    The depth counts the convolutions, those of the three shortcuts among them (Zagoruyko and Komodakis 2016,
-    section 3), and not the classifier.
+    The depth is the number of convolutions, with those of the three shortcuts (Zagoruyko and Komodakis 2016,
+    section 3).
     """
     if depth < 10 or (depth - 4) % 6:
         raise ValueError(f"depth {depth} is not 6n+4")

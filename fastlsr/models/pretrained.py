@@ -1,4 +1,4 @@
-"""Weights to start from: a file's, or those that timm downloads; and the input statistics that they expect."""
+"""Pretrained weights, from a file or downloaded by timm, and the input normalisation that they expect."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from fastlsr.models.head import head_parameters
 
 Statistics = tuple[float, float, float]
 
-WRAPPERS = ("state_dict", "model")  # keys under which trainers put the weights beside their other state
-PREFIXES = ("module.", "_orig_mod.")  # left in names by DistributedDataParallel and torch.compile
+WRAPPERS = ("state_dict", "model")  # keys under which checkpoints hold the weights
+PREFIXES = ("module.", "_orig_mod.")  # added to names by DistributedDataParallel and torch.compile
 DOWNLOAD_SILENCE_SECONDS = 30.0
 
 
 def expected_normalization(model: nn.Module, pretrained: str) -> tuple[Statistics, Statistics] | None:
-    """(mean, std) per channel, for pixels in [0, 1], that the weights were trained under; None: the data's own.
+    """(mean, std) per channel, for pixels in [0, 1], that the pretrained weights expect; None: the data's own.
 
-    Weights trained elsewhere want the inputs that they were trained on: for nearly every timm model ImageNet's mean
-    and std, whatever the new data look like. COLAM's transfer tasks "normalize as done in common practice" (section
-    4.2), which is this. From scratch, and for the own small networks, the data's statistics in the manifest are right.
-    A file given for a timm model is taken to come from the source that timm names for it.
+    Pretrained weights need the normalisation they were trained with: for nearly every timm model ImageNet's mean and
+    std, whatever the new data. COLAM's transfer tasks "normalize as done in common practice" (section 4.2), which is
+    this. Networks trained from scratch, and our small ones, take the data's statistics from the manifest. The weights
+    of a file for a timm model are assumed to be normalised as timm's own for it.
 
     Args:
         model: as `build_model` returned it.
-        pretrained: the option it was built from. A run that is resumed or evaluated, whose weights come from its
-            checkpoint, still passes the option here.
+        pretrained: the option it was built with, also when its weights now come from a checkpoint.
     """
     source = getattr(model, "pretrained_cfg", None) if pretrained else None
     if not source or "mean" not in source or "std" not in source:
@@ -44,28 +43,29 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Copies a file's weights into the model; a classifier for another number of classes stays as initialised.
 
     Args:
-        model: own or timm's, on any device.
+        model: ours or timm's, on any device.
         path: .safetensors, .pt or .pth, holding a state dict, plain or under `state_dict` or `model`.
 
     Raises:
-        InputError: for a missing, damaged or foreign file, and for weights that do not fit: it names the first keys
-            that the file lacks, or has too many, or has in another shape.
+        InputError: for a file that is missing, damaged or of another kind, and for weights that do not fit; it names
+            the first keys that are missing, unexpected or of another shape.
     """
     state = read_state(path)
     own = model.state_dict()
     fresh = _classifier_to_keep(model, state, own)
-    _refuse_other_shapes({key: value for key, value in state.items() if key not in fresh}, own, path)
-    # Not strict, because only load_state_dict knows which missing buffers are no loss (old files of BatchNorm).
+    _check_shapes({key: value for key, value in state.items() if key not in fresh}, own, path)
+    # Not strict: only load_state_dict knows which buffers may be missing (BatchNorm's counters, in old files).
     outcome = model.load_state_dict({**state, **fresh}, strict=False)
-    _refuse_other_keys(outcome.missing_keys, outcome.unexpected_keys, path)
+    _check_keys(outcome.missing_keys, outcome.unexpected_keys, path)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Names to tensors, on the CPU, as the file holds them, without wrapper and without prefixes.
+    """The state dict in a file: names, without prefixes, to tensors on the CPU.
+
+    Only tensors and plain containers are unpickled.
 
     Raises:
-        InputError: when the file is missing, of another kind, damaged, or no state dict. Nothing is unpickled but
-            tensors and plain containers.
+        InputError: if the file is missing, of another kind, damaged, or holds no state dict.
     """
     if not path.is_file():
         raise InputError(f"model.pretrained={path}: no such file (an empty value, `timm`, or a file)")
@@ -73,7 +73,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise InputError(f"model.pretrained={path}: expected a file that ends in {', '.join(_READERS)}")
     try:
         state = _READERS[path.suffix](path)
-    except Exception as error:  # a damaged file makes either reader raise almost anything
+    except Exception as error:  # damaged files make the readers raise almost anything
         raise InputError(f"model.pretrained={path}: not readable as weights: {_first_line(error)}") from error
     state = next((state[key] for key in WRAPPERS if isinstance(state, Mapping) and key in state), state)
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
@@ -82,15 +82,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def download(name: str, *, classes: int, **options: Any) -> nn.Module:
-    """Timm's model with the weights that timm downloads for it (or has in its cache), and a head for `classes`.
+    """Timm's model with the weights that timm downloads or has in its cache, and a head for `classes`.
 
     Args:
-        name: as timm knows it, with or without a tag.
-        options: what timm's constructor takes besides.
+        name: timm's, with or without a tag.
+        options: further arguments of `timm.create_model`.
 
     Raises:
-        InputError: when timm has no weights for the name, or they cannot be had. It is raised after the retries of
-            the Hugging Face client, about 50 seconds without a network.
+        InputError: if timm has no weights for the name, or they cannot be downloaded; without a network this takes
+            about 50 seconds, the retries of the Hugging Face client.
     """
     import timm
 
@@ -100,7 +100,7 @@ def download(name: str, *, classes: int, **options: Any) -> nn.Module:
     try:
         with _socket_timeout(DOWNLOAD_SILENCE_SECONDS):
             return timm.create_model(name, pretrained=True, num_classes=classes, **options)
-    except Exception as error:  # name resolution, HTTP, disk, checksum: each library has its own
+    except Exception as error:  # DNS, HTTP, disk, checksum: each library has its own exceptions
         raise InputError(
             f"model.pretrained=timm: no weights for {name}: {_first_line(error)} "
             "(give a file instead: model.pretrained=FILE)"
@@ -109,7 +109,7 @@ def download(name: str, *, classes: int, **options: Any) -> nn.Module:
 
 @contextlib.contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
-    # torch.hub, by which timm fetches plain URLs, sets no timeout of its own: a silent server would hold it for ever.
+    # torch.hub, which timm uses for plain URLs, sets no timeout: a server that stays silent would block it for ever.
     former = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -138,7 +138,7 @@ def _without_prefixes(key: str) -> str:
 
 
 def _classifier_to_keep(model: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's own classifier parameters, by name, where the file's have another number of classes (first axis)."""
+    """The model's classifier parameters, by name, whose counterparts in the file are for another number of classes."""
     head = {id(parameter) for parameter in head_parameters(model)}
     keys = [name for name, parameter in model.named_parameters() if id(parameter) in head and name in state]
     return {
@@ -148,7 +148,7 @@ def _classifier_to_keep(model: nn.Module, state: Mapping[str, Tensor], own: Mapp
     }
 
 
-def _refuse_other_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
+def _check_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
     for key, value in state.items():
         if key in own and value.shape != own[key].shape:
             raise InputError(
@@ -156,7 +156,7 @@ def _refuse_other_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor],
             )
 
 
-def _refuse_other_keys(missing: list[str], unexpected: list[str], path: Path) -> None:
+def _check_keys(missing: list[str], unexpected: list[str], path: Path) -> None:
     found = [
         f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
         for kind, keys in (("missing", missing), ("unexpected", unexpected))

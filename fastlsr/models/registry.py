@@ -1,4 +1,8 @@
-"""Names of networks, and how one is built."""
+"""Networks by name.
+
+To add a network for small images: a file with a function from the number of classes to a `SmallImageNetwork`, and a
+line in `SMALL_IMAGE_NETWORKS`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ from fastlsr.models.preact_resnet import preact_resnet, wide_resnet
 from fastlsr.models.resnet import cifar_resnet, resnet18
 from fastlsr.models.resnext import resnext29
 
-# Number of classes -> network. They win over timm's models of the same name, which `timm/NAME` reaches.
+# Name -> (number of classes -> network). A timm model of the same name is `timm/NAME`.
 SMALL_IMAGE_NETWORKS: Mapping[str, Callable[[int], nn.Module]] = {
     "densenet_bc_100": partial(densenet_bc, depth=100, growth=12),
     "preact_resnet18": partial(preact_resnet, blocks=(2, 2, 2, 2)),
@@ -35,18 +39,18 @@ FORCE_TIMM = "timm/"
 
 
 def build_model(name: str, *, classes: int, pretrained: str = "", resolution: int) -> nn.Module:
-    """The network `name` for `classes` classes, in train mode, on the default device (`torch.device(...)` applies).
+    """The network `name` for `classes` classes, in train mode, on torch's default device.
 
     Args:
-        name: one of `SMALL_IMAGE_NETWORKS`, any timm model (with or without a tag of its weights), or `timm/NAME`.
-        classes: outputs of the classifier.
-        pretrained: "" for the network's own initialisation, "timm" for timm's download, or a file of weights
-            (see `pretrained.load_weights`). `expected_normalization` says how the inputs must then be normalised.
+        name: one of `SMALL_IMAGE_NETWORKS`, or a timm model: its name, with or without a tag, or `timm/NAME`.
+        classes: number of outputs.
+        pretrained: "" for random weights, "timm" for those that timm downloads, or a file (see
+            `pretrained.load_weights`). Normalise the inputs by `expected_normalization`.
         resolution: side of the square images, in pixels.
 
     Raises:
-        InputError: for an unknown name (with the nearest known ones), a network that does not take such images, and
-            weights that cannot be had or do not fit.
+        InputError: for an unknown name (with the nearest known ones), images of a size that the network does not take,
+            and weights that are not available or do not fit.
     """
     if name in SMALL_IMAGE_NETWORKS:
         return _build_small(name, classes=classes, pretrained=pretrained, resolution=resolution)
@@ -68,29 +72,29 @@ def _build_small(name: str, *, classes: int, pretrained: str, resolution: int) -
 
 
 def _build_timm(name: str, *, classes: int, pretrained: str, resolution: int) -> nn.Module:
-    import timm  # here, since it takes seconds that the own networks can do without
+    import timm  # here, because it takes seconds and our own networks do not need it
 
-    _refuse_unknown(name)
+    _check_name(name)
     options = _size_option(name, resolution)
     if pretrained == "timm":
         model = weights.download(name, classes=classes, **options)
-        _refuse_size(model, name, resolution)
+        _check_resolution(model, name, resolution)
         return model
     try:
         model = timm.create_model(name, num_classes=classes, **options)
     except (AssertionError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"model.name={name} cannot be built for {resolution} pixels: {reason}") from error
-    _refuse_size(model, name, resolution)
+    _check_resolution(model, name, resolution)
     if pretrained:
         weights.load_weights(model, Path(pretrained))
     return model
 
 
-def _refuse_size(model: nn.Module, name: str, resolution: int) -> None:
-    """Refuses a network for larger images than these; one of them is tried, since timm does not know."""
+def _check_resolution(model: nn.Module, name: str, resolution: int) -> None:
+    """Raises InputError if the network fails on one image of this size; timm does not know the least size."""
     try:
-        with torch.no_grad():  # not inference_mode: some networks keep tensors that they make here
+        with torch.no_grad():  # not inference_mode: some networks cache tensors that training needs
             model.eval()(torch.zeros(1, 3, resolution, resolution))
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
@@ -99,7 +103,7 @@ def _refuse_size(model: nn.Module, name: str, resolution: int) -> None:
 
 
 def _size_option(name: str, resolution: int) -> dict[str, Any]:
-    """Timm's `img_size`, for the models (mostly transformers) made for one size of image, if it is another."""
+    """The option `img_size` for timm's models of a fixed image size (mostly transformers), if it is not theirs."""
     import timm
 
     source = timm.get_pretrained_cfg(name)
@@ -108,7 +112,8 @@ def _size_option(name: str, resolution: int) -> dict[str, Any]:
     return {"img_size": resolution}
 
 
-def _refuse_unknown(name: str) -> None:
+def _check_name(name: str) -> None:
+    """Raises InputError, with the nearest names, if timm does not know the name or its tag."""
     import timm
 
     architecture, _, tag = name.partition(".")

@@ -2,7 +2,7 @@
 
 `cifar_resnet` is section 4.2 of He et al. 2016 (Deep Residual Learning for Image Recognition, arXiv:1512.03385):
 6n+2 layers, 16-32-64 channels, shortcuts without parameters. `resnet18` is the 18-layer ImageNet network of the same
-paper with what CIFAR users change: a 3x3 stem of stride 1, and no max-pool.
+paper with the usual changes for CIFAR: a 3x3 stem of stride 1, and no max-pool.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Shortcut = Callable[[int, int, int], nn.Module]  # (channels in, channels out, s
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the size at stride 1; no bias, since a normalisation follows."""
+    """A 3x3 convolution with padding 1, without bias because a normalisation follows."""
     return nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, groups=groups, bias=False)
 
 
 class PaddedShortcut(nn.Module):
-    """He et al. 2016, option A: every stride-th pixel, and channels of zeros appended up to the new width."""
+    """He et al. 2016, option A: every stride-th pixel, with channels of zeros appended up to the new width."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int):
         super().__init__()
@@ -33,13 +33,13 @@ class PaddedShortcut(nn.Module):
         self.new_channels = channels_out - channels_in
 
     def forward(self, x: Tensor) -> Tensor:
-        # The mean of one pixel, not x[:, :, ::stride, ::stride]: that one's gradient is never channels-last, and then
-        # neither is what it is added to, down to the stem (measured on a CPU: 7% of a step of ResNet-8).
+        # Pooling over one pixel, not x[:, :, ::stride, ::stride]: the gradient of that slice is never channels-last,
+        # nor then are the gradients it is added to, down to the stem (on a CPU this costs 7% of a ResNet-8 step).
         return F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, 0, self.new_channels))
 
 
 def projection_shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:
-    """He et al. 2016, option B: a 1x1 convolution and a normalisation."""
+    """He et al. 2016, option B: a 1x1 convolution and batch normalisation."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False),
         nn.BatchNorm2d(channels_out),
@@ -65,19 +65,19 @@ class BasicBlock(nn.Module):
 
 
 def _resnet(*, widths: Sequence[int], blocks: int, shortcut: Shortcut, classes: int) -> SmallImageNetwork:
-    """A 3x3 stem, then a stage of `blocks` blocks for each width, each stage but the first halving the image."""
+    """A 3x3 stem, then for each width a stage of `blocks` blocks."""
     stem = nn.Sequential(conv3x3(3, widths[0]), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
-    parts = OrderedDict(stem=stem)
     block = partial(BasicBlock, shortcut=shortcut)
-    parts |= stages(block, channels=widths[0], widths=widths, blocks=[blocks] * len(widths))
-    network = SmallImageNetwork(nn.Sequential(parts), num_features=widths[-1], classes=classes)
+    body = stages(block, channels=widths[0], widths=widths, blocks=[blocks] * len(widths))
+    features = nn.Sequential(OrderedDict(stem=stem, **body))
+    network = SmallImageNetwork(features, num_features=widths[-1], classes=classes)
     return network.apply(he_initialise)
 
 
 def cifar_resnet(classes: int, *, depth: int) -> SmallImageNetwork:
     """The CIFAR network of 6n+2 = `depth` layers (He et al. 2016, section 4.2); 0.27 M parameters at 20, 0.85 M at 56.
 
-    The paper leaves open where option A puts the new channels of zeros; here they come after the old ones.
+    The paper does not say where option A puts the channels of zeros; here they follow the others.
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth {depth} is not 6n+2")

@@ -1,4 +1,4 @@
-"""What every own network for small images has in common: a feature extractor, a global mean and one linear layer."""
+"""What all our networks for small images share: feature extractor, global average pooling, one linear classifier."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 class SmallImageNetwork(nn.Module):
-    """Logits of small images: `features`, the mean over the positions, then the linear classifier `fc`.
+    """Logits of small images: `features`, global average pooling, then the linear classifier `fc`.
 
-    A family supplies only `features`, a module from float[B, 3, H, W] to float[B, D, h, w]. The methods bear the
-    names that timm's models give them, so that code which needs the classifier or what enters it (a learning rate of
-    its own, penultimate features, class templates) takes one path for all models.
+    A family supplies only `features`, a module from float[B, 3, H, W] to float[B, D, h, w]. The methods have the names
+    and meanings of those of timm's models, so that code which needs the classifier or its inputs (a separate learning
+    rate, penultimate features, class templates) is the same for all models.
     """
 
     def __init__(self, features: nn.Module, *, num_features: int, classes: int):
@@ -27,12 +27,12 @@ class SmallImageNetwork(nn.Module):
         return self.features(images)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits float[B, K] of the feature maps, or what enters the classifier, float[B, D], for `pre_logits`."""
+        """Logits float[B, K] of the feature maps; with `pre_logits` the classifier's inputs, float[B, D]."""
         pooled = features.mean((2, 3))
         return pooled if pre_logits else self.fc(pooled)
 
     def get_classifier(self) -> nn.Linear:
-        """The layer whose output is the logits."""
+        """The layer that outputs the logits."""
         return self.fc
 
     def forward(self, images: Tensor) -> Tensor:
@@ -41,18 +41,18 @@ class SmallImageNetwork(nn.Module):
 
 
 def he_initialise(module: nn.Module) -> None:
-    """Draws the weight of a convolution from N(0, 2 / fan_out); meant for `Module.apply`.
+    """Draws the weight of a convolution from N(0, 2 / fan_out); for `Module.apply`.
 
     He et al. 2015 (arXiv:1502.01852, Eqs. 10 and 14), to which He et al. 2016 refer for all their networks. The paper
-    derives fan_in and fan_out and calls either sufficient; fan_out is taken here. It says nothing of normalisation and
-    classifier layers, which keep PyTorch's defaults.
+    derives both fan_in and fan_out and finds either sufficient; this is fan_out. Normalisation and classifier layers,
+    which it leaves open, keep PyTorch's defaults.
     """
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def initialise_with_zero_bias(network: SmallImageNetwork) -> SmallImageNetwork:
-    """The network, its convolutions drawn by `he_initialise` and the bias of its classifier 0."""
+    """The network, after `he_initialise` and with the bias of its classifier set to 0."""
     network.apply(he_initialise)
     nn.init.zeros_(network.fc.bias)
     return network
@@ -61,16 +61,16 @@ def initialise_with_zero_bias(network: SmallImageNetwork) -> SmallImageNetwork:
 def stages(
     block: Callable[[int, int, int], nn.Module], *, channels: int, widths: Sequence[int], blocks: Sequence[int]
 ) -> OrderedDict[str, nn.Sequential]:
-    """`stage1`, `stage2`, ... for each width so many blocks; each stage but the first halves the side of the image.
+    """Stages of residual blocks, named stage1, stage2, ...; each but the first halves the side of the image.
 
     Args:
         block: (channels in, channels out, stride) -> module.
-        channels: what enters the first stage.
-        widths: what leaves each stage.
-        blocks: of each stage.
+        channels: input channels of the first stage.
+        widths: output channels of each stage.
+        blocks: number of blocks of each stage.
     """
     made: OrderedDict[str, nn.Sequential] = OrderedDict()
-    for number, (width, count) in enumerate(zip(widths, blocks), start=1):
+    for number, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
         first = block(channels, width, 1 if number == 1 else 2)
         made[f"stage{number}"] = nn.Sequential(first, *(block(width, width, 1) for _ in range(count - 1)))
         channels = width

@@ -1,4 +1,4 @@
-"""One call gives penultimate features and class templates of every model: with the bias they make its logits."""
+"""Penultimate features, class templates and bias of every model give its logits."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ ONE_OF_EACH_FAMILY = [
 
 
 def unsettled(model):
-    """The model in eval mode, with scales, shifts and biases that are not the neutral ones it starts with."""
+    """The model in eval mode, with scales, shifts and biases that are not 1 and 0."""
     for parameter in model.parameters():
         if parameter.dim() <= 1:
             nn.init.uniform_(parameter, 0.5, 1.0)
@@ -83,7 +83,7 @@ def test_under_autocast_the_features_are_float32_and_near():
 
 
 class Toy(nn.Module):
-    """A linear classifier of the pixels, and what is done to its output."""
+    """A linear classifier of the pixels, followed by the function `after`."""
 
     def __init__(self, after, *, bias=True):
         super().__init__()
@@ -103,6 +103,6 @@ def test_a_classifier_without_bias_has_zeros():
 
 
 @pytest.mark.parametrize("after", [torch.tanh, lambda logits: logits[:, :3], lambda logits: 1.1 * logits])
-def test_logits_that_are_not_linear_in_the_features_are_refused(after):
+def test_logits_that_are_not_linear_in_the_features_are_an_error(after):
     with pytest.raises(InputError, match="Toy: its logits are not linear"):
         features_and_templates(Toy(after), 3 * torch.randn(3, 3, 2, 2))

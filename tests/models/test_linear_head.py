@@ -1,4 +1,4 @@
-"""The linear head is scikit-learn's logistic regression, its penalty the one that does best on what was held out."""
+"""The linear head is scikit-learn's logistic regression, with the penalty that is best on the samples held out."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ CLASSES, SAMPLES = 5, 600
 
 
 def problem(*, dtype=torch.float32, noise=1.0):
-    """(features, labels, held_out): overlapping clusters; features of unlike scales, far from 0, one constant."""
+    """(features, labels, held_out): overlapping clusters; features of many scales, not centred, one constant."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(SAMPLES) % CLASSES
     centres = torch.randn(CLASSES, 8, generator=generator)
@@ -57,12 +57,12 @@ def test_its_penalty_does_best_on_what_was_held_out(monkeypatch, noise):
         x = torch.from_numpy(standard.transform(features.double().numpy()))
         theirs = LogisticRegression(C=1 / (penalty * int(kept.sum())), tol=1e-6, max_iter=10000)
         theirs.fit(x[kept].numpy(), labels[kept].numpy())
-        said = torch.from_numpy(theirs.predict_log_proba(x[held_out].numpy()))
-        losses[penalty] = functional.nll_loss(said, labels[held_out]).item()
+        predicted = torch.from_numpy(theirs.predict_log_proba(x[held_out].numpy()))
+        losses[penalty] = functional.nll_loss(predicted, labels[held_out]).item()
     assert losses[chosen] == pytest.approx(min(losses.values()), abs=1e-4)
 
 
-def test_features_that_say_nothing_take_the_strongest_penalty():
+def test_features_without_information_take_the_strongest_penalty():
     generator = torch.Generator().manual_seed(0)
     features, labels = torch.randn(SAMPLES, 50, generator=generator), torch.arange(SAMPLES) % CLASSES
     head = fitted(features, labels, torch.arange(SAMPLES) % 10 == 0)

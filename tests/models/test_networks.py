@@ -1,6 +1,7 @@
-"""The own networks: their size, their shapes, and that nothing in them is dead or depends on the memory format."""
+"""Our networks: sizes, shapes, gradients, memory format, and the details of their papers."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_6n_plus_2_layers_have_the_parameters_counted_by_hand(depth, blocks):
 def test_resnet18_has_the_parameters_counted_by_hand():
     stem, classifier = 3 * 64 * 9 + 2 * 64, 512 * 100 + 100
     widths = [64, 64, 128, 256, 512]
-    first = [basic_block(a, b, shortcut=0 if a == b else a * b + 2 * b) for a, b in zip(widths, widths[1:])]
+    first = [basic_block(a, b, shortcut=0 if a == b else a * b + 2 * b) for a, b in pairwise(widths)]
     second = [basic_block(width, width) for width in widths[1:]]
     assert count(build("resnet18", classes=100)) == stem + sum(first) + sum(second) + classifier
 
@@ -95,7 +96,7 @@ def test_densenet_has_the_parameters_counted_by_hand():
 )
 def test_preactivation_networks_have_the_parameters_counted_by_hand(name, stem, widths, blocks):
     total, channels = 3 * stem * 9, stem
-    for width, number in zip(widths, blocks):
+    for width, number in zip(widths, blocks, strict=True):
         for _ in range(number):
             total += 2 * channels + 9 * channels * width + 2 * width + 9 * width**2
             total += channels * width if channels != width else 0
@@ -185,8 +186,8 @@ def test_channels_last_is_kept_by_every_layer(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_graph_is_captured_whole(name):
-    # The eager backend captures as any other does and generates no code, which would take a minute. Every network's
-    # captures count against the one limit of SmallImageNetwork.forward.
+    # The eager backend captures the graph as any other does, without a minute of code generation. Without the reset,
+    # all networks together would exceed the limit of recompilations of SmallImageNetwork.forward.
     torch.compiler.reset()
     captured = torch.compile(build(name).eval(), fullgraph=True, backend="eager")
     assert captured(torch.randn(2, 3, 32, 32)).shape == (2, 10)
@@ -221,7 +222,7 @@ def test_a_dense_layer_hands_on_what_it_got_and_appends_k_maps():
 
 def test_every_dense_layer_reads_all_maps_before_it_in_its_block():
     blocks = [getattr(on_meta("densenet_bc_100").features, f"block{number}") for number in (1, 2, 3)]
-    for block, first in zip(blocks, [24, 108, 150]):
+    for block, first in zip(blocks, [24, 108, 150], strict=True):
         assert [layer.conv1.in_channels for layer in block] == [first + 12 * number for number in range(16)]
 
 
@@ -249,7 +250,7 @@ def test_densenet_keeps_no_map_twice_for_the_backward_pass():
 
 
 def settled(block):
-    """The block with scales and shifts that are not the neutral ones, in eval mode."""
+    """The block in eval mode, with scales and shifts that are not 1 and 0."""
     for module in block.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -341,7 +342,7 @@ def test_same_seed_gives_the_same_weights():
 
 
 @pytest.mark.parametrize("depth", [4, 12, 41])
-def test_a_depth_that_is_not_6n_plus_4_is_refused(depth):
+def test_a_depth_that_is_not_6n_plus_4_is_an_error(depth):
     with pytest.raises(ValueError, match="6n\\+4"):
         densenet_bc(10, depth=depth, growth=12)
     with pytest.raises(ValueError, match="6n\\+4"):
@@ -349,6 +350,6 @@ def test_a_depth_that_is_not_6n_plus_4_is_refused(depth):
 
 
 @pytest.mark.parametrize("depth", [2, 7, 18, 21])
-def test_a_depth_that_is_not_6n_plus_2_is_refused(depth):
+def test_a_depth_that_is_not_6n_plus_2_is_an_error(depth):
     with pytest.raises(ValueError, match="6n\\+2"):
         cifar_resnet(10, depth=depth)

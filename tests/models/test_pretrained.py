@@ -1,4 +1,4 @@
-"""Weights from files and from timm's download: what loads, what stays fresh, and what every bad input is told."""
+"""Weights from files and from timm: what is loaded, what stays as initialised, and the error of every bad input."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def write(path, state):
 
 
 def trained_state(**options):
-    """A state that no initialisation gives: every entry moved away from where it starts."""
+    """A state dict that differs from any initialisation in every entry."""
     return {key: value + 1 for key, value in small(seed=1, **options).state_dict().items()}
 
 
@@ -37,7 +37,7 @@ def differing(one, other):
     return {key for key in one if not torch.equal(one[key], other[key])}
 
 
-def refusal(path, **options):
+def error_of(path, **options):
     with pytest.raises(InputError) as caught:
         small(pretrained=path, **options)
     message = str(caught.value)
@@ -100,33 +100,33 @@ def test_a_timm_file_loads_into_its_timm_model(tmp_path):
     assert not differing(source.state_dict(), model.state_dict())
 
 
-def test_missing_file_is_refused(tmp_path):
-    assert "no such file" in refusal(tmp_path / "none.pt")
+def test_missing_file_is_an_error(tmp_path):
+    assert "no such file" in error_of(tmp_path / "none.pt")
 
 
-def test_a_folder_is_refused(tmp_path):
-    assert "no such file" in refusal(tmp_path)
+def test_a_folder_is_an_error(tmp_path):
+    assert "no such file" in error_of(tmp_path)
 
 
-def test_other_suffix_is_refused(tmp_path):
+def test_other_suffix_is_an_error(tmp_path):
     (tmp_path / "w.bin").write_bytes(b"x")
-    assert ".safetensors, .pt, .pth" in refusal(tmp_path / "w.bin")
+    assert ".safetensors, .pt, .pth" in error_of(tmp_path / "w.bin")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
 @pytest.mark.parametrize("content", [b"", b"not weights at all", bytes(range(256)) * 9])
-def test_a_file_that_is_no_weights_is_refused(tmp_path, suffix, content):
+def test_a_file_that_is_no_weights_is_an_error(tmp_path, suffix, content):
     path = tmp_path / f"w{suffix}"
     path.write_bytes(content)
-    assert "not readable" in refusal(path)
+    assert "not readable" in error_of(path)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
-def test_a_truncated_file_is_refused(tmp_path, suffix, share):
+def test_a_truncated_file_is_an_error(tmp_path, suffix, share):
     path = write(tmp_path / f"w{suffix}", trained_state())
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    assert "not readable" in refusal(path)
+    assert "not readable" in error_of(path)
 
 
 class Harmful:
@@ -134,50 +134,50 @@ class Harmful:
         return os.system, ("exit 1",)
 
 
-def test_code_in_a_file_is_refused_and_does_not_run(tmp_path, monkeypatch):
+def test_code_in_a_file_is_an_error_and_does_not_run(tmp_path, monkeypatch):
     path = tmp_path / "w.pt"
     torch.save({"state_dict": Harmful()}, path)
     ran = []
     monkeypatch.setattr(os, "system", ran.append)
-    assert "not readable" in refusal(path)
+    assert "not readable" in error_of(path)
     assert ran == []
 
 
 @pytest.mark.parametrize("content", [{}, [1, 2], 3, {"epoch": 3}, {"model": {}}, {"state_dict": 5}, torch.zeros(2)])
-def test_a_file_of_something_else_is_refused(tmp_path, content):
-    assert "no state dict" in refusal(write(tmp_path / "w.pt", content))
+def test_a_file_of_something_else_is_an_error(tmp_path, content):
+    assert "no state dict" in error_of(write(tmp_path / "w.pt", content))
 
 
 def test_missing_keys_are_named(tmp_path):
     state = trained_state()
     del state["features.stem.0.weight"]
-    assert "1 missing (features.stem.0.weight)" in refusal(write(tmp_path / "w.pt", state))
+    assert "1 missing (features.stem.0.weight)" in error_of(write(tmp_path / "w.pt", state))
 
 
-def test_a_file_without_classifier_is_refused(tmp_path):
+def test_a_file_without_classifier_is_an_error(tmp_path):
     state = {key: value for key, value in trained_state().items() if key not in HEAD}
-    assert "missing (fc.weight, fc.bias)" in refusal(write(tmp_path / "w.pt", state))
+    assert "missing (fc.weight, fc.bias)" in error_of(write(tmp_path / "w.pt", state))
 
 
 def test_unexpected_keys_are_named(tmp_path):
     state = trained_state() | {"extra.weight": torch.ones(1)}
-    assert "unexpected (extra.weight)" in refusal(write(tmp_path / "w.pt", state))
+    assert "unexpected (extra.weight)" in error_of(write(tmp_path / "w.pt", state))
 
 
 def test_only_the_first_keys_are_named(tmp_path):
-    message = refusal(write(tmp_path / "w.pt", small(name="resnet20").state_dict()))
+    message = error_of(write(tmp_path / "w.pt", small(name="resnet20").state_dict()))
     assert "unexpected" in message and ", ...)" in message and len(message) < 400
 
 
 def test_another_shape_is_named_with_both_shapes(tmp_path):
     state = trained_state() | {"features.stem.0.weight": torch.zeros(16, 3, 7, 7)}
     expected = "features.stem.0.weight has shape (16, 3, 7, 7), the model's (16, 3, 3, 3)"
-    assert expected in refusal(write(tmp_path / "w.pt", state))
+    assert expected in error_of(write(tmp_path / "w.pt", state))
 
 
-def test_a_classifier_of_another_width_is_refused_not_replaced(tmp_path):
+def test_a_classifier_of_another_width_is_an_error_and_not_replaced(tmp_path):
     state = trained_state() | {"fc.weight": torch.zeros(7, 128)}
-    assert "fc.weight has shape (7, 128)" in refusal(write(tmp_path / "w.pt", state))
+    assert "fc.weight has shape (7, 128)" in error_of(write(tmp_path / "w.pt", state))
 
 
 def test_timm_s_weights_want_imagenet_s_statistics_and_a_new_network_the_data_s_own():
@@ -195,7 +195,7 @@ def test_statistics_are_the_tag_s_own():
     assert expected_normalization(model, "timm") == ((0.5,) * 3, (0.5,) * 3)
 
 
-def test_a_model_for_which_timm_has_no_weights_is_refused():
+def test_a_model_for_which_timm_has_no_weights_is_an_error():
     with pytest.raises(InputError, match="timm has no weights for coatnet_0_224 .it has: none"):
         build_model("coatnet_0_224", classes=3, pretrained="timm", resolution=224)
 
@@ -209,7 +209,7 @@ with exit_on_input_error():
 
 
 def test_no_network_is_one_line_and_no_random_weights(tmp_path):
-    # A process of its own: the Hugging Face client reads its environment once, when it is imported.
+    # In a subprocess, because the Hugging Face client reads its environment only when it is imported.
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", OFFLINE], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2

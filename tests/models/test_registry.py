@@ -1,4 +1,4 @@
-"""Names: own networks first, timm's for all else, and what a wrong one is told."""
+"""Names: our networks first, then timm's, and the error of every wrong name."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from fastlsr.models.registry import SMALL_IMAGE_NETWORKS
 from fastlsr.models.small import SmallImageNetwork
 
 
-def refusal(name, *, classes=10, resolution=32, pretrained=""):
+def error_of(name, *, classes=10, resolution=32, pretrained=""):
     with pytest.raises(InputError) as caught:
         build_model(name, classes=classes, resolution=resolution, pretrained=pretrained)
     message = str(caught.value)
@@ -69,32 +69,32 @@ def test_a_transformer_is_built_for_the_images_it_gets():
         ("resnet18.tv", "resnet18.tv_in1k"),
     ],
 )
-def test_an_unknown_name_is_told_the_nearest(name, nearest):
-    assert nearest in refusal(name)
+def test_the_error_of_an_unknown_name_has_the_nearest(name, nearest):
+    assert nearest in error_of(name)
 
 
 @pytest.mark.parametrize("name", ["no such thing at all", "hf-hub:timm/resnet18", "../resnet18", "timm/", ""])
-def test_a_name_that_is_no_model_is_refused_without_a_network(name):
-    assert "not known" in refusal(name)
+def test_a_name_that_is_no_model_is_an_error_without_a_network(name):
+    assert "not known" in error_of(name)
 
 
 @pytest.mark.parametrize("name", SMALL_IMAGE_NETWORKS)
-def test_a_small_image_network_refuses_photographs_and_names_timm_s(name):
-    assert "timm/resnet18" in refusal(name, resolution=224)
+def test_a_small_image_network_takes_no_photographs_and_its_error_names_timm_s(name):
+    assert "timm/resnet18" in error_of(name, resolution=224)
     on_meta(name, resolution=64)
 
 
-def test_timm_s_weights_are_refused_for_an_own_network():
-    assert "timm/resnet18" in refusal("resnet18", pretrained="timm")
+def test_timm_s_weights_for_an_own_network_are_an_error():
+    assert "timm/resnet18" in error_of("resnet18", pretrained="timm")
 
 
 @pytest.mark.parametrize(
     ("name", "resolution"), [("vit_tiny_patch16_224", 8), ("vgg11", 16), ("inception_v3", 32), ("mvitv2_tiny", 40)]
 )
 def test_images_too_small_for_a_model_are_one_line(name, resolution):
-    assert f"does not take images of {resolution} pixels" in refusal(name, resolution=resolution)
+    assert f"does not take images of {resolution} pixels" in error_of(name, resolution=resolution)
 
 
 @pytest.mark.parametrize(("name", "resolution"), [("xcit_nano_12_p8_224", 100), ("gcvit_xxtiny", 8)])
 def test_a_size_that_a_model_cannot_take_is_one_line(name, resolution):
-    assert f"cannot be built for {resolution} pixels" in refusal(name, resolution=resolution)
+    assert f"cannot be built for {resolution} pixels" in error_of(name, resolution=resolution)
