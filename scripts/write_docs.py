@@ -8,6 +8,7 @@ python scripts/write_docs.py --check   # writes nothing; exit code 1 and a line 
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +28,7 @@ from fastlsr.report.papers import QuotedFigure, quoted_figures
 from fastlsr.runs import COLUMNS, KEYS
 
 BLOCK = re.compile(r"(?P<begin><!-- generated: (?P<name>[\w-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+DESCRIBED = ("labels", "data", "data/prepare", "engine")  # folders of fastlsr/ whose files a page lists
 GENERATED: dict[str, Callable[[], str]] = {}
 
 
@@ -193,6 +195,22 @@ def _stored(encoding) -> str:
     side = f", at most {encoding.max_resolution} pixels" if encoding.max_resolution else ""
     share = f" {encoding.compress_probability:g}" if encoding.mode == "proportion" else ""
     return f"{encoding.mode}{share}{side}"
+
+
+def _files_of(folder: str) -> Callable[[], str]:
+    """A block with the first line of each module's docstring."""
+
+    def files() -> str:
+        rows = []
+        for path in sorted((ROOT / "fastlsr" / folder).glob("[!_]*.py")):
+            said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            rows.append([f"`{path.name}`", said.partition("\n")[0]])
+        return table(["file", "what is in it"], rows)
+
+    return files
+
+
+GENERATED |= {f"files-{folder.replace('/', '-')}": _files_of(folder) for folder in DESCRIBED}
 
 
 def pages() -> list[Path]:
