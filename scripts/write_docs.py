@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # runs from a checkout without installation
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
 
 from fastlsr.cli import Parser, exit_on_input_error
 from fastlsr.config import SECTIONS, Config, load, usage
@@ -27,6 +26,7 @@ from fastlsr.metrics import METRICS
 from fastlsr.report.papers import QuotedFigure, quoted_figures
 from fastlsr.runs import COLUMNS, KEYS
 
+ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(?P<begin><!-- generated: (?P<name>[\w-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 DESCRIBED = ("labels", "data", "data/prepare", "engine")  # folders of fastlsr/ whose files a page lists
 GENERATED: dict[str, Callable[[], str]] = {}
