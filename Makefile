@@ -11,6 +11,7 @@ DIGITS := $(foreach split,train test,data/digits_$(split).beton data/digits_$(sp
 
 quickstart: $(DIGITS)
 	$(PY) -m fastlsr.train --cfg configs/quickstart.yaml
+	@echo "next, the same with one-hot labels: $(PY) -m fastlsr.train --cfg configs/quickstart.yaml --method.name=hard"
 
 test: setup
 	$(PY) -m pytest $(ARGS)

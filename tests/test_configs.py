@@ -1,6 +1,5 @@
 """Every shipped YAML: its header, its options, its phases, its network."""
 
-import csv
 import functools
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ from fastlsr.config import load
 from fastlsr.data.prepare.sources import SOURCES
 from fastlsr.labels.methods import METHODS, make_plan
 from fastlsr.models import build_model
+from fastlsr.report.papers import quoted_figures
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -20,8 +20,6 @@ SHIPPED = (
     "quickstart tsla_cifar100 tsla_dogs tsla_cub colam_cifar10 colam_cifar100 colam_imagenet "
     "colam_flowers102 colam_aircraft colam_dtd colam_cub"
 ).split()
-
-RESULTS = FOLDER.parents[1] / "shared" / "papers" / "results.csv"
 
 of_each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
@@ -152,29 +150,33 @@ PAPER_FILES = {("colam", "fgvc_aircraft"): "colam_aircraft", ("tsla", "stanford_
                ("tsla", "cub200"): "tsla_cub", ("colam", "cub200"): "colam_cub"}  # fmt: skip
 
 
-@pytest.mark.skipif(not RESULTS.is_file(), reason="../shared/papers is not here")
-def test_every_accuracy_of_the_papers_tables_is_quoted_where_options_train_it():
-    seen = 0
-    for row in csv.DictReader(RESULTS.read_text(encoding="utf-8").splitlines()):
-        paper, data = row["paper"], row["dataset"]
-        if row["metric"] not in ("top1", "top5"):
-            continue
-        name, epoch, theta = re.fullmatch(r"(\w+?)(?:\((\d+)\))?(?:;smoothing=([\d.]+))?", row["method"]).groups()
-        path = FOLDER / f"{PAPER_FILES.get((paper, data), f'{paper}_{data}')}.yaml"
-        smoothing = float(theta) if theta else load(path).method.smoothing
-        (figures,) = [
-            figures
-            for config, figures in quoted(path)
-            if config.data.dataset == data
-            and config.model.name.removeprefix("timm/").removesuffix(".tv_in1k") == row["model"]
-            and config.method.name == {"baseline": "hard"}.get(name, name)
-            and (epoch is None or config.method.drop_epoch == int(epoch))
-            and config.method.smoothing == smoothing
-        ]
-        printed = f"{row['mean']} +- {row['std']}" if row["std"] else row["mean"]
-        assert figures.split(" / ")[row["metric"] == "top5"] == printed, (path.name, row)
-        seen += 1
-    assert seen == 139
+ACCURACIES = [figure for figure in quoted_figures() if figure.metric in ("top1", "top5")]
+
+
+@pytest.mark.parametrize("figure", ACCURACIES, ids=lambda f: "-".join(map(str, vars(f).values())))
+def test_every_accuracy_of_the_papers_tables_is_quoted_where_options_train_it(figure):
+    path = FOLDER / f"{PAPER_FILES.get((figure.paper, figure.dataset), f'{figure.paper}_{figure.dataset}')}.yaml"
+    selected = {"method.smoothing": load(path).method.smoothing, **figure.options}
+    (figures,) = [
+        figures
+        for config, figures in quoted(path)
+        if config.data.dataset == figure.dataset
+        and config.model.name.removeprefix("timm/").removesuffix(".tv_in1k") == figure.model
+        and all(str(getattr(config.method, key.removeprefix("method."))) == str(selected[key]) for key in selected)
+    ]
+    assert figures.split(" / ")[figure.metric == "top5"].replace("+-", "±") == str(figure)
+
+
+@of_each_config
+def test_random_crops_of_photographs_are_an_assumption_and_stated(path):
+    """Both papers leave the area and the aspect ratio of the crops open."""
+    crops = [line for line in header(path) if re.match(r"assumption: RandomResizedCrop\(224\) .*0\.08.*3/4", line)]
+    assert len(crops) == (load(path).data.augment == "resized_crop")
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem.startswith("colam")], ids=lambda p: p.stem)
+def test_the_misprint_of_colam_s_equation_5_is_stated(path):
+    assert any(line.startswith("deviation: Eq. 5") for line in header(path))
 
 
 @of_each_config

@@ -1,0 +1,1 @@
+"""Run folders and the papers' figures -> tables. Loads no torch."""
