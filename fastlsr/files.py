@@ -90,7 +90,3 @@ def sole_use(folder: Path, busy: str) -> Iterator[int]:
         raise InputError(busy) from None
     finally:
         os.close(lock)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Removes what processes that are gone left of `replace_file` in the folder."""
