@@ -241,6 +241,9 @@ def test_a_finished_run_is_not_trained_again(colam_run, command, capsys):
         ({"optim__nesterov": True, "optim__momentum": 0}, "optim.momentum"),
         ({"data__val": "absent.beton"}, "absent.beton"),
         ({"run__name": "../elsewhere"}, "plain name"),
+        ({"run__name": ".."}, "plain name"),
+        ({"run__name": "/tmp/x"}, "plain name"),
+        ({"data__dataset": "../digits"}, "plain name"),
         ({"run__resume": "must"}, "no checkpoint"),
         ({"model__pretrained": "absent.pth"}, "absent.pth"),
         ({"log__wandb": "online"}, "wandb login"),
@@ -299,6 +302,22 @@ def test_dry_run_prints_options_phases_rates_and_size(command, tmp_path, capsys)
                  "from epoch 3: 0.005", "from epoch 4: 0.0005", "parameters"):  # fmt: skip
         assert text in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_warm_up_longer_than_the_run_is_a_warning(command, tmp_path, capsys):
+    for epochs, warnings in ((3, 0), (3.5, 1)):
+        assert train.main([*command(tmp_path / "run", train__epochs=3, optim__warmup_epochs=epochs), "--dry-run"]) == 0
+        assert capsys.readouterr().err.count("never reaches optim.lr=0.05") == warnings
+
+
+def test_a_run_removes_what_a_killed_process_left(command, tmp_path):
+    done = subprocess.Popen(["true"])
+    done.wait()
+    leftover = tmp_path / "run" / f".checkpoint.pt.{done.pid}.partial"
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"half")
+    assert train.main(command(tmp_path / "run", train__epochs=1)) == 0
+    assert not leftover.exists()
 
 
 def test_phases_that_are_alike_are_one_line(command, tmp_path, capsys):

@@ -73,7 +73,7 @@ def table(epochs: int, *, teacher_key: str, temperature: float) -> list[Phase]:
 
 @method
 def colam(epochs: int, *, stages: int, temperature: float, peers: int, label_pass: str) -> list[Phase]:
-    """Equal stages; the first on one-hot labels, each later one on softmax(class mean of logits / T) (COLAM Alg. 1).
+    """Equal stages at temperature T, first on one-hot labels, then on softmax(class mean of logits / T) (COLAM Alg. 1).
 
     Raises:
         InputError: if the epochs do not divide into the stages.
@@ -84,9 +84,9 @@ def colam(epochs: int, *, stages: int, temperature: float, peers: int, label_pas
 
 @method
 def online(epochs: int) -> list[Phase]:
-    """Half hard, half the class mean of the correct predictions of the epoch before (Zhang et al. 2021, OLS).
+    """Half hard, half the mean of the former epoch's correct predictions by class, at first 1/K (Zhang et al. 2021).
 
-    The first epoch has 1/K in their place, and so has a class without a correct prediction, as in the authors' code.
+    A class without a correct prediction gets 1/K, too, as in the authors' code.
     """
     first = Phase(1, hard=0.5, uniform=0.5, learns=CORRECT)
     return [first] + [Phase(1, hard=0.5, soft=0.5, source=LEARNED, learns=CORRECT)] * (epochs - 1)
@@ -106,7 +106,7 @@ def confidence_penalty(epochs: int, *, beta: float) -> list[Phase]:
 
 @method
 def cs_kd(epochs: int, *, kd_weight: float, kd_temperature: float) -> list[Phase]:
-    """One-hot labels, and predictions drawn to those of another sample of the class (Yun et al. 2020)."""
+    """One-hot labels, and predictions pulled towards those of another sample of the class (Yun et al. 2020)."""
     text = f"{kd_weight:g} T^2 KL(peer || x) at T={kd_temperature:g}"
     numbers = {"inverse_temperature": 1 / kd_temperature}
     return [Phase(epochs, terms=(Term("pair_divergence", kd_weight, text, numbers, pairs=True),))]
@@ -114,7 +114,7 @@ def cs_kd(epochs: int, *, kd_weight: float, kd_temperature: float) -> list[Phase
 
 @method
 def label_refinery(epochs: int, *, generations: int) -> list[Phase]:
-    """Generations from fresh weights, each on the former one's predictions of its crops (Bagherinezhad et al. 2018).
+    """Generations of `train.epochs`, each on the former network's predictions of its crops (Bagherinezhad et al. 2018).
 
     `epochs` are those of one generation; the run has `generations` times as many.
     """
