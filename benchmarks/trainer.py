@@ -220,7 +220,7 @@ def contend(name: str, job: Job, out: Path, formats: list[bool]) -> None:
             steps = train()
             next(steps)  # starts the workers
             begin = time.perf_counter()
-            done = sum(1 for _, _ in zip(range(TRIAL_STEPS), steps))
+            done = sum(1 for _, _ in zip(range(TRIAL_STEPS), steps, strict=False))
             taken.append((time.perf_counter() - begin) / max(done, 1))
             steps.close()
         return min(taken)
@@ -367,7 +367,8 @@ def main() -> None:
     if options.contender:
         formats = [False, True] if options.formats == "both" else [False]
         job = Job(Path(options.data), options.models, options.batch_size)
-        return contend(options.contender, job, Path(options.out), formats)
+        contend(options.contender, job, Path(options.out), formats)
+        return
     if options.images % options.batch_size:
         parser.error("--images: not a multiple of the batch size (timm drops the rest, the others do not)")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the programs end with this one

@@ -31,7 +31,7 @@ from fastlsr.runs import Row, RunFolder, run_folder
 WAITING_SHARE = 0.1  # of an epoch spent waiting for data, above which advice is printed
 
 
-class Stopped(Exception):  # noqa: N818  no error: the user asked for it
+class Stopped(Exception):
     """A stop was requested."""
 
 

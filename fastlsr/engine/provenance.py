@@ -21,7 +21,7 @@ from fastlsr.labels.plan import TEACHER_CLASS, TEACHER_SAMPLE, Plan
 
 
 def source_digests(config: Config, plan: Plan) -> dict[str, Any]:
-    """The digests of the training and the evaluation file, "data", and of `method.teacher`, "teacher": None without one.
+    """The digests of the training and evaluation file, "data", and of `method.teacher`, "teacher" (None without one).
 
     Raises:
         InputError: if a file is missing or cannot be read, or the two splits do not fit.

@@ -6,6 +6,7 @@ as `redrawn` drew them, and COLAM's peers as `choose_peers` chose them. Losses a
 numerically, so that no gradient is derived twice in the same way.
 """
 
+import functools
 import json
 from types import SimpleNamespace
 
@@ -112,7 +113,7 @@ class Replay:
             z = self.answer(batch.x)
             logits.append(z)
             losses.append(loss(z, batch))
-            slope = derivative(lambda z: loss(z, batch), z) / len(z)
+            slope = derivative(functools.partial(loss, b=batch), z) / len(z)
             self.step((slope.T @ batch.x, slope.sum(0)), rate * self.learning_rate())
         self.train_loss.append(np.concatenate(losses).mean())
         self.test_nll.append(np.concatenate([cross_entropy(b.hot, self.answer(b.x)) for b in self.test]).mean())
@@ -211,7 +212,7 @@ def disturb_label(run, teacher):
     for epoch in range(2):
         seed = torch.tensor(rng.derived_seed(rng.Stream.REDRAWS, SEED, epoch))
 
-        def labels(b):
+        def labels(b, seed=seed):
             drawn = redrawn(torch.from_numpy(b.y), torch.from_numpy(b.i), torch.tensor(ALPHA), CLASSES, seed)
             return np.eye(CLASSES)[drawn.numpy()]
 
