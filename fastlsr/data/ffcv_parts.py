@@ -36,7 +36,6 @@ with _compiler_off_and_threads_kept():
     from ffcv.pipeline.compiler import Compiler
     from ffcv.reader import Reader
     from ffcv.transforms import ToDevice, ToTensor, ToTorchImage
-    from ffcv.traversal_order.base import TraversalOrder
 
 __all__ = [
     "IMAGE_MODES",
@@ -51,7 +50,6 @@ __all__ = [
     "ToDevice",
     "ToTensor",
     "ToTorchImage",
-    "TraversalOrder",
     "compute_schedule",
     "library",
     "select_buffer",

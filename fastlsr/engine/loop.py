@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fastlsr.config import Config, differences, from_dict
-from fastlsr.data.loader import Batch, input_resolution, refuse_paged_pairs
+from fastlsr.data.loader import Batch, input_resolution, check_pairs_storage
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.soft_labels import save_labels
 from fastlsr.data.splits import data_digests, fold_name, split_paths, training_count
@@ -90,7 +90,7 @@ def describe(config: Config) -> Iterator[str]:
         yield f"  from epoch {epoch + 1}: {factor * config.optim.lr:.6g}{backbone}"
     yield f"run: {Path(config.run.dir) / config.run_name()}"
     if any(phase.pair_weight for phase in phases(config.method, config.train.epochs)):
-        refuse_paged_pairs(config.data)
+        check_pairs_storage(config.data)
     inspect(config)
     train = read_manifest(split_paths(config)[0])
     read_teacher(config, train, torch.device("cpu"))
