@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import llvmlite.binding
 import llvmlite.ir
@@ -71,8 +71,7 @@ class Images(NamedTuple):
     jpeg: np.ndarray  # 1: JPEG, 0: raw RGB
 
 
-@intrinsic
-def _take(typing, counter):
+def _take_number(typing, counter):
     """int64: the number at the address `counter`, which it increments; no two threads get the same number."""
 
     def generate(context, builder, signature, arguments):
@@ -80,6 +79,9 @@ def _take(typing, counter):
         return builder.atomic_rmw("add", builder.inttoptr(*arguments, number.as_pointer()), number(1), "monotonic")
 
     return types.int64(types.intp), generate
+
+
+_take: Any = intrinsic(_take_number)
 
 
 @_function

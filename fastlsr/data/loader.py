@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
@@ -157,4 +158,5 @@ def worker_count(requested: int, *, device: torch.device) -> int:
 
 def _cores() -> int:
     """The cores that this process may run on, unless the environment gives numba another number."""
-    return numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # set at import, from the environment
+    settings: Any = numba.config  # whose attributes are made at import
+    return settings.NUMBA_NUM_THREADS

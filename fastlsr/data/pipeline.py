@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,9 +63,7 @@ class Pipeline(FFCVLoader):
         paired: bool,
     ):
         self._metadata, self._paired = tables.metadata, paired
-        self._decoder = ImageDecoder(
-            tables.images, crop, seed=seed, workers=workers, paired=paired, file=tables.path
-        )
+        self._decoder = ImageDecoder(tables.images, crop, seed=seed, workers=workers, paired=paired, file=tables.path)
         with _ffcv_as_a_frame():
             super().__init__(
                 str(tables.path),
@@ -83,9 +81,7 @@ class Pipeline(FFCVLoader):
         if data.os_cache:
             self.storage = MappedFile(tables.path, file_bytes)
         else:
-            self.storage = PagedFile(
-                tables.path, file_bytes, page_bytes=tables.page_bytes, page_of_sample=tables.page
-            )
+            self.storage = PagedFile(tables.path, file_bytes, page_bytes=tables.page_bytes, page_of_sample=tables.page)
         # One slot is the consumer's, one is being filled, the others wait. They live as long as the loader: fresh
         # (pinned) memory for every epoch, as in FFCV, can take longer than an epoch's first batch.
         images, slots = min(data.batch_size, len(indices)) * (2 if paired else 1), _BATCHES_AHEAD + 2
@@ -93,7 +89,7 @@ class Pipeline(FFCVLoader):
         self.slots = [Slot(number, device) for number in range(slots)]
 
     def batches(self, epoch: int) -> list[np.ndarray]:
-        """The sample indices, int64[B], of each batch of `epoch`; its images are decoded as this epoch's from now on."""
+        """The sample indices, int64[B], of each batch of `epoch`, which `fill` crops for from now on."""
         self._decoder.epoch = epoch
         order = self.indices[self._order(seed=self.seed, epoch=epoch)]
         batches = [order[n * self.batch_size : (n + 1) * self.batch_size] for n in range(len(self))]
@@ -106,7 +102,7 @@ class Pipeline(FFCVLoader):
     def fill(self, slot: Slot, indices: np.ndarray, storage: EpochStorage) -> Batch:
         """The batch of these samples, in the memory of `slot`."""
         stages, outputs = self.code
-        values = {"batch_indices": indices, "metadata": self._metadata, "storage_state": storage}
+        values: dict[str, Any] = {"batch_indices": indices, "metadata": self._metadata, "storage_state": storage}
         for prefix, kind in (("memory_", "operation"), ("shared_memory_", "shared")):
             for node, buffer in self._memory[kind].items():
                 values[f"{prefix}{node}"] = select_buffer(buffer, slot.number, len(indices))

@@ -25,7 +25,7 @@ class Slot:
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """Waits until both memories may be written; inside, copies go to the slot's own stream. For the loader's thread."""
+        """Waits until the memory may be written; inside, copies go to the slot's own stream."""
         if not self._cuda:
             yield
             return

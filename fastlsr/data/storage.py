@@ -59,7 +59,9 @@ class _WatchedFile:
         """
         state = os.fstat(self.descriptor)
         if (state.st_size, state.st_mtime_ns) != (self.size, self._changed):
-            raise InputError(f"{self.path} was changed while it was in use; it has {state.st_size} of {self.size} bytes")
+            raise InputError(
+                f"{self.path} was changed while it was in use; it has {state.st_size} of {self.size} bytes"
+            )
 
 
 class MappedFile:

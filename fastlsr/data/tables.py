@@ -84,7 +84,10 @@ def _check_labels(beton: Path, labels: np.ndarray, manifest: Manifest) -> None:
 
 
 def _check_sides(beton: Path, image: np.ndarray, manifest: Manifest) -> None:
-    for field, sides, named in (("heights", image["height"], manifest.heights), ("widths", image["width"], manifest.widths)):
+    for field, sides, named in (
+        ("heights", image["height"], manifest.heights),
+        ("widths", image["width"], manifest.widths),
+    ):
         found = int(sides.min()), int(sides.max())
         if found != named:
             raise InputError(
