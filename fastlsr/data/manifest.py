@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import math
 import os
 import sys
 import time
@@ -195,7 +194,7 @@ def _can_have(mean: float, std: float) -> bool:
     of a constant channel, whose mean is one of the values.
     """
     grey = 255 * mean
-    part = grey - math.floor(grey)
+    part = grey % 1
     least, most = part * (1 - part), grey * (255 - grey)
     return std >= 0 and least - _ROUNDING <= (255 * std) ** 2 <= most + _ROUNDING
 
