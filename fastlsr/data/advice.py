@@ -1,4 +1,4 @@
-"""What may help where training waits for its data."""
+"""Advice for a training that waits for its data."""
 
 from fastlsr.config import Data
 from fastlsr.data.manifest import Manifest
@@ -9,13 +9,14 @@ _MUCH_LARGER = 1.5  # a stored side over the side used: from here on decoding co
 def remedies(
     manifest: Manifest, data: Data, *, resolution: int, workers: int, cores: int, memory_bytes: int, paired: bool
 ) -> list[str]:
-    """What would make loading faster, each with the fact that speaks for it; the likeliest first, at least one.
+    """Options that would make loading faster, each with the reason; the most promising first, at least one.
 
     Args:
         resolution: side of the network's input, pixels.
-        workers: threads that decode now, of as many as `cores`.
+        workers: threads that decode now.
+        cores: threads that could.
         memory_bytes: the machine's.
-        paired: whether each image comes with another of its class, which goes with the system's file cache alone.
+        paired: whether each image comes with another of its class, which needs the system's file cache.
     """
     side, found = max(manifest.heights[1], manifest.widths[1]), []
     if data.os_cache and not paired and manifest.bytes > memory_bytes:

@@ -1,12 +1,12 @@
 """From the bytes of a `.beton` to uint8 batches: decoding, cropping and flipping in one pass over each image.
 
-The kernels are compiled once and cached on disk by numba, whatever the data, the epoch and the seed: FFCV
-compiles its own operations anew in every process, which costs seconds before the first batch. To be cached they
-must hold no addresses, so FFCV's C functions are reached as named symbols.
+Numba compiles the kernels once and caches them on disk, whatever the data, the epoch and the seed: FFCV compiles its
+own operations anew in every process, which costs seconds before the first batch. A cached kernel must hold no
+addresses, so C functions are reached as named symbols. Numba's cache is renewed when the file of a kernel changes, and
+knows no other file: all that the kernels call is in this one.
 
-Randomness is a counter-based hash of (seed, epoch, sample index, draw): an image's augmentation does not depend
-on the batch, thread or run that asks for it. numba's cache knows only the file of the function it was asked for,
-hence all that the kernels call stands in this file.
+Randomness is a counter-based hash of (seed, stream, sample index, draw), where the stream stands for the epoch
+(`rng.sample_stream`): an image's augmentation does not depend on the batch, thread or run that asks for it.
 """
 
 import ctypes
@@ -16,7 +16,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import llvmlite.binding
 import llvmlite.ir
@@ -25,9 +26,10 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from fastlsr.data.ffcv_parts import IMAGE_MODES, AllocationQuery, IntDecoder, SimpleRGBImageDecoder
+from fastlsr.data.ffcv_parts import AllocationQuery, IntDecoder, SimpleRGBImageDecoder
 from fastlsr.data.ffcv_parts import library as _ffcv_library
 from fastlsr.errors import InputError
+from fastlsr.rng import SampleStream, sample_stream
 
 _extension = importlib.util.find_spec("fastlsr.data._jpeg_window")
 if _extension is None:
@@ -44,7 +46,6 @@ _decode_window = types.ExternalFunction(
 # (source, destination, bytes)
 _memcpy = types.ExternalFunction("fastlsr_my_memcpy", types.void(types.intp, types.intp, types.uint64))
 
-JPEG = IMAGE_MODES["jpg"]  # the value of `mode` in a .beton
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
@@ -60,10 +61,9 @@ _kernel = numba.njit(cache=True, parallel=True, nogil=True, error_model="numpy")
 _function = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
-class Rows(NamedTuple):
-    """Where the B images of a batch lie in `memory`, and what they are. All arrays are int64[B]."""
+class Images(NamedTuple):
+    """Where images lie in the file, or in `memory`, and what they are. All arrays are int64[B], or int64[N]."""
 
-    index: np.ndarray  # sample index, the key of its randomness
     offset: np.ndarray  # first byte
     size: np.ndarray  # bytes
     height: np.ndarray  # pixels
@@ -71,15 +71,17 @@ class Rows(NamedTuple):
     jpeg: np.ndarray  # 1: JPEG, 0: raw RGB
 
 
-@intrinsic
-def _take(typing, counter):
-    """int64: the number at the address `counter`, which is one more afterwards; no two threads get the same."""
+def _take_number(typing, counter):
+    """int64: the number at the address `counter`, which it increments; no two threads get the same number."""
 
     def generate(context, builder, signature, arguments):
         number = llvmlite.ir.IntType(64)
         return builder.atomic_rmw("add", builder.inttoptr(*arguments, number.as_pointer()), number(1), "monotonic")
 
     return types.int64(types.intp), generate
+
+
+_take: Any = intrinsic(_take_number)
 
 
 @_function
@@ -97,9 +99,18 @@ def _child(key, number):
 
 
 @_function
-def sample_key(seed, epoch, index):
-    """uint64: the key of all that is random about sample `index` in `epoch`; each argument is hashed in turn."""
-    return _child(_child(_mix(np.uint64(seed)), epoch), index)
+def sample_key(seed, stream, index):
+    """uint64: the key of all that is random about sample `index` in `stream`; each argument is hashed in turn."""
+    return _child(_child(_mix(np.uint64(seed)), stream), index)
+
+
+@_function
+def sample_keys(seed, streams, index):
+    """uint64[B]: the `sample_key` of each of the samples int64[B] `index` in its stream, int64[B] `streams`."""
+    keys = np.empty(len(index), dtype=np.uint64)
+    for i in range(len(index)):
+        keys[i] = sample_key(seed, streams[i], index[i])
+    return keys
 
 
 @_function
@@ -157,11 +168,11 @@ def central_box(height, width, side):
 
 
 @_function
-def _taps(origin, step, low, high, count):
-    """(int64[count], float32[count, T]): first source pixel and weights of each pixel of a resized line.
+def _filter(origin, step, low, high, count):
+    """(int64[count], float32[count, T]): the filter of a resized line, as each pixel's first source pixel and weights.
 
-    The triangle filter of PIL and torchvision ("bilinear" with anti-aliasing): as wide as the step, at least one
-    pixel, and cut off outside low..high-1.
+    The triangle filter of PIL and torchvision ("bilinear" with anti-aliasing): it reaches `step` source pixels to each
+    side, at least one, and is cut off outside low..high-1. `origin` is where the line begins in the source.
     """
     reach, widest = max(step, 1.0), 0
     most = 2 * np.int64(math.ceil(reach)) + 1
@@ -181,11 +192,12 @@ def _taps(origin, step, low, high, count):
 
 @_function
 def resize(source, width, rows, columns, flipped, out):
-    """None; `out` uint8[H, W, 3] is the image `source` (uint8 RGB, `width` pixels in a row) under two lines of taps.
+    """Resizes `source` into `out` uint8[H, W, 3] with the given row and column filters (`_filter`).
 
-    Rows first, since that loop runs over whole lines and becomes SIMD code; then columns. Sums are float32, not
-    rounded in between, hence within one grey level of PIL. OpenCV's resize, which FFCV calls, starts threads of its
-    own inside ours, and filters by area where torchvision takes a triangle.
+    `source` is uint8 RGB, `width` pixels in a row. Rows are filtered first, since that loop runs over whole lines and
+    becomes SIMD code; then columns. Sums stay float32 in between, so the result is within one grey level of PIL's.
+    OpenCV's resize, which FFCV calls, starts threads of its own inside ours, and averages areas where torchvision
+    filters by a triangle.
     """
     row_starts, row_weights = rows
     column_starts, column_weights = columns
@@ -227,9 +239,9 @@ def _sum_columns(line, first, starts, weights, flipped, out):
 
 @_function
 def copy_window(source, height, width, top, left, flipped, out):
-    """None; `out` uint8[H, W, 3] is the window of `source` uint8[height * width * 3] at (top, left), zero outside it.
+    """Copies the window of `source` uint8[height * width * 3] at (top, left) into `out` uint8[H, W, 3].
 
-    `flipped` mirrors the window left to right.
+    What of the window lies outside the image is black. `flipped` mirrors the window left to right.
     """
     rows, columns = out.shape[0], out.shape[1]
     first, last = max(0, -left), min(columns, width - left)
@@ -245,7 +257,7 @@ def copy_window(source, height, width, top, left, flipped, out):
 
 @_function
 def _copy_reversed(source, begin, line, first, count):
-    """None; `count` pixels of `source` from byte `begin` on are in `line` from pixel `first` on, in reverse."""
+    """Copies `count` pixels of `source` from byte `begin` on into `line` from pixel `first` on, in reverse."""
     # Unsigned: numba gives each signed index a branch for negative ones, which costs half of the speed here.
     origin, target = np.uint64(begin), np.uint64((first + count - 1) * 3)
     for _ in range(count):
@@ -257,15 +269,15 @@ def _copy_reversed(source, begin, line, first, count):
 
 
 @_function
-def _pixels(memory, rows, i, buffer, top, left, height, width):
-    """(uint8[H * W * 3], 0) where image `i` is readable, else (garbage, 1): a view of `memory` or `buffer`.
+def _pixels(memory, images, i, buffer, top, left, height, width):
+    """(uint8[H * W * 3], 0): the pixels of image `i`, a view of `memory` or `buffer`; (garbage, 1) if it is damaged.
 
-    The window of `height` x `width` pixels at (top, left) is there; what a JPEG has outside it may be garbage.
+    Of a JPEG only the window of `height` x `width` pixels at (top, left) is decoded; what is outside may be garbage.
     """
-    data = memory[rows.offset[i] : rows.offset[i] + rows.size[i]]
-    if not rows.jpeg[i]:
+    data = memory[images.offset[i] : images.offset[i] + images.size[i]]
+    if not images.jpeg[i]:
         return data, 0
-    whole_height, whole_width = rows.height[i], rows.width[i]
+    whole_height, whole_width = images.height[i], images.width[i]
     bad = _decode_window(
         data.ctypes.data, data.size, whole_height, whole_width, buffer.ctypes.data, top, left, height, width
     )
@@ -273,86 +285,93 @@ def _pixels(memory, rows, i, buffer, top, left, height, width):
 
 
 @_kernel
-def pad_crops(memory, rows, buffers, out, failed, seed, epoch, pad, flip):
-    """None; `out` uint8[B, H, W, 3]: each image shifted by up to `pad` pixels in both axes, and flipped if `flip`.
+def pad_crops(memory, images, keys, buffers, out, failed, pad, flip):
+    """Shifts each image by up to `pad` pixels in both axes, and flips half of them if `flip`.
 
-    The papers' "pad-4, random crop": black borders before normalisation, as torchvision's `RandomCrop(padding=)`
-    has them. `pad` 0 without `flip` is a plain copy. `failed` uint8[B] is set where an image does not decode.
-    Each row of `buffers` serves one thread; it is typed read-only, since only C writes to it, so that a view of
-    it and of the read-only file have one type.
+    The papers' "pad-4, random crop": borders are black before normalisation, as those of torchvision's
+    `RandomCrop(padding=)`. `pad` 0 without `flip` is a plain copy.
+
+    Args:
+        memory: uint8, read-only: what `images` (B rows) lie in.
+        keys: uint64[B], the key of each image's draws (`sample_key`).
+        buffers: uint8[workers, ...], for the pixels of one JPEG a thread. Typed read-only, as the file is, so that a
+            view of either has one type; only C writes to it.
+        out: uint8[B, H, W, 3], written.
+        failed: uint8[B], set to 1 where an image cannot be decoded.
     """
     taken = np.zeros(1, dtype=np.int64)
     for worker in numba.prange(len(buffers)):
         i = _take(taken.ctypes.data)
-        while i < len(rows.index):
-            height, width = rows.height[i], rows.width[i]
-            source, failed[i] = _pixels(memory, rows, i, buffers[worker], 0, 0, height, width)
-            key = sample_key(seed, epoch, rows.index[i])
-            top, left = below(key, 0, 2 * pad + 1) - pad, below(key, 1, 2 * pad + 1) - pad
-            flipped = flip and below(key, 2, 2) == 1
+        while i < len(keys):
+            height, width = images.height[i], images.width[i]
+            source, failed[i] = _pixels(memory, images, i, buffers[worker], 0, 0, height, width)
+            top, left = below(keys[i], 0, 2 * pad + 1) - pad, below(keys[i], 1, 2 * pad + 1) - pad
+            flipped = flip and below(keys[i], 2, 2) == 1
             copy_window(source, height, width, top, left, flipped, out[i])
             i = _take(taken.ctypes.data)
 
 
 @_kernel
-def random_resized_crops(memory, rows, buffers, out, failed, seed, epoch, flip):
-    """None; `out` uint8[B, H, W, 3]: `random_window` of each image resized to H x W, and flipped if `flip`.
+def random_resized_crops(memory, images, keys, buffers, out, failed, flip):
+    """Resizes the `random_window` of each image to H x W, and flips half of them if `flip`.
 
     The other arguments are those of `pad_crops`.
     """
     taken = np.zeros(1, dtype=np.int64)
     for worker in numba.prange(len(buffers)):
         i = _take(taken.ctypes.data)
-        while i < len(rows.index):
-            key = sample_key(seed, epoch, rows.index[i])
-            top, left, h, w = random_window(key, rows.height[i], rows.width[i])
-            source, failed[i] = _pixels(memory, rows, i, buffers[worker], top, left, h, w)
-            lines = _taps(float(top), h / out.shape[1], top, top + h, out.shape[1])
-            columns = _taps(float(left), w / out.shape[2], left, left + w, out.shape[2])
-            resize(source, rows.width[i], lines, columns, flip and below(key, _FLIP_DRAW, 2) == 1, out[i])
+        while i < len(keys):
+            top, left, h, w = random_window(keys[i], images.height[i], images.width[i])
+            source, failed[i] = _pixels(memory, images, i, buffers[worker], top, left, h, w)
+            rows = _filter(float(top), h / out.shape[1], top, top + h, out.shape[1])
+            columns = _filter(float(left), w / out.shape[2], left, left + w, out.shape[2])
+            resize(source, images.width[i], rows, columns, flip and below(keys[i], _FLIP_DRAW, 2) == 1, out[i])
             i = _take(taken.ctypes.data)
 
 
 @_kernel
-def central_crops(memory, rows, buffers, out, failed):
-    """None; `out` uint8[B, H, W, 3]: the `central_box` of each image; arguments as `pad_crops`."""
+def central_crops(memory, images, keys, buffers, out, failed):
+    """Resizes the `central_box` of each image to H x W.
+
+    The arguments are those of `pad_crops`; nothing is drawn.
+    """
     taken = np.zeros(1, dtype=np.int64)
     for worker in numba.prange(len(buffers)):
         i = _take(taken.ctypes.data)
-        while i < len(rows.index):
-            height, width = rows.height[i], rows.width[i]
+        while i < len(keys):
+            height, width = images.height[i], images.width[i]
             top, left, row_step, column_step = central_box(height, width, out.shape[1])
-            lines = _taps(top, row_step, 0, height, out.shape[1])
-            columns = _taps(left, column_step, 0, width, out.shape[2])
-            first, last = lines[0][0], min(height, lines[0][-1] + lines[1].shape[1])
+            rows = _filter(top, row_step, 0, height, out.shape[1])
+            columns = _filter(left, column_step, 0, width, out.shape[2])
+            first, last = rows[0][0], min(height, rows[0][-1] + rows[1].shape[1])
             start, stop = columns[0][0], min(width, columns[0][-1] + columns[1].shape[1])
-            source, failed[i] = _pixels(memory, rows, i, buffers[worker], first, start, last - first, stop - start)
-            resize(source, width, lines, columns, False, out[i])
+            source, failed[i] = _pixels(memory, images, i, buffers[worker], first, start, last - first, stop - start)
+            resize(source, width, rows, columns, False, out[i])
             i = _take(taken.ctypes.data)
 
 
 @_function
 def scale_rows(rows, scale, shift, out):
-    """None; `out` float32[N, M] is rows * scale + shift, for uint8[N, M] and float32[M]: pixels to a network's input.
+    """Writes rows * scale + shift to `out` float32[N, M], for uint8[N, M] and float32[M]: pixels to a network's input.
 
-    On one thread, as memory is what limits it.
+    One thread does it, since memory is the limit.
     """
     for i in range(rows.shape[0]):
         for j in range(np.uint64(rows.shape[1])):
             out[i, j] = np.float32(rows[i, j]) * scale[j] + shift[j]
 
 
-# Numba's workqueue layer, its last resort, aborts the process when two threads run kernels at once. Every kernel
-# uses all the workers it was given, so that taking turns costs two loaders nothing.
+# Numba's threading layer "workqueue", its last resort, aborts the process when two threads run kernels at once. Taking
+# turns costs two loaders nothing, as every kernel uses all the workers that it was given.
 _one_kernel_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Crop:
-    """What is made of each image: a kernel of this file with its options set."""
+    """A kernel of this file with its options set."""
 
     resolution: int  # side of the square images that come out, pixels
-    run: Callable[..., None]  # (memory, rows, buffers, out, failed, *, seed, epoch)
+    run: Callable[..., None]  # (memory, images, keys, buffers, out, failed), as `pad_crops`
 
 
 def whole_image(resolution: int) -> Crop:
@@ -372,21 +391,30 @@ def random_resized_crop(resolution: int, *, flip: bool) -> Crop:
 
 def central_crop(resolution: int) -> Crop:
     """The papers' evaluation crop of photographs; see `central_box`."""
-    return Crop(resolution, lambda *batch, seed, epoch: central_crops(*batch))
+    return Crop(resolution, central_crops)
 
 
 class ImageDecoder(SimpleRGBImageDecoder):
     """The first operation of FFCV's image pipeline: decodes, crops and flips straight into the batch's memory.
 
-    `epoch` is set before each epoch. JPEGs pass through one buffer per worker, where FFCV's own decoders hold
-    max height x max width x 3 bytes for every image of every batch under way; raw images pass through none.
+    JPEGs pass through one buffer per worker, where FFCV's own decoders hold max height x max width x 3 bytes for every
+    image of every batch under way; raw images pass through none.
+
+    Attributes:
+        epoch: set before each epoch.
+
+    Args:
+        images: of the whole file, N rows.
+        paired: whether the second half of a batch holds a peer for each sample of the first. A peer draws its crop
+            anew: it may be in the same batch as a sample of its own.
+        file: named in errors.
     """
 
-    def __init__(self, table: Rows, crop: Crop, *, seed: int, workers: int, file: str):
+    def __init__(self, images: Images, crop: Crop, *, seed: int, workers: int, paired: bool, file: Path):
         super().__init__()
         self.epoch = 0
-        self._table, self._crop, self._seed, self._file = table, crop, np.uint64(seed), file
-        largest = int((table.height * table.width * 3 * table.jpeg).max())
+        self._images, self._crop, self._seed, self._paired, self._file = images, crop, np.uint64(seed), paired, file
+        largest = int((images.height * images.width * 3 * images.jpeg).max())
         self._buffers = np.empty((workers, largest), dtype=np.uint8)
         self._buffers.flags.writeable = False  # a type for numba, not a protection: see `pad_crops`
 
@@ -398,20 +426,26 @@ class ImageDecoder(SimpleRGBImageDecoder):
     def generate_code(self):
         """The function FFCV calls for each batch; raises `InputError` naming the first image that does not decode."""
 
-        def decode(batch_indices, destination, metadata, storage):
-            rows = Rows(*(column[batch_indices] for column in self._table))
-            rows = rows._replace(offset=storage.locate(rows.offset))
-            failed = np.zeros(len(batch_indices), dtype=np.uint8)
+        def decode(index, destination, metadata, storage):
+            images = Images(*(column[index] for column in self._images))
+            images = images._replace(offset=storage.locate(images.offset))
+            keys = sample_keys(self._seed, self._streams(len(index)), index)
+            failed = np.zeros(len(index), dtype=np.uint8)
             with _one_kernel_at_a_time:
-                self._crop.run(
-                    storage.memory, rows, self._buffers, destination, failed, seed=self._seed, epoch=self.epoch
-                )
+                self._crop.run(storage.memory, images, keys, self._buffers, destination, failed)
             if failed.any():
-                index = rows.index[failed.argmax()]
-                raise InputError(f"{self._file}: the JPEG of sample {index} is damaged; write the file again")
+                sample = index[failed.argmax()]
+                raise InputError(f"{self._file}: the JPEG of sample {sample} is damaged; write the file again")
             return destination
 
         return decode
+
+    def _streams(self, count: int) -> np.ndarray:
+        """int64[B]: the stream that each image of a batch draws from."""
+        streams = np.full(count, sample_stream(SampleStream.CROPS, self.epoch))
+        if self._paired:
+            streams[count // 2 :] = sample_stream(SampleStream.PAIR_CROPS, self.epoch)
+        return streams
 
 
 class ColumnDecoder(IntDecoder):
@@ -424,8 +458,8 @@ class ColumnDecoder(IntDecoder):
     def generate_code(self):
         """The function FFCV calls for each batch."""
 
-        def decode(batch_indices, destination, metadata, storage):
-            destination[:] = metadata[batch_indices]
+        def decode(index, destination, metadata, storage):
+            destination[:] = metadata[index]
             return destination
 
         return decode

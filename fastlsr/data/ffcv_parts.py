@@ -1,25 +1,28 @@
-"""All that is used of FFCV, without what importing it costs and leaves behind.
+"""All that is used of FFCV, without the costs and side effects of importing it.
 
 FFCV's import compiles numba's typed dictionary for a table of two names (5 s of 6), and sets torch's threads to one.
-While numba's compiler is switched off its typed dictionaries are plain ones, and nobody compiles that table's lookup.
-What else is jitted at import stays plain Python: the helpers of FFCV's transform RandomResizedCrop, which is not
-used here, and cannot be after this.
+With numba's compiler switched off during the import, that dictionary is a plain one and nothing is compiled. The price:
+the helpers of FFCV's transform RandomResizedCrop, jitted at import otherwise, stay plain Python, so that this transform
+must not be used.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-import numba.typed  # before the compiler is off, for all who do want typed dictionaries
+import numba.typed  # while the compiler is on, for others who need real typed dictionaries
 import torch
 
 
 @contextmanager
-def _compiler_off_and_threads_kept():
-    threads, disabled = torch.get_num_threads(), numba.config.DISABLE_JIT
-    numba.config.DISABLE_JIT = True
+def _compiler_off_and_threads_kept() -> Iterator[None]:
+    settings: Any = numba.config  # whose attributes are made at import
+    threads, disabled = torch.get_num_threads(), settings.DISABLE_JIT
+    settings.DISABLE_JIT = True
     try:
         yield
     finally:
-        numba.config.DISABLE_JIT = disabled
+        settings.DISABLE_JIT = disabled
         torch.set_num_threads(threads)
 
 
@@ -36,7 +39,6 @@ with _compiler_off_and_threads_kept():
     from ffcv.pipeline.compiler import Compiler
     from ffcv.reader import Reader
     from ffcv.transforms import ToDevice, ToTensor, ToTorchImage
-    from ffcv.traversal_order.base import TraversalOrder
 
 __all__ = [
     "IMAGE_MODES",
@@ -51,7 +53,6 @@ __all__ = [
     "ToDevice",
     "ToTensor",
     "ToTorchImage",
-    "TraversalOrder",
     "compute_schedule",
     "library",
     "select_buffer",

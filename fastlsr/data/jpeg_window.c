@@ -1,10 +1,10 @@
-/* Decodes a window of a JPEG with libjpeg-turbo, and spends next to nothing on what lies outside it.
+/* Decodes a window of a JPEG with libjpeg-turbo, at next to no cost for what lies outside it.
 
-   A random resized crop keeps half of an image on average. Where restart markers cut each row of MCUs (mostly 16 x 16
-   pixels) alike, as the writer sets them, the segments that the window touches are put together into a smaller JPEG,
-   and the others are never decoded. Without them rows above the window are entropy-decoded only, rows below it
-   not at all, and of the rest just the columns of the window become pixels. Pixels inside are those of a decoder of the
-   whole image, bit by bit, with libjpeg's accurate transform: the ones that Pillow and torchvision give.
+   A random resized crop keeps half of an image on average. Our writer sets restart markers that cut every row of MCUs
+   (mostly 16 x 16 pixels) into the same segments: those that the window touches are joined into a smaller JPEG, and the
+   others are never decoded. Without such markers, rows above the window are only entropy-decoded, rows below it are not
+   read, and of the rows between just the window's columns become pixels. Either way the pixels of the window equal, bit
+   by bit, those of decoding the whole image with libjpeg's accurate transform, as Pillow and torchvision do.
 
    Not a Python module, though built and found as one: a numba kernel calls it by its address. */
 
@@ -17,7 +17,7 @@
 
 #include <jpeglib.h>
 
-#define MARGIN 16 /* pixels: smoothed colours at the window's edges come from one block further out */
+#define MARGIN 16 /* pixels: colours are interpolated, so the window's edges need the next block */
 #define ROWS 16
 #define TAIL 4096 /* bytes: libjpeg-turbo is slower where it sees the end of its data coming */
 
@@ -28,13 +28,13 @@ struct errors {
     jmp_buf on_error;
 };
 
-static void leave(j_common_ptr info) { longjmp(((struct errors *)info->err)->on_error, 1); }
+static void stop_decoding(j_common_ptr info) { longjmp(((struct errors *)info->err)->on_error, 1); }
 
 static void count_warning(j_common_ptr info, int level) {
     if (level < 0) info->err->num_warnings++;
 }
 
-/* How restart markers cut a JPEG into segments that decode by themselves, each one MCU high. */
+/* How restart markers cut a JPEG into segments that can be decoded alone, each one MCU high. */
 struct grid {
     size_t sides;          /* where the image's height and width are stored */
     size_t start;          /* where the first segment begins */
@@ -46,7 +46,7 @@ static int32_t number(const uint8_t *bytes) { return bytes[0] << 8 | bytes[1]; }
 
 static int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
-/* Whether a JPEG of this size is baseline, in three colours, and cut into a grid; then `grid` describes it. */
+/* Returns 1 and fills `grid` if the JPEG has this size, is baseline, in three colours and cut into a grid; else 0. */
 static int find_grid(const uint8_t *data, size_t size, int32_t height, int32_t width, struct grid *grid) {
     int32_t interval = 0, across = 0, down = 0;
     grid->sides = 0;
@@ -81,7 +81,7 @@ static int find_grid(const uint8_t *data, size_t size, int32_t height, int32_t w
     return 0;
 }
 
-/* Where the segment that begins at `at` ends: at its closing marker; `size` if there is none. */
+/* Returns the position of the marker that closes the segment beginning at `at`; `size` if there is none. */
 static size_t end_of_segment(const uint8_t *data, size_t size, size_t at) {
     while (at + 1 < size) {
         const uint8_t *found = memchr(data + at, 0xFF, size - 1 - at);
@@ -93,14 +93,14 @@ static size_t end_of_segment(const uint8_t *data, size_t size, size_t at) {
     return size;
 }
 
-/* A JPEG of those segments of another that hold a window and a margin around it. */
+/* A JPEG made of the segments of another that hold a window and the margin around it. */
 struct part {
     uint8_t *data; /* to be freed */
     size_t size;
     int32_t top, left, height, width; /* of the rectangle in the image */
 };
 
-/* Whether `out` is made: not without a grid, nor where the window takes all that is decoded of the whole anyway. */
+/* Makes `out` and returns 1; returns 0 without a grid, or where `out` would save nothing. */
 static int cut(const uint8_t *data, size_t size, int32_t height, int32_t width, int32_t top, int32_t left,
                int32_t rows, int32_t columns, struct part *out) {
     struct grid grid;
@@ -130,7 +130,7 @@ static int cut(const uint8_t *data, size_t size, int32_t height, int32_t width, 
         size_t end = end_of_segment(data, size, at);
         if (end == size || data[end + 1] != (i == last ? EOI : RST0 + i % 8)) {
             free(out->data);
-            return 0; /* damaged: the decoder of the whole finds what is wrong */
+            return 0; /* damaged: decoding the whole will show it */
         }
         int32_t row = i / grid.columns, column = i % grid.columns;
         if (row >= first_row && column >= first_column && column < end_column) {
@@ -146,15 +146,15 @@ static int cut(const uint8_t *data, size_t size, int32_t height, int32_t width, 
     return 1;
 }
 
-/* 0 if the window of the JPEG of height x width pixels is decoded to where it lies in `image`, 1 if it is damaged.
+/* Decodes the window of a JPEG of height x width pixels; returns 0, or 1 if the JPEG is damaged.
 
-   image: the first pixel of the JPEG's, RGB, in an image whose lines are `stride` bytes long. */
+   image: where the JPEG's first pixel belongs, RGB, in an image whose lines are `stride` bytes long. */
 static int32_t decode(const uint8_t *data, uint64_t size, int32_t height, int32_t width, uint8_t *image, size_t stride,
                       int32_t top, int32_t left, int32_t rows, int32_t columns) {
     struct jpeg_decompress_struct info;
     struct errors errors;
     info.err = jpeg_std_error(&errors.manager);
-    errors.manager.error_exit = leave;
+    errors.manager.error_exit = stop_decoding;
     errors.manager.emit_message = count_warning;
     if (setjmp(errors.on_error)) {
         jpeg_destroy_decompress(&info);
@@ -184,14 +184,14 @@ static int32_t decode(const uint8_t *data, uint64_t size, int32_t height, int32_
         jpeg_read_scanlines(&info, lines, wanted);
     }
     int32_t damaged = info.err->num_warnings != 0;
-    jpeg_destroy_decompress(&info); /* also in the middle of an image: what follows the window is not read */
+    jpeg_destroy_decompress(&info); /* in the middle of the image: what follows the window is not read */
     return damaged;
 }
 
-/* 0 if rows top..top+rows-1, columns left..left+columns-1 of `image` hold the window; 1 if the data is damaged.
+/* Decodes rows top..top+rows-1, columns left..left+columns-1 of a JPEG into `image`; returns 0, or 1 if it is damaged.
 
-   image: uint8[height, width, 3], RGB; a margin left and right of the window is written as well, and nothing else.
-   The window must lie within height x width, which must be the size that the JPEG has. */
+   image: uint8[height, width, 3], RGB; only the window and a margin left and right of it are written.
+   The window must lie within height x width. A JPEG of another size counts as damaged. */
 int32_t decode_window(const uint8_t *data, uint64_t size, int32_t height, int32_t width, uint8_t *image, int32_t top,
                       int32_t left, int32_t rows, int32_t columns) {
     size_t stride = (size_t)width * 3;

@@ -1,16 +1,17 @@
 """The JSON beside each `.beton`: what it holds, and the proof that it is still that file."""
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
 import time
-import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,10 +20,11 @@ from fastlsr.files import replace_text
 
 _BLOCK_BYTES = 64 * 2**20  # of the digest
 _READ_BYTES = 2**20
-# A file changed this shortly before it was hashed can be changed again within one tick of the file system's
-# clock, which no time stamp would show. Such a file is not stamped: the next `verify` hashes it again.
+# A file that changed so shortly before it was hashed could change again within one tick of the file system's clock, and
+# no time stamp would show it. Such a file is not stamped: the next `verify` hashes it again.
 _SETTLED_NANOSECONDS = 200_000_000
-_SILENT_SECONDS = 1.0  # of verifying a file; after them it is shown
+_SILENT_SECONDS = 1.0  # progress of hashing is shown from then on
+_ROUNDING = 1e-9  # of a variance in squared grey levels; that of one pixel in a million is a thousand times as much
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,10 @@ class Manifest:
     widths: tuple[int, int]
     mean: tuple[float, float, float]  # of the pixels in [0, 1] after resizing and before JPEG compression
     std: tuple[float, float, float]  # over all pixels of the split, each pixel with the same weight
-    options: dict  # what the writer was asked for
+    options: dict[str, Any]  # of the writer
     bytes: int
     digest: str  # `digest_of` the file
-    versions: dict  # of the libraries that decode, resize and compress
+    versions: dict[str, Any]  # of the libraries that decode, resize and compress
     skipped: tuple[str, ...]  # what `--skip-bad` left out, and why
 
 
@@ -51,10 +53,10 @@ def manifest_path(beton: Path) -> Path:
 
 
 def read_manifest(beton: Path) -> Manifest:
-    """The manifest of `beton`, its values' types checked; the `.beton` itself is not opened.
+    """The manifest of `beton`, its values checked for themselves; the `.beton` itself is not opened.
 
     Raises:
-        InputError: the `.beton` or its manifest is missing, or the manifest is not one.
+        InputError: the `.beton` or its manifest is missing, or the manifest is none, or no file can be what it says.
     """
     beton, path = Path(beton), manifest_path(Path(beton))
     if not beton.is_file():
@@ -69,15 +71,15 @@ def read_manifest(beton: Path) -> Manifest:
 
 
 def write_manifest(manifest: Manifest, beton: Path) -> None:
-    """None; the manifest of `beton` is on disk, whole or not at all, and says the same for the same values."""
+    """Writes the manifest of `beton`, whole or not at all; equal manifests are equal bytes."""
     replace_text(manifest_path(beton), json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
 
 
 def verify(beton: Path) -> Manifest:
-    """The manifest of `beton`, after the file's size and digest were found to be the manifest's.
+    """The manifest of `beton`, once the file's size and digest are known to be the manifest's.
 
-    A verified file leaves a hidden stamp beside it, so that the digest is computed once for each state of the
-    file (size, times, inode), not at each start of a training. Where that takes more than a second it is shown.
+    A hidden stamp beside the file keeps the digest for this state of the file (size, times, inode), so that not each
+    start of a training computes it. Progress is shown where that takes more than a second.
 
     Raises:
         InputError: as `read_manifest`, or the file is truncated, altered, or another than the manifest's.
@@ -110,17 +112,23 @@ def digest_of(path: Path, watch: Callable[[Iterable[str]], Iterable[str]] = iter
 
 
 def _shown(blocks: Iterable[str], beton: Path) -> Iterator[str]:
-    """The same blocks, with a bar on a terminal, elsewhere a line, once they have taken `_SILENT_SECONDS`."""
-    size, start, said = beton.stat().st_size, time.monotonic(), False
+    """The same blocks; after `_SILENT_SECONDS` with a bar on a terminal, or one line elsewhere."""
+    size, start, shown = beton.stat().st_size, time.monotonic(), False
     if sys.stderr.isatty():
-        mebibytes = {"unit": " MiB", "unit_scale": _BLOCK_BYTES // 2**20}
-        total = -(-size // _BLOCK_BYTES)
-        yield from tqdm(blocks, f"verifying {beton}", total, leave=False, delay=_SILENT_SECONDS, **mebibytes)
+        yield from tqdm(
+            blocks,
+            f"verifying {beton}",
+            total=-(-size // _BLOCK_BYTES),
+            leave=False,
+            delay=_SILENT_SECONDS,
+            unit=" MiB",
+            unit_scale=_BLOCK_BYTES // 2**20,
+        )
         return
     for block in blocks:
-        if not said and time.monotonic() - start > _SILENT_SECONDS:
+        if not shown and time.monotonic() - start > _SILENT_SECONDS:
             print(f"verifying {beton} ({size / 2**30:.1f} GiB), once after each change", file=sys.stderr, flush=True)
-            said = True
+            shown = True
         yield block
 
 
@@ -140,27 +148,59 @@ def _parsed(values: object, path: Path) -> Manifest:
     if values.keys() != names:
         raise InputError(f"{path} is not a manifest: it lacks or adds {', '.join(sorted(names ^ values.keys()))}")
     hints = typing.get_type_hints(Manifest)
-    typed = {name: _typed(value, hints[name], f"{path}: {name}") for name, value in values.items()}
-    manifest = Manifest(**typed)
-    if len(manifest.classes) != len(manifest.class_counts) or sum(manifest.class_counts) != manifest.count:
-        raise InputError(f"{path} contradicts itself: class_counts do not add up to count over the classes")
+    manifest = Manifest(**{name: _typed(value, hints[name], f"{path}: {name}") for name, value in values.items()})
+    _check_values(manifest, path)
     return manifest
 
 
-def _typed(value: object, hint: object, name: str) -> object:
-    """`value` as `hint` wants it (lists become tuples); `hint` is a plain type or tuple[...] of one plain type."""
-    if isinstance(hint, types.GenericAlias):
-        wanted = typing.get_args(hint)
-        if not isinstance(value, list) or (wanted[-1] is not Ellipsis and len(value) != len(wanted)):
+def _typed(value: object, hint: Any, name: str) -> Any:
+    """`value`, of the type `hint`: a plain type, dict[...], or tuple[...] of one plain type, made from a list."""
+    wanted = typing.get_origin(hint) or hint
+    if wanted is tuple:
+        items = typing.get_args(hint)
+        if not isinstance(value, list) or (items[-1] is not Ellipsis and len(value) != len(items)):
             raise InputError(f"{name} is not a list of the right length")
-        return tuple(_typed(item, wanted[0], name) for item in value)
-    if not isinstance(value, hint) or isinstance(value, bool):
-        raise InputError(f"{name} holds {value!r}, not a {hint.__name__}")
+        return tuple(_typed(item, items[0], name) for item in value)
+    if not isinstance(value, wanted) or isinstance(value, bool):
+        raise InputError(f"{name} holds {value!r}, not a {wanted.__name__}")
     return value
 
 
+def _check_values(manifest: Manifest, path: Path) -> None:
+    names, counts = manifest.classes, manifest.class_counts
+    rules = {
+        "classes": (
+            all(name.strip() for name in names) and len(set(names)) == len(names),
+            "does not hold different names, none of them empty",
+        ),
+        "class_counts": (
+            len(counts) == len(names) and min(counts, default=0) >= 0 and 0 < sum(counts) == manifest.count,
+            "does not add up to count over the classes",
+        ),
+        "heights": (0 < manifest.heights[0] <= manifest.heights[1], "is no range of pixels"),
+        "widths": (0 < manifest.widths[0] <= manifest.widths[1], "is no range of pixels"),
+        "mean": (all(0 <= mean <= 1 for mean in manifest.mean), "does not lie in 0..1"),
+        "std": (all(map(_can_have, manifest.mean, manifest.std)), "is not one that pixels of this mean can have"),
+    }
+    for name, (holds, fault) in rules.items():
+        if not holds:
+            raise InputError(f"{path}: {name} {fault}")
+
+
+def _can_have(mean: float, std: float) -> bool:
+    """Whether values of 0/255, 1/255, ... 255/255 can have this mean and standard deviation.
+
+    Their variance is least where all are next to the mean, and largest where all are 0 or 1. A deviation of 0 is that
+    of a constant channel, whose mean is one of the values.
+    """
+    grey = 255 * mean
+    part = grey % 1
+    least, most = part * (1 - part), grey * (255 - grey)
+    return std >= 0 and least - _ROUNDING <= (255 * std) ** 2 <= most + _ROUNDING
+
+
 def _identity(state: os.stat_result) -> dict[str, int]:
-    # ctime too: unlike mtime, no ordinary program can set it back.
+    # ctime, too, since no ordinary program can set it back.
     return {"size": state.st_size, "mtime_ns": state.st_mtime_ns, "ctime_ns": state.st_ctime_ns, "inode": state.st_ino}
 
 
@@ -168,15 +208,13 @@ def _stamp_path(beton: Path) -> Path:
     return beton.with_name(f".{beton.stem}.verified")
 
 
-def _read_stamp(beton: Path) -> dict:
+def _read_stamp(beton: Path) -> dict[str, Any]:
     try:
         return json.loads(_stamp_path(beton).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
 
-def _write_stamp(beton: Path, stamp: dict) -> None:
-    try:
+def _write_stamp(beton: Path, stamp: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # a read-only folder: the digest is then computed each time
         replace_text(_stamp_path(beton), json.dumps(stamp))
-    except OSError:
-        pass  # a read-only folder: the digest is then computed each time

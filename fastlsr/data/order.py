@@ -1,10 +1,16 @@
-"""The order of an epoch: a pure function of (seed, epoch), whatever the threads and whenever the run was resumed."""
+"""The order of an epoch: a pure function of (seed, epoch), whatever the threads and whenever the run was resumed.
+
+FFCV's own orders draw from RNG(seed + epoch): epoch 1 of seed 0 would be epoch 0 of seed 1.
+"""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
-from fastlsr.data.ffcv_parts import TraversalOrder
+from fastlsr.rng import Stream, generator
+
+Order = Callable[..., np.ndarray]  # (*, seed, epoch) -> int64[n], a permutation of 0..n-1
 
 _GROUP_BATCHES = 16  # how many batches the pages that quasi_random keeps in memory hold, about
 
@@ -16,7 +22,7 @@ def sequential(count: int, *, seed: int, epoch: int) -> np.ndarray:
 
 def shuffled(count: int, *, seed: int, epoch: int) -> np.ndarray:
     """int64[count]: a uniformly random permutation, a function of (seed, epoch) alone."""
-    return _generator(seed, epoch).permutation(count)
+    return generator(Stream.ORDER, seed, epoch).permutation(count)
 
 
 def page_wise(pages: np.ndarray, *, group: int, seed: int, epoch: int) -> np.ndarray:
@@ -27,21 +33,21 @@ def page_wise(pages: np.ndarray, *, group: int, seed: int, epoch: int) -> np.nda
     Args:
         pages: int[N], the page each sample lies on.
     """
-    generator = _generator(seed, epoch)
+    random = generator(Stream.ORDER, seed, epoch)
     names, page = np.unique(pages, return_inverse=True)
-    group_of_page = generator.permutation(len(names)) // group
-    return np.lexsort((generator.random(len(pages)), group_of_page[page]))
+    group_of_page = random.permutation(len(names)) // group
+    return np.lexsort((random.random(len(pages)), group_of_page[page]))
 
 
 def peers_of(labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     """int64[N]: for each sample another of its class, or itself where there is no other; a permutation.
 
-    A function of (labels, seed, epoch): the members of a class stand in a random circle, and each is given the next.
+    A function of (labels, seed, epoch): the members of a class form a random circle, and each one's peer is the next.
 
     Args:
         labels: int[N].
     """
-    shuffled_samples = _generator(seed, (1 << 32) + epoch).permutation(len(labels))  # not the order's own stream
+    shuffled_samples = generator(Stream.PAIRS, seed, epoch).permutation(len(labels))
     circle = shuffled_samples[np.argsort(labels[shuffled_samples], kind="stable")]
     ordered = labels[circle]
     following = np.arange(1, len(labels) + 1)
@@ -52,43 +58,19 @@ def peers_of(labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     return peers
 
 
-class EpochOrder(TraversalOrder):
-    """FFCV's hook for an order. Its own draw from RNG(seed + epoch): seed 0's epoch 1 is seed 1's epoch 0."""
+def epoch_order(kind: str, pages: np.ndarray, batch_size: int) -> Order:
+    """The order `kind` (random, quasi_random or sequential) of a loader's n samples.
 
-    def __init__(self, loader, permutation: Callable[..., np.ndarray]):
-        super().__init__(loader)
-        self._permutation = permutation
-
-    def sample_order(self, epoch: int) -> np.ndarray:
-        """int64[n]: the indices of the loader's samples in the order of `epoch`."""
-        return self.indices[self._permutation(seed=self.seed, epoch=epoch)]
-
-
-def epoch_order(loader, kind: str) -> EpochOrder:
-    """The order `kind` (random, quasi_random or sequential) of an FFCV loader."""
-    count = len(loader.indices)
+    Args:
+        pages: int[n], the page of the file that each sample lies on.
+    """
     if kind == "random":
-        return EpochOrder(loader, lambda **key: shuffled(count, **key))
+        return partial(shuffled, len(pages))
     if kind == "sequential":
-        return EpochOrder(loader, lambda **key: sequential(count, **key))
+        return partial(sequential, len(pages))
     if kind == "quasi_random":
-        pages = page_of_sample(loader.reader)[loader.indices]
-        group = _pages_in_group(pages, loader.batch_size)
-        return EpochOrder(loader, lambda **key: page_wise(pages, group=group, **key))
+        return partial(page_wise, pages, group=_pages_in_group(pages, batch_size))
     raise ValueError(f"unknown order {kind!r}")
-
-
-def _generator(seed: int, epoch: int) -> np.random.Generator:
-    # Philox is keyed, not seeded: every (seed, epoch) has a stream of its own, and no sum of the two enters.
-    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
-
-
-def page_of_sample(reader) -> np.ndarray:
-    """int64[N]: the page each sample's image begins on; FFCV never lets a sample cross pages."""
-    table = reader.alloc_table
-    pages = np.zeros(reader.num_samples, dtype=np.int64)
-    pages[table["sample_id"].astype(np.int64)] = table["ptr"] // reader.page_size
-    return pages
 
 
 def _pages_in_group(pages: np.ndarray, batch_size: int) -> int:

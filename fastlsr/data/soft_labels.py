@@ -1,20 +1,19 @@
-"""A teacher's soft labels on disk: by class and by sample, with what they were made of.
+"""Files of soft labels: by class and by sample, with their origin.
 
 A `.safetensors` file with any of
 
-    by_class            float[K, K], or soft_labels, as a run's stages have it
-    by_sample           float16[N, K], row i that of the sample with index i in the training file
-    values, indices     float16[N, k] and int16 or int32[N, k]: the k largest of a sample's row, the rest of its weight
-                        spread evenly over the other classes
+    by_class            float[K, K]; a run's stages call it soft_labels
+    by_sample           float16[N, K], row i for the sample with index i in the training file
+    values, indices     float16[N, k] and int16 or int32[N, k]: the k largest entries of each sample's row; the rest of
+                        its weight is spread evenly over the other classes
 
 and, under the metadata key `teacher`, a JSON object: `data` (the digest of the training file), `classes`, `fold`
-(`folds.fold_name`), `model`, and how it was made. What the object does not name is not checked. ImageNet's 1.28 million
-rows of 1000 would take 2.6 GB as float16 and take 0.1 GB with k = 20.
+(`splits.fold_name`), `model`, and how it was made. A field that is missing is not checked. ImageNet's 1.28 million rows
+of 1000 would take 2.6 GB as float16; with k = 20 they take 0.1 GB.
 
-Reading: on the CPU the rows stay in the file, which is mapped into the address space. A batch's rows are read when
-they are gathered, and what was read stays in the operating system's cache, whose pages it takes back when memory runs
-short; rows that were not read before wait for the disk. On CUDA all rows lie on the device, as stored, and the gather
-is part of the compiled step.
+On the CPU the rows stay in the file, which is mapped into the address space: a batch's rows are read when they are
+gathered, and the operating system keeps in memory what fits. On CUDA all rows lie on the device, as stored, and the
+gather is part of the compiled step.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ from fastlsr.data.manifest import Manifest
 from fastlsr.errors import InputError
 from fastlsr.files import replace_file
 
-LARGEST_DENSE_BYTES = 1 << 29  # above this, rows are kept as their largest entries
+LARGEST_DENSE_BYTES = 1 << 29  # of whole rows; above this, only the largest entries are kept
 LARGEST_ENTRIES = 20
-_METADATA = "teacher"  # one key: safetensors writes several in a random order, and equal files are to be equal bytes
+_METADATA = "teacher"  # one key: safetensors writes several in a random order, and equal files must be equal bytes
 _SUM_TOLERANCE = 0.02  # of a row of float16
-_BLOCK_VALUES = 1 << 20  # of the rows that are looked at together
+_BLOCK_VALUES = 1 << 20  # checked at a time
 
 
 @dataclass
@@ -65,12 +64,13 @@ class SampleLabels:
 
 
 class TeacherRows:
-    """A teacher's predictions as they come in, batch by batch, held in as much memory as their file takes.
+    """A teacher's predictions, collected batch by batch in as much memory as their file takes.
 
     The row of a sample that is never added stays uniform.
 
     Args:
-        samples, classes: N and K. Rows that would take more than half a gigabyte keep their largest entries only.
+        samples: N.
+        classes: K.
     """
 
     def __init__(self, samples: int, classes: int):
@@ -97,7 +97,7 @@ class TeacherRows:
         return self.entropy_sum / max(self.seen, 1)
 
     def add(self, index: Tensor, labels: Tensor, probabilities: Tensor) -> None:
-        """Takes in the rows float32[B, K] of samples int64[B] `index` with int64[B] `labels`, on any one device."""
+        """Adds the rows float32[B, K] of samples int64[B] `index` with int64[B] `labels`, all on one device."""
         self.seen += len(index)
         self.correct += int((probabilities.argmax(1) == labels).sum())
         self.entropy_sum += float(torch.special.entr(probabilities).sum(dtype=torch.float64))
@@ -117,19 +117,19 @@ class TeacherRows:
         return torch.where((self._counts == 0)[:, None], torch.eye(len(means)).double(), means).float()
 
     def save(self, path: Path, manifest: Manifest, *, fold: str, model: str, **made: Any) -> None:
-        """Writes the file, whole or not at all; the same rows and words give the same bytes.
+        """Writes the file, whole or not at all; the same rows and arguments give the same bytes.
 
         Args:
             manifest: of the training file the samples are of.
-            fold: which part of it was held out (`folds.fold_name`).
-            model: what made the rows.
-            made: how, in plain values.
+            fold: the part of it that was held out (`splits.fold_name`).
+            model: the name of the teacher.
+            made: how it was made, in plain values.
 
         Raises:
-            InputError: if a row is not finite.
+            InputError: a row is not finite.
         """
         if not self._sums.isfinite().all():
-            raise InputError(f"{model} answers with numbers that are not finite")
+            raise InputError(f"{model} predicts numbers that are not finite")
         tensors = {"by_class": self.by_class()}
         if self._indices is None:
             tensors["by_sample"] = self._values
@@ -141,13 +141,13 @@ class TeacherRows:
 def save_labels(
     path: Path, tensors: dict[str, Tensor], manifest: Manifest, *, fold: str, model: str, **made: Any
 ) -> None:
-    """Writes a file of soft labels with what they were made of, whole or not at all.
+    """Writes a file of soft labels with their origin, whole or not at all.
 
     The arguments after `tensors` are those of `TeacherRows.save`.
     """
-    said = {"data": manifest.digest, "classes": manifest.classes, "fold": fold, "model": model, **made}
-    content = save(tensors, {_METADATA: json.dumps(said, sort_keys=True)})
-    replace_file(path, lambda part: part.write_bytes(content))  # save_file would hide it from all but its owner
+    origin = {"data": manifest.digest, "classes": manifest.classes, "fold": fold, "model": model, **made}
+    content = save(tensors, {_METADATA: json.dumps(origin, sort_keys=True)})
+    replace_file(path, lambda part: part.write_bytes(content))  # save_file's would be readable by its owner only
 
 
 def class_labels(path: Path, manifest: Manifest, *, fold: str = "") -> Tensor:
@@ -155,10 +155,10 @@ def class_labels(path: Path, manifest: Manifest, *, fold: str = "") -> Tensor:
 
     Args:
         manifest: of the training file.
-        fold: which part of it is held out (`folds.fold_name`).
+        fold: the part of it that is held out (`splits.fold_name`).
 
     Raises:
-        InputError: if the file cannot be read, has none, or is for other data, classes or folds.
+        InputError: the file cannot be read, has none, or is for other data, classes or folds.
     """
     with _opened(path, manifest, fold) as file:
         name = next((name for name in ("by_class", "soft_labels") if name in file.keys()), None)  # noqa: SIM118
@@ -168,20 +168,17 @@ def class_labels(path: Path, manifest: Manifest, *, fold: str = "") -> Tensor:
     classes = len(manifest.classes)
     if table.shape != (classes, classes):
         raise InputError(f"{path} is for {'x'.join(map(str, table.shape))} soft labels, the data has {classes} classes")
-    _refuse_improper(path, table)
+    _check_distributions(path, table)
     return table / table.sum(1, keepdim=True)
 
 
 def sample_labels(path: Path, manifest: Manifest, *, fold: str = "", device: torch.device) -> SampleLabels:
     """A file's soft labels by sample: mapped on the CPU, copied to a CUDA device.
 
-    Every row is looked at once, a block at a time.
-
-    Args:
-        manifest, fold: as for `class_labels`.
+    Every row is checked now, a block at a time. The arguments are those of `class_labels`.
 
     Raises:
-        InputError: if the file cannot be read, has none, or is for other data, classes, samples or folds.
+        InputError: the file cannot be read, has none, or is for other data, classes, samples or folds.
     """
     classes = len(manifest.classes)
     with _opened(path, manifest, fold) as file:
@@ -198,24 +195,26 @@ def sample_labels(path: Path, manifest: Manifest, *, fold: str = "", device: tor
     if values.shape[1] > classes or (indices is None and values.shape[1] != classes):
         raise InputError(f"{path} has soft labels for {values.shape[1]} classes, the data has {classes}")
     for block in _blocks(path, names, values.shape):
-        _refuse_improper(path, block[0], partial=indices is not None)
+        _check_distributions(path, block[0], partial=indices is not None)
         if indices is not None:
-            _refuse_other_classes(path, block[1], classes)
+            _check_indices(path, block[1], classes)
     return SampleLabels(values.to(device), None if indices is None else indices.to(device), classes)
 
 
-def _opened(path: Path, manifest: Manifest, fold: str):
+def _opened(path: Path, manifest: Manifest, fold: str) -> Any:
     try:
         file = safe_open(path, framework="pt")
-        said = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+        origin = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+        if not isinstance(origin, dict):
+            raise ValueError(f"its metadata {_METADATA} is no JSON object")
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"method.teacher={path} cannot be read as safetensors: {str(error).splitlines()[0]}") from None
-    if said.get("data", manifest.digest) != manifest.digest:
+    if origin.get("data", manifest.digest) != manifest.digest:
         raise InputError(f"{path} was made for other data: its training file has another digest")
-    if tuple(said.get("classes", manifest.classes)) != manifest.classes:
+    if origin.get("classes", list(manifest.classes)) != list(manifest.classes):
         raise InputError(f"{path} was made for other classes")
-    if said.get("fold", fold) != fold:
-        made, here = (f"fold {name}" if name else "nothing" for name in (said["fold"], fold))
+    if origin.get("fold", fold) != fold:
+        made, here = (f"fold {name}" if name else "nothing" for name in (origin["fold"], fold))
         raise InputError(f"{path} was made with {made} held out, this run holds out {here}")
     return file
 
@@ -224,13 +223,13 @@ def _blocks(path: Path, names: Sequence[str], shape: Sequence[int]) -> Iterator[
     """The rows of the tensors `names`, of one shape, a block at a time."""
     size = max(1, _BLOCK_VALUES // max(1, shape[1]))
     for start in range(0, shape[0], size):
-        # A mapping for each: what is read through the lasting one would count as this process's memory.
+        # Opened anew for each block: pages read through a mapping that stays open count as this process's memory.
         with safe_open(path, framework="pt") as file:
             yield [file.get_slice(name)[start : start + size] for name in names]
 
 
-def _refuse_improper(path: Path, rows: Tensor, *, partial: bool = False) -> None:
-    """Refuses rows that are no distributions; `partial` ones may leave weight to the classes that they do not name."""
+def _check_distributions(path: Path, rows: Tensor, *, partial: bool = False) -> None:
+    """Checks that rows are distributions; `partial` ones may leave weight to the classes that they do not name."""
     rows = rows.float()
     excess = rows.sum(1) - 1
     off = excess.clamp(min=0) if partial else excess.abs()
@@ -238,7 +237,7 @@ def _refuse_improper(path: Path, rows: Tensor, *, partial: bool = False) -> None
         raise InputError(f"{path}: soft labels must be nonnegative rows that sum to 1")
 
 
-def _refuse_other_classes(path: Path, indices: Tensor, classes: int) -> None:
+def _check_indices(path: Path, indices: Tensor, classes: int) -> None:
     indices = indices.long()
     if indices.numel() and (indices.min() < 0 or indices.max() >= classes):
         raise InputError(f"{path} has entries outside the {classes} classes")

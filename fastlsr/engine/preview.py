@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import torch
 
 from fastlsr.config import Config
-from fastlsr.data.loader import input_resolution, refuse_paged_pairs
+from fastlsr.data.crops import input_resolution
+from fastlsr.data.loader import check_pairs_storage
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import split_paths, training_count
 from fastlsr.engine.log import wandb_mode
@@ -46,7 +47,7 @@ def preview(config: Config, plan: Plan) -> Iterator[str]:
     choose_device(config.train.device)
     wandb_mode(config.log.wandb)
     if plan.pairs:
-        refuse_paged_pairs(config.data)
+        check_pairs_storage(config.data)
     find_start(config, plan)
     train = read_manifest(split_paths(config)[0])
     read_teacher(config, plan, train, torch.device("cpu"))

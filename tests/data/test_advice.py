@@ -33,11 +33,11 @@ def photographs(digits_dir):
     ],
 )
 def test_what_is_advised_follows_from_file_options_and_machine(photographs, data, facts, named):
-    said = remedies(photographs, Data(**data), **_ALL | facts)
-    assert len(said) == len(named)
-    assert all(name in line for name, line in zip(named, said, strict=True))
+    lines = remedies(photographs, Data(**data), **_ALL | facts)
+    assert len(lines) == len(named)
+    assert all(name in line for name, line in zip(named, lines, strict=True))
 
 
 def test_raw_pixels_are_not_advised_to_be_written_raw(photographs):
-    (said,) = remedies(replace(photographs, options={"mode": "raw"}), Data(), **_ALL)
-    assert "--write-mode" not in said
+    (line,) = remedies(replace(photographs, options={"mode": "raw"}), Data(), **_ALL)
+    assert "--write-mode" not in line

@@ -12,8 +12,9 @@ from torchvision.transforms import CenterCrop, RandomResizedCrop, Resize
 from torchvision.transforms.functional import resized_crop
 
 from fastlsr.data import augment
-from fastlsr.data.augment import Rows, below, central_box, random_window, sample_key, uniform
+from fastlsr.data.augment import Images, below, central_box, random_window, sample_key, sample_keys, uniform
 from fastlsr.data.prepare.encoding import jpeg
+from fastlsr.rng import SampleStream, sample_stream
 
 DRAWS = 20_000
 
@@ -24,25 +25,35 @@ def smooth_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def raw_batch(images: np.ndarray, index: np.ndarray | None = None) -> tuple[np.ndarray, Rows]:
-    """(memory, rows) of uint8 [B, H, W, 3] images, as they lie in a raw .beton."""
+def raw_batch(images: np.ndarray) -> tuple[np.ndarray, Images]:
+    """(memory, where they are in it) of uint8 [B, H, W, 3] images, as they lie in a raw .beton."""
     count, height, width, _ = images.shape
     size = height * width * 3
     memory = images.reshape(-1).copy()
     memory.flags.writeable = False
     columns = [np.full(count, value) for value in (size, height, width, 0)]
-    return memory, Rows(np.arange(count) if index is None else index, np.arange(count) * size, *columns)
+    return memory, Images(np.arange(count) * size, *columns)
 
 
 def run(
-    crop: augment.Crop, memory, rows: Rows, *, seed: int = 0, epoch: int = 0, workers: int = 2, scratch: int = 0
+    crop: augment.Crop,
+    memory,
+    images: Images,
+    *,
+    index: np.ndarray | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    workers: int = 2,
+    scratch: int = 0,
 ) -> np.ndarray:
-    """uint8 [B, H, W, 3]: what `crop` makes of the images; JPEGs take `scratch` bytes to decode into."""
+    """uint8 [B, H, W, 3]: the crops of the images, samples 0, 1, ... or `index`; JPEGs decode into `scratch` bytes."""
+    count = len(images.offset)
+    drawn = sample_keys(np.uint64(seed), np.full(count, epoch), np.arange(count) if index is None else index)
     buffers = np.full((workers, scratch), 77, dtype=np.uint8)
     buffers.flags.writeable = False
-    out = np.full((len(rows.index), crop.resolution, crop.resolution, 3), 77, dtype=np.uint8)
-    failed = np.zeros(len(out), dtype=np.uint8)
-    crop.run(memory, rows, buffers, out, failed, seed=np.uint64(seed), epoch=epoch)
+    out = np.full((count, crop.resolution, crop.resolution, 3), 77, dtype=np.uint8)
+    failed = np.zeros(count, dtype=np.uint8)
+    crop.run(memory, images, drawn, buffers, out, failed)
     assert not failed.any()
     return out
 
@@ -78,26 +89,25 @@ def test_the_whole_image_is_copied_unchanged():
 
 @pytest.mark.parametrize("crop", [augment.padded_crop(16, flip=True), augment.random_resized_crop(16, flip=True)])
 def test_an_image_is_augmented_alike_wherever_in_a_batch_and_on_however_many_threads(crop):
-    images = np.random.default_rng(1).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
-    memory, rows = raw_batch(images)
-    reversed_rows = Rows(*(column[::-1].copy() for column in rows))
-    forwards = run(crop, memory, rows, workers=1)
-    assert np.array_equal(forwards, run(crop, memory, rows, workers=3))
-    assert np.array_equal(forwards, run(crop, memory, reversed_rows)[::-1])
+    memory, images = raw_batch(np.random.default_rng(1).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8))
+    backwards = Images(*(column[::-1].copy() for column in images))
+    forwards = run(crop, memory, images, workers=1)
+    assert np.array_equal(forwards, run(crop, memory, images, workers=3))
+    assert np.array_equal(forwards, run(crop, memory, backwards, index=np.arange(30)[::-1].copy())[::-1])
 
 
 @pytest.mark.parametrize("crop", [augment.padded_crop(16, flip=True), augment.random_resized_crop(16, flip=True)])
 @pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}])
 def test_another_seed_or_epoch_augments_otherwise(crop, other):
-    memory, rows = raw_batch(np.random.default_rng(1).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8))
-    same = (run(crop, memory, rows) == run(crop, memory, rows, **other)).all(axis=(1, 2, 3))
+    batch = raw_batch(np.random.default_rng(1).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8))
+    same = (run(crop, *batch) == run(crop, *batch, **other)).all(axis=(1, 2, 3))
     assert same.mean() < 0.2
 
 
 def test_flip_mirrors_half_of_the_resized_crops():
-    memory, rows = raw_batch(np.stack([smooth_image(40, 50)] * 400))
-    flipped = run(augment.random_resized_crop(16, flip=True), memory, rows)
-    straight = run(augment.random_resized_crop(16, flip=False), memory, rows)
+    batch = raw_batch(np.stack([smooth_image(40, 50)] * 400))
+    flipped = run(augment.random_resized_crop(16, flip=True), *batch)
+    straight = run(augment.random_resized_crop(16, flip=False), *batch)
     mirrored = (flipped == straight[:, :, ::-1]).all(axis=(1, 2, 3))
     assert (mirrored | (flipped == straight).all(axis=(1, 2, 3))).all()
     assert 160 < mirrored.sum() < 240  # four standard deviations
@@ -128,9 +138,16 @@ def test_uniform_draws_fill_their_range_and_stay_inside():
     assert chi_square(np.histogram(draws, bins=20, range=(-1, 3))[0]) < 43.8  # 19 degrees of freedom
 
 
-def test_keys_of_all_seeds_epochs_and_samples_differ():
-    made = {sample_key(np.uint64(s), e, i) for s in range(20) for e in range(20) for i in range(50)}
-    assert len(made) == 20 * 20 * 50
+def test_keys_of_all_seeds_streams_and_samples_differ():
+    streams = [sample_stream(kind, epoch) for kind in SampleStream for epoch in range(20)]
+    made = {sample_key(np.uint64(s), stream, i) for s in range(20) for stream in streams for i in range(50)}
+    assert len(made) == 20 * 40 * 50
+
+
+def test_the_keys_of_a_batch_are_those_of_its_samples_one_by_one():
+    streams, index = np.array([0, 7, 1 << 32]), np.array([5, 5, 1])
+    together = sample_keys(np.uint64(3), streams, index)
+    assert together.tolist() == [sample_key(np.uint64(3), *pair) for pair in zip(streams, index, strict=True)]
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (60, 400), (300, 50)])
@@ -202,7 +219,7 @@ def test_a_crop_of_a_jpeg_is_that_of_its_pixels(mode, options, make):
     pixels = np.asarray(Image.open(file).convert("RGB"))
     data = np.frombuffer(file.getvalue(), dtype=np.uint8)
     columns = [np.full(300, value) for value in (0, len(data), *pixels.shape[:2], 1)]
-    out = run(make(24), data, Rows(np.arange(300), *columns), scratch=pixels.size)
+    out = run(make(24), data, Images(*columns), scratch=pixels.size)
     assert (out == run(make(24), *raw_batch(np.repeat(pixels[None], 300, axis=0)))).all()
 
 
@@ -213,9 +230,9 @@ def test_what_a_crop_does_not_touch_of_a_jpeg_with_restart_markers_is_not_decode
     first, *_, last = (found.start() for found in re.finditer(rb"\xff[\xd0-\xd7]", data.tobytes()))
     data[coded:first], data[last + 2 : -2] = 0, 0  # the upper left and the lower right corner
     data.flags.writeable = False
-    rows = Rows(*(np.array([value]) for value in (0, 0, len(data), 300, 500, 1)))
+    images = Images(*(np.array([value]) for value in (0, len(data), 300, 500, 1)))
     central = augment.central_crop(224)
-    assert (run(central, data, rows, scratch=pixels.size) == run(central, *raw_batch(pixels[None]))).all()
+    assert (run(central, data, images, scratch=pixels.size) == run(central, *raw_batch(pixels[None]))).all()
 
 
 def test_a_damaged_jpeg_is_told_or_decoded_and_nothing_is_written_behind_its_image():
@@ -224,11 +241,12 @@ def test_a_damaged_jpeg_is_told_or_decoded_and_nothing_is_written_behind_its_ima
     for file in data[1:]:
         file[random.integers(len(file), size=3)] = random.choice([0, 0xC0, 0xD0, 0xD9, 0xDD, 0xFF], size=3)
     columns = [np.full(copies, value) for value in (data.shape[1], 80, 130, 1)]
-    rows = Rows(np.arange(copies), np.arange(copies) * data.shape[1], *columns)
+    images = Images(np.arange(copies) * data.shape[1], *columns)
     buffers = np.full((2, 80 * 130 * 3 + 5000), 77, dtype=np.uint8)
     data.flags.writeable = buffers.flags.writeable = False
     out, failed = np.zeros((copies, 24, 24, 3), dtype=np.uint8), np.zeros(copies, dtype=np.uint8)
     crop = augment.random_resized_crop(24, flip=True)
-    crop.run(data.reshape(-1), rows, buffers, out, failed, seed=np.uint64(0), epoch=0)
+    drawn = sample_keys(np.uint64(0), np.zeros(copies, dtype=np.int64), np.arange(copies))
+    crop.run(data.reshape(-1), images, drawn, buffers, out, failed)
     assert not failed[0] and copies / 4 < failed.sum() < copies
     assert (buffers[:, 80 * 130 * 3 :] == 77).all()

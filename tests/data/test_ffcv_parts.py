@@ -15,5 +15,5 @@ print(json.dumps([len(compiled.buffer), torch.get_num_threads(), bool(numba.conf
 
 
 def test_importing_the_loader_compiles_nothing_and_leaves_numba_and_torch_as_they_were():
-    said = subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=True).stdout
-    assert json.loads(said) == [0, 3, False]
+    printed = subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=True).stdout
+    assert json.loads(printed) == [0, 3, False]

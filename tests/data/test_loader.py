@@ -1,6 +1,7 @@
 """The loader from file to batches: every sample, the same ones always, and no way to wait for ever."""
 
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -13,7 +14,8 @@ import torch
 from PIL import Image
 
 from fastlsr.config import Data
-from fastlsr.data.loader import Loader, input_resolution, train_crop, worker_count
+from fastlsr.data.crops import input_resolution, training_crop
+from fastlsr.data.loader import Loader, worker_count
 from fastlsr.data.manifest import digest_of, read_manifest, write_manifest
 from fastlsr.data.prepare.encoding import Encoding
 from fastlsr.data.prepare.writing import Samples, write_beton
@@ -69,8 +71,9 @@ def photos(tmp_path_factory, photo_files) -> Path:
     return write(tmp_path_factory.mktemp("jpg") / "photos.beton", photo_files, Encoding(mode="jpg"))
 
 
-def load(beton: Path, *, train: bool = True, seed: int = 0, **options) -> Loader:
-    return Loader(beton, Data(**{"batch_size": 8, "workers": 2, **options}), train=train, seed=seed, device=CPU)
+def load(beton: Path, *, train: bool = True, seed: int = 0, paired: bool = False, **options) -> Loader:
+    data = Data(**{"batch_size": 8, "workers": 2, **options})
+    return Loader(beton, data, train=train, seed=seed, device=CPU, paired=paired)
 
 
 def epoch_of(loader: Loader, epoch: int = 0, **options) -> list[tuple[torch.Tensor, ...]]:
@@ -80,6 +83,12 @@ def epoch_of(loader: Loader, epoch: int = 0, **options) -> list[tuple[torch.Tens
 def equal(a: list, b: list) -> bool:
     pairs = [pair for p, q in zip(a, b, strict=False) for pair in zip(p, q, strict=True)]
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in pairs)
+
+
+def wait_until_far_ahead(loader: Loader) -> None:
+    """Returns when all slots but the consumer's are full: the thread can only go on with the one being read."""
+    while loader._thread.is_alive() and loader._thread._ready.qsize() < 4:
+        pass
 
 
 def loader_threads() -> list[str]:
@@ -181,8 +190,7 @@ def test_a_batch_is_left_alone_until_the_next_is_asked_for(small):
     loader = load(small, batch_size=2)
     expected = epoch_of(loader, 0)
     for number, batch in enumerate(loader.epoch(0)):
-        while loader._thread.is_alive() and loader._thread._ready.qsize() < 4:
-            pass  # until all the other slots are full: the thread can only go on with the one being read
+        wait_until_far_ahead(loader)
         assert equal([tuple(batch)], [expected[number]])
 
 
@@ -252,6 +260,60 @@ def test_a_truncated_file_with_a_matching_manifest_is_refused(tmp_path, small_im
         load(beton)
 
 
+@pytest.mark.parametrize("os_cache", [True, False])
+@pytest.mark.parametrize("amid", [False, True], ids=["before the epoch", "amid the epoch"])
+@pytest.mark.parametrize("change", ["cut", "grown", "written to"])
+def test_a_file_changed_after_the_loader_was_built_is_an_input_error(tmp_path, small_images, os_cache, amid, change):
+    beton = write(tmp_path / "small.beton", small_images)
+    loader = load(beton, os_cache=os_cache, batch_size=2)
+    batches = loader.epoch(0)
+    if amid:
+        next(batches)
+        wait_until_far_ahead(loader)
+    before = beton.stat()
+    if change == "written to":
+        with open(beton, "r+b") as file:
+            file.write(b"\0")
+        os.utime(beton, ns=(before.st_atime_ns, before.st_mtime_ns + 1))  # the clock may tick too slowly to show it
+    else:
+        os.truncate(beton, before.st_size // 2 if change == "cut" else before.st_size + 1)
+    with pytest.raises(InputError, match="small.beton was changed while it was in use"):
+        list(batches)
+    assert not loader_threads()
+
+
+@pytest.mark.parametrize("os_cache", [True, False])
+def test_another_file_at_the_same_path_is_not_mixed_in(tmp_path, small, small_images, os_cache):
+    beton = write(tmp_path / "small.beton", small_images)
+    loader = load(beton, os_cache=os_cache)
+    os.replace(write(tmp_path / "other.beton", 255 - small_images), beton)
+    assert equal(epoch_of(loader), epoch_of(load(small)))
+
+
+@pytest.mark.parametrize("name", ["small", "photos"])
+def test_a_peer_is_cropped_anew_and_samples_as_without_peers(name, request):
+    beton = request.getfixturevalue(name)
+    batches = epoch_of(load(beton, paired=True, workers=1), 2)
+    assert equal(batches, epoch_of(load(beton, paired=True, workers=3), 2))
+    halves = [[column.chunk(2) for column in batch] for batch in batches]
+    assert equal([tuple(own for own, _ in batch) for batch in halves], epoch_of(load(beton), 2))
+    crops: tuple[dict, dict] = ({}, {})
+    for images, _, index in halves:
+        for found, pictures, samples in zip(crops, images, index, strict=True):
+            found.update(zip(samples.tolist(), pictures, strict=True))
+    own, as_peer = crops
+    assert own.keys() == as_peer.keys() == set(range(len(own)))
+    assert sum(torch.equal(own[sample], as_peer[sample]) for sample in own) < len(own) / 5
+
+
+def test_peers_have_the_label_of_their_samples_and_other_crops_in_each_epoch(small):
+    loader = load(small, paired=True)
+    epochs = [epoch_of(loader, epoch) for epoch in (0, 1)]
+    for _, labels, _ in epochs[0] + epochs[1]:
+        assert torch.equal(*labels.chunk(2))
+    assert not equal(*epochs)
+
+
 def test_a_failing_loader_thread_raises_in_the_consumer_with_its_cause(small):
     """An epoch number that no hash takes fails inside the thread, where FFCV would leave the consumer waiting."""
     with pytest.raises(RuntimeError, match="epoch -1: batch 0 failed") as caught:
@@ -316,7 +378,7 @@ def test_no_augmentation_is_the_evaluation_crop(small):
 
 def test_pad_crop_of_unequal_images_is_refused(photos):
     with pytest.raises(InputError, match="pad_crop"):
-        train_crop(read_manifest(photos), Data(augment="pad_crop"))
+        training_crop(read_manifest(photos), Data(augment="pad_crop"))
 
 
 def test_workers_are_chosen_from_the_cores():

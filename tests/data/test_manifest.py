@@ -1,13 +1,19 @@
 """A `.beton` is taken for what its manifest says only while it is that very file."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastlsr.data import manifest
 from fastlsr.data.manifest import digest_of, manifest_path, read_manifest, verify, write_manifest
@@ -45,9 +51,9 @@ def test_verifying_for_long_is_shown_once(beton, terminal, monkeypatch, capsys):
     os.truncate(beton, 3 * manifest._BLOCK_BYTES)
     write_manifest(replace(read_manifest(beton), bytes=3 * manifest._BLOCK_BYTES, digest=digest_of(beton)), beton)
     verify(beton)
-    said = capsys.readouterr().err
-    assert f"verifying {beton}" in said
-    assert ("%|" in said, said.count("\n")) == ((True, 0) if terminal else (False, 1))
+    shown = capsys.readouterr().err
+    assert f"verifying {beton}" in shown
+    assert ("%|" in shown, shown.count("\n")) == ((True, 0) if terminal else (False, 1))
 
 
 def test_an_untouched_file_is_verified_each_time(beton):
@@ -121,6 +127,48 @@ def test_a_damaged_manifest_is_refused_by_name(beton, damage):
     manifest_path(beton).write_text(DAMAGE[damage](values))
     with pytest.raises(InputError, match="digits_test.json"):
         read_manifest(beton)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("classes", ["same"] * 10),
+        ("classes", [*"abcdefghi", ""]),
+        ("classes", [*"abcdefghi", " "]),
+        ("class_counts", [-1, 73, 35, 36, 36, 36, 36, 36, 36, 36]),
+        ("class_counts", [36] * 10),
+        ("heights", [0, 8]),
+        ("heights", [9, 8]),
+        ("widths", [-8, 8]),
+        ("mean", [0.3, 0.3, 1.1]),
+        ("mean", [0.3, math.nan, 0.3]),
+        ("mean", [-0.1, 0.3, 0.3]),
+        ("std", [0.3, 0.3, 0.0]),
+        ("std", [-0.3, 0.3, 0.3]),
+        ("std", [-1.0, 0.3, 0.3]),
+        ("std", [0.3, math.inf, 0.3]),
+        ("std", [0.3, math.nan, 0.3]),
+        ("std", [0.3, 0.3, 0.5]),
+    ],
+)
+def test_a_value_that_no_file_has_is_refused_with_its_field(beton, field, value):
+    values = json.loads(manifest_path(beton).read_text())
+    manifest_path(beton).write_text(json.dumps({**values, field: value}))
+    with pytest.raises(InputError, match=f"digits_test.json: {field} ") as error:
+        read_manifest(beton)
+    assert "\n" not in str(error.value)
+
+
+@given(pixels=st.lists(st.sampled_from([0, 1, 127, 254, 255]) | st.integers(0, 255), min_size=1, max_size=30))
+def test_the_mean_and_std_of_any_pixels_are_accepted(digits_dir, pixels):
+    values = np.array(pixels) / 255
+    beton = digits_dir / "digits_test.beton"
+    manifest = replace(read_manifest(beton), mean=(values.mean().item(),) * 3, std=(values.std().item(),) * 3)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "copy.beton")
+        copy.touch()
+        write_manifest(manifest, copy)
+        assert read_manifest(copy) == manifest
 
 
 def test_the_digest_is_what_the_documented_command_prints(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastlsr.data.order import page_wise, sequential, shuffled
+from fastlsr.data.order import page_wise, peers_of, sequential, shuffled
 
 PAGES = np.repeat(np.arange(10), 7)  # 10 pages of 7 samples
 
@@ -38,6 +38,17 @@ def test_each_sample_is_equally_likely_at_each_place():
         counts[np.arange(8), shuffled(8, seed=1, epoch=epoch)] += 1
     chi_square = ((counts - 250) ** 2 / 250).sum()
     assert chi_square < 85  # 49 degrees of freedom: the 99.9th percentile
+
+
+def test_orders_and_peers_share_no_draw():
+    one_class = np.zeros(70, dtype=np.int64)
+    circles = {tuple(peers_of(one_class, seed=0, epoch=epoch)) for epoch in range(8)}
+    assert len(circles) == 8
+    for epoch in range(8):
+        order = shuffled(70, seed=0, epoch=epoch)
+        circle = np.empty(70, dtype=np.int64)
+        circle[order] = np.roll(order, -1)  # the peers, if the order's own draw had made the circle
+        assert tuple(circle) not in circles
 
 
 def test_page_wise_needs_few_pages_at_a_time():

@@ -1,4 +1,4 @@
-"""A teacher's file holds what was saved, is refused for other data, and is read without being held in memory."""
+"""A file of soft labels holds what was saved, is refused for other data, and is read without filling the memory."""
 
 import subprocess
 import sys
@@ -80,7 +80,7 @@ def test_accuracy_and_entropy_are_those_of_the_rows(manifest, tmp_path):
 
 
 @pytest.mark.parametrize("entries", [10, 3])
-def test_what_was_never_said_is_uniform_by_sample_and_the_label_by_class(manifest, tmp_path, monkeypatch, entries):
+def test_what_was_never_added_is_uniform_by_sample_and_the_label_by_class(manifest, tmp_path, monkeypatch, entries):
     if entries < 10:
         monkeypatch.setattr(soft_labels, "LARGEST_DENSE_BYTES", 1000)
         monkeypatch.setattr(soft_labels, "LARGEST_ENTRIES", entries)
@@ -196,16 +196,24 @@ def test_a_teacher_of_other_folds_is_refused_for_it_has_seen_what_is_held_out(ma
     for made, here, words in (("", "1 of 5", "with nothing held out"), ("1 of 5", "2 of 5", "holds out fold 2 of 5")):
         save(path, manifest, fold=made)
         assert len(class_labels(path, manifest, fold=made)) == 10
-        for read in (lambda: class_labels(path, manifest, fold=here),
-                     lambda: sample_labels(path, manifest, fold=here, device=CPU)):  # fmt: skip
-            with pytest.raises(InputError, match=words):
-                read()
+        with pytest.raises(InputError, match=words):
+            class_labels(path, manifest, fold=here)
+        with pytest.raises(InputError, match=words):
+            sample_labels(path, manifest, fold=here, device=CPU)
 
 
 def test_a_runs_own_stage_is_a_teacher_by_class(manifest, tmp_path):
     table = torch.rand(10, 10).softmax(1)
     save_file({"soft_labels": table, "count": torch.ones(10)}, tmp_path / "stage_01.safetensors")
     torch.testing.assert_close(class_labels(tmp_path / "stage_01.safetensors", manifest), table)
+
+
+@pytest.mark.parametrize("teacher", ["[]", "{", '{"classes": 3}'])
+def test_an_origin_that_is_no_description_is_refused_in_one_line(manifest, tmp_path, teacher):
+    save_file({"by_class": torch.eye(10)}, tmp_path / "t.safetensors", {"teacher": teacher})
+    with pytest.raises(InputError, match="t.safetensors") as error:
+        class_labels(tmp_path / "t.safetensors", manifest)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not safetensors"])
