@@ -1,4 +1,4 @@
-"""Images of CIFAR's shape as `.beton` files, and the options to train on them: what several benchmarks train on."""
+"""Random images of CIFAR's shape as `.beton` files, and the options to train on them, for several benchmarks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLASSES = 100
 
 
 def write_random(folder: Path, *, train: int, test: int) -> None:
-    """`bench_train.beton` and `bench_test.beton` in the folder: random pixels, which cost what CIFAR's cost."""
+    """Writes `bench_train.beton` and `bench_test.beton`: random pixels, which take as long to train on as CIFAR's."""
     random = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):
         samples = Samples(random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), np.arange(count) % CLASSES)
@@ -24,7 +24,7 @@ def write_random(folder: Path, *, train: int, test: int) -> None:
 
 
 def options(folder: Path, **more: object) -> dict[str, str]:
-    """`--section.key` options of a run on those files, as `fastlsr.config.load` takes them; `more` by section__key."""
+    """The options of a run on those files, for `fastlsr.config.load`; `more` are further ones, as section__key."""
     common = {"data.dir": folder, "data.dataset": "bench", "run.dir": folder / "runs", "log.wandb": "disabled",
               "train.compile": "off"}  # fmt: skip
     chosen = {**common, **{name.replace("__", "."): value for name, value in more.items()}}

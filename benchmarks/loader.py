@@ -8,14 +8,14 @@ as JPEG of quality 90 and as raw pixels), each from a `.beton` and against
     torchvision   the same images from memory (small) or from JPEG files, DataLoader, PIL transforms
     ffcv          FFCV's stock operations on the same `.beton`
     dali          NVIDIA DALI's CPU pipeline on the JPEG files, where `nvidia-dali-cuda120` is installed
-    decode        FFCV's turbojpeg call on those JPEGs, on all cores, and nothing else: the limit of a loader that
-                  decodes whole images; `decode, ours` is the same with the JPEGs in our `.beton`
+    decode        only FFCV's turbojpeg call on those JPEGs, on all cores: the limit of a loader that decodes whole
+                  images; `decode, ours` is the same with the JPEGs in our `.beton`
 
-The others get JPEGs as FFCV's own writer encodes them. Those in our `.beton` have the same pixels, but restart markers
-besides, with which our loader leaves out more and a decoder of whole images takes some 5% longer.
-Every contender has the worker count, of those tried in the warm-up, that suits it best. Ours is the trainer's Loader,
-followed by the trainer's own normalisation. `first_batch` is the time from making the loader to its first
-batch, each in a fresh process, imports not counted, our compiled kernels cached on disk as they are after a first run.
+The others get JPEGs as FFCV's own writer encodes them. Those in our `.beton` have the same pixels, and restart
+markers, with which our loader can skip more of an image; decoding a whole image takes some 5% longer with them.
+Each contender runs with its fastest worker count in the warm-up. Ours is the trainer's Loader, followed by the
+trainer's normalisation. `first_batch` is the time from making the loader to its first batch, each in a new process,
+without the imports, with our compiled kernels cached on disk as they are after a first run.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ SMALL_BATCH, PHOTO_BATCH = 256, 64
 
 
 class Pictures(Dataset):
-    """Images in memory, or files, as PIL images through `transform`."""
+    """Images in memory or in files, opened by PIL and passed through `transform`."""
 
     def __init__(self, images: np.ndarray | list[Path], transform: Callable):
         self.images, self.transform = images, transform
@@ -76,7 +76,7 @@ class Pictures(Dataset):
 
 
 def torchvision_epochs(images, crop: Callable, batch: int, workers: int) -> Callable[[], None]:
-    """One epoch of torchvision's transforms under a DataLoader, its workers kept from epoch to epoch."""
+    """One epoch of torchvision's transforms under a DataLoader with persistent workers."""
     steps = [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     loader = DataLoader(Pictures(images, transforms.Compose(steps)), batch, shuffle=True, num_workers=workers,
                         persistent_workers=workers > 0)  # fmt: skip
@@ -93,7 +93,7 @@ def our_loader(beton: Path, batch: int, workers: int) -> Loader:
 
 
 def our_epochs(beton: Path, batch: int, workers: int) -> Callable[[], None]:
-    """One epoch of our loader, each batch normalised as the training step does it."""
+    """One epoch of our loader, each batch normalised as in the training step."""
     loader, epochs = our_loader(beton, batch, workers), iter(range(10**6))
     normalise = Classifier(nn.Identity(), MEAN, STD, precision="fp32", channels_last=True)
 
@@ -106,7 +106,7 @@ def our_epochs(beton: Path, batch: int, workers: int) -> Callable[[], None]:
 
 
 def ffcv_loader(beton: Path, batch: int, workers: int):
-    """FFCV's stock loader with the same output: the stock crop, flip and NormalizeImage, in its compiled part."""
+    """FFCV's loader with the same output, by its own compiled crop, flip and NormalizeImage."""
     from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader as Stock
     from ffcv.loader import OrderOption
@@ -133,7 +133,7 @@ def ffcv_epochs(beton: Path, batch: int, workers: int) -> Callable[[], None]:
 
 
 def dali_epochs(files: list[Path], batch: int, workers: int) -> Callable[[], float]:
-    """Seconds of an epoch of DALI's CPU pipeline with the same crop and output; then what it prefetches is waited for.
+    """Seconds of an epoch of DALI's CPU pipeline with the same crop and output, without the prefetching after it.
 
     Raises:
         ImportError: if DALI is not installed.
@@ -160,14 +160,14 @@ def dali_epochs(files: list[Path], batch: int, workers: int) -> Callable[[], flo
         for _ in range(-(-len(files) // batch)):
             np.asarray(pipe.run()[0].as_tensor())
         taken = time.perf_counter() - started
-        time.sleep(0.5)  # its threads go on with two batches of the next epoch, beside whoever comes next
+        time.sleep(0.5)  # its threads prefetch two batches of the next epoch, which would slow the next contender
         return taken
 
     return epoch
 
 
 def decode_epochs(contents: list[bytes], workers: int) -> Callable[[], None]:
-    """All JPEGs decoded whole by turbojpeg, as FFCV calls it, and thrown away."""
+    """Decodes all JPEGs whole by turbojpeg, as FFCV calls it, and drops the pixels."""
     from ffcv.libffcv import lib
 
     sizes = [Image.open(io.BytesIO(content)).size for content in contents]
@@ -177,7 +177,7 @@ def decode_epochs(contents: list[bytes], workers: int) -> Callable[[], None]:
 
     def decode(part: int) -> None:
         buffer = np.empty(max(width * height for width, height in sizes) * 3, dtype=np.uint8)
-        for content, (width, height) in list(zip(contents, sizes))[part::workers]:
+        for content, (width, height) in list(zip(contents, sizes, strict=True))[part::workers]:
             pointer = ctypes.cast(content, ctypes.c_void_p)
             if imdecode(pointer, len(content), height, width, buffer.ctypes.data, height, width, 0, 0, 1, 1, 0, 0):
                 raise RuntimeError("a JPEG does not decode")
@@ -187,7 +187,7 @@ def decode_epochs(contents: list[bytes], workers: int) -> Callable[[], None]:
 
 
 def best(make: Callable[[int], Callable[[], None]], counts: list[int]) -> Callable[[], None]:
-    """The epoch of the fastest worker count, by the second of two passes each."""
+    """The epoch with the fastest worker count, by the second of two epochs with each."""
     tried = {}
     for count in counts:
         epoch = make(count)
@@ -207,7 +207,7 @@ def jpegs_of(beton: Path) -> Iterator[bytes]:
 
 
 def photographs(folder: Path | None, count: int, scratch: Path) -> list[Path]:
-    """`count` image files: those under `folder` in turn, or else smooth random pictures of 500 x 375 pixels."""
+    """`count` image files: those under `folder`, repeated, or else smooth random pictures of 500 x 375 pixels."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")) if folder else []
     if not files:
         for seed in range(32):
@@ -224,7 +224,7 @@ def write(images, path: Path, encoding: Encoding) -> Path:
 
 
 def small_images(report: Report, images: int, rounds: int, counts: list[int], scratch: Path) -> None:
-    """Torchvision is given a fifth of the images, for it takes a fiftieth of the speed; its seconds are scaled."""
+    """Adds the ratios of small images. Torchvision, 50 times as slow, gets a fifth of them; its time is scaled."""
     pixels = np.random.default_rng(0).integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
     beton = write(pixels, scratch / "small.beton", Encoding())
     share = 5
@@ -250,7 +250,7 @@ def large_images(report: Report, files: list[Path], rounds: int, counts: list[in
     betons = {mode: write(files, scratch / f"{mode}.beton", encoding) for mode, encoding in encodings.items()}
     contents = [ffcv_jpeg(shrunk(load_rgb(file), 500), 90).tobytes() for file in files]
     same = [scratch / f"photo_{at}.jpg" for at in range(len(contents))]
-    for path, content in zip(same, contents):
+    for path, content in zip(same, contents, strict=True):
         path.write_bytes(content)
     crop = transforms.RandomResizedCrop(224)
     contenders = {
@@ -277,7 +277,7 @@ def large_images(report: Report, files: list[Path], rounds: int, counts: list[in
 
 
 def first_batches(report: Report, files: list[Path], rounds: int, scratch: Path) -> None:
-    """Each time in a new process, since FFCV compiles once for each."""
+    """Adds the ratio of the times to the first batch, each in a new process, because FFCV compiles once in each."""
     beton = write(files[: 2 * PHOTO_BATCH], scratch / "first.beton", Encoding(mode="jpg", max_resolution=500))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
@@ -294,8 +294,8 @@ def first_batches(report: Report, files: list[Path], rounds: int, scratch: Path)
 
 
 def first_batch(name: str, beton: str) -> float:
-    """Seconds from making the loader to its first batch. For a process of its own."""
-    import ffcv.loader  # noqa: F401  both have imported it when the clock starts
+    """Seconds from making the loader to its first batch; to be called in a new process."""
+    import ffcv.loader  # noqa: F401  imported by both before the clock starts
 
     make = {"ours": our_loader, "ffcv": ffcv_loader}[name]
     started = time.perf_counter()
@@ -309,7 +309,7 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, help="folder with JPEG files of about 500 pixels; else random ones")
     parser.add_argument("--parts", default="cifar,photographs,first_batch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true", help="a few images, to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="only a few images, as a test")
     options = parser.parse_args()
     small, large = (2560, 128) if options.tiny else (50_000, 1000)
     counts = [1, len(os.sched_getaffinity(0))]

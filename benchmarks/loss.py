@@ -9,8 +9,8 @@ For K = 100 and 1000 classes, targets q = hard * onehot(y) + uniform/K + soft * 
     dense      F.cross_entropy on the gathered rows table[y] alone (COLAM as usually written)
     torch_ls   F.cross_entropy(label_smoothing=0.1), labels alone (LSR and TSLA as usually written)
 
-`extra_bk` is the most memory that a forward and backward of ours holds besides logits and labels, in units of a
-float32 [B, K] (the gradient that is handed back is one), by torch's own allocation records.
+`extra_bk` is the peak memory of our forward and backward besides logits and labels, by torch's allocation records, in
+units of a float32 [B, K] (the gradient it returns is one).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HARD, UNIFORM, SOFT = 0.6, 0.1, 0.3
 
 
 def contenders(batch: int, classes: int) -> dict[str, Callable[[], None]]:
-    """Each leaves the gradient of a mean loss in the same logits."""
+    """Name -> a step that leaves the gradient of the mean loss in the same logits."""
     torch.manual_seed(0)
     logits = torch.randn(batch, classes, requires_grad=True)
     labels = torch.randint(classes, (batch,))
@@ -75,7 +75,7 @@ def repeated(step: Callable[[], None], times: int) -> Callable[[], None]:
 
 
 def most_memory(step: Callable[[], None]) -> int:
-    """Bytes: the most that a step holds at once of what it allocates, by the profiler's record of every allocation."""
+    """Bytes: the peak of what a step allocates, by the profiler's record of every allocation."""
     step()
     with torch.profiler.profile(profile_memory=True) as profile:
         step()

@@ -1,11 +1,11 @@
-"""Runs every benchmark and writes what they say as a dated report.
+"""Runs every benchmark and writes a dated report.
 
     python benchmarks/run.py [--only loss,step] [--photographs FOLDER] [--cifar-dir FOLDER]
 
-Each runs in a process of its own, one after the other. The report goes to benchmarks/reports/DATE.md, with a table of
-all figures against their bars and what each benchmark printed, and DATE.json beside it. A report of the same day is
-completed: what is run again takes the place of its former part, and each part names its commit. A benchmark that fails,
-or is not done after half an hour, says so in the report, and the rest goes on; the exit code is then 1.
+The benchmarks run one after the other, each in a new process. The report is benchmarks/reports/DATE.md, with a table of
+all figures and their bars and the output of each benchmark, and DATE.json beside it. A report of the same day is
+updated: the results of a benchmark that is run again replace its former ones, and each part has its commit. If a
+benchmark fails or is not done after half an hour, the report records it, the others still run, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-# What each is given besides, of the options below.
+# Benchmark -> which of the options below are passed on to it.
 BENCHMARKS = {
     "writer": ["photographs"], "loader": ["photographs"], "loss": [], "colam": [], "step": [],
     "trainer": ["cifar-dir"], "growth": [], "gpu": ["cifar-dir"],
 }  # fmt: skip
-ABOUT = ("spread", "bars", "work", "device", "python", "versions", "commit", "printed")  # no figures
+ABOUT = ("spread", "bars", "work", "device", "python", "versions", "commit", "printed")  # keys that are not figures
 MOST_SECONDS, SECONDS_TO_END = 1800, 20
 REASONS = "## Bars that were not met"
 
 
 def run(name: str, given: dict[str, Path | None]) -> dict:
-    """The JSON object of one benchmark, shown as it comes, with all that was printed before it as `printed`.
+    """The JSON object of one benchmark, with the output before it, which is also shown, as `printed`.
 
-    Of one that fails there is nothing but `printed`.
+    If the benchmark fails, `printed` is the only key.
     """
     options = [f"--{option}={given[option]}" for option in BENCHMARKS[name] if given[option]]
     print(f"\n=== {name} {' '.join(options)}", flush=True)
@@ -40,7 +40,7 @@ def run(name: str, given: dict[str, Path | None]) -> dict:
         try:
             out, errors = process.communicate(timeout=MOST_SECONDS)
         except subprocess.TimeoutExpired:
-            process.terminate()  # not killed at once: it may have programs of its own to end
+            process.terminate()  # not killed at once, so that it can end its own subprocesses
             try:
                 process.wait(SECONDS_TO_END)
             except subprocess.TimeoutExpired:
@@ -54,48 +54,48 @@ def run(name: str, given: dict[str, Path | None]) -> dict:
     return {**json.loads(last), "printed": "\n".join(lines)}
 
 
-def table(name: str, answer: dict) -> list[str]:
-    """Rows of the report's table: benchmark, figure, value, its spread over the rounds, bar."""
+def table(name: str, result: dict) -> list[str]:
+    """The rows of the report's table: benchmark, figure, value, spread over the rounds, bar."""
     rows = []
-    for key, value in answer.items():
+    for key, value in result.items():
         if key in ABOUT:
             continue
-        spread = " to ".join(f"{end:g}" for end in answer["spread"].get(key, []))
-        bar = answer["bars"].get(key, "")
+        spread = " to ".join(f"{end:g}" for end in result["spread"].get(key, []))
+        bar = result["bars"].get(key, "")
         shown = "not measured" if value is None else f"{value:g}"
-        missed = bar and value is not None and not held(value, bar)
+        missed = bar and value is not None and not meets(value, bar)
         rows.append(f"| {name} | `{key}` | {shown} | {spread} | {bar}{', **not met**' if missed else ''} |")
     return rows
 
 
-def held(value: float, bar: str) -> bool:
-    """Whether a value meets a bar such as ">= 2"."""
+def meets(value: float, bar: str) -> bool:
+    """True if a value meets a bar such as ">= 2"."""
     relation, limit = bar.split()
     return value >= float(limit) if relation == ">=" else value <= float(limit)
 
 
-def write_report(path: Path, answers: dict[str, dict]) -> None:
-    """Writes the report of what was measured so far, and the same as JSON beside it.
+def write_report(path: Path, results: dict[str, dict]) -> None:
+    """Writes the report of all results so far, and a JSON file beside it.
 
-    What was written by hand at the end of a former one, from the heading `REASONS` on, stays.
+    The end of a former report, from the heading `REASONS` on, which is written by hand, is kept.
     """
     former = path.read_text(encoding="utf-8") if path.exists() else ""
     _, heading, reasons = former.partition(f"\n{REASONS}\n")
-    answers = {name: answers[name] for name in BENCHMARKS if name in answers}
-    ran = next((answer for answer in answers.values() if "device" in answer), {})
+    results = {name: results[name] for name in BENCHMARKS if name in results}
+    ran = next((result for result in results.values() if "device" in result), {})
     versions = ", ".join(f"{package} {version}" for package, version in ran.get("versions", {}).items())
     lines = [
         f"# Benchmarks, {path.stem}", "",
         f"On {ran.get('device')}, Python {ran.get('python')}, {versions}.",
         "A ratio is that of medians; its spread is the lowest and highest of any round.", "",
         "| benchmark | figure | value | spread | bar |", "| --- | --- | --- | --- | --- |",
-        *(row for name, answer in answers.items() for row in table(name, answer)), "",
+        *(row for name, result in results.items() for row in table(name, result)), "",
     ]  # fmt: skip
-    for name, answer in answers.items():
-        commit = f"Commit {answer['commit']}." if "commit" in answer else "It failed."
-        lines += [f"## {name}", "", commit, "", "```", answer["printed"].strip("\n"), "```", ""]
+    for name, result in results.items():
+        commit = f"Commit {result['commit']}." if "commit" in result else "It failed."
+        lines += [f"## {name}", "", commit, "", "```", result["printed"].strip("\n"), "```", ""]
     path.write_text("\n".join(lines) + heading + reasons, encoding="utf-8")
-    path.with_suffix(".json").write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> int:
@@ -112,12 +112,12 @@ def main() -> int:
     options.reports.mkdir(exist_ok=True)
     path = options.reports / f"{datetime.date.today().isoformat()}.md"
     former = path.with_suffix(".json")
-    answers: dict[str, dict] = json.loads(former.read_text(encoding="utf-8")) if former.exists() else {}
+    results: dict[str, dict] = json.loads(former.read_text(encoding="utf-8")) if former.exists() else {}
     for name in names:
-        answers[name] = run(name, given)
-        write_report(path, answers)  # after each: what was measured stays, whatever becomes of the rest
+        results[name] = run(name, given)
+        write_report(path, results)  # after each, so that a later failure loses nothing
     print(f"\nreport: {path}")
-    return 0 if all("device" in answers[name] for name in names) else 1
+    return 0 if all("device" in results[name] for name in names) else 1
 
 
 if __name__ == "__main__":

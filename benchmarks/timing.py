@@ -1,7 +1,7 @@
-"""What all benchmarks share: contenders timed in turns, ratios with their spread, and the report of one question.
+"""Interleaved timing, ratios with their spread, and the output of a benchmark.
 
-A benchmark is a script that prints a table and, as its last line, one JSON object: each ratio under its key, the
-lowest and highest of each ratio over the rounds under `spread`, the bars it is held against and where it ran.
+A benchmark is a script that prints a table and, on its last line, one JSON object: each ratio under its key, the
+lowest and highest of each ratio over the rounds under `spread`, the required ratios under `bars`, and where it ran.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ PACKAGES = ("torch", "torchvision", "ffcv", "numba", "numpy", "timm", "pillow", 
 
 @dataclass(frozen=True)
 class Bar:
-    """What a ratio is held against: at least or at most `limit`."""
+    """The required value of a ratio: at least or at most `limit`."""
 
     limit: float
     at_most: bool = False
 
     def met(self, value: float) -> bool:
-        """Whether the value is on the right side."""
+        """Whether the value meets the bar."""
         return value <= self.limit if self.at_most else value >= self.limit
 
     def __str__(self) -> str:
@@ -37,22 +37,22 @@ class Bar:
 
 
 def at_least(limit: float) -> Bar:
-    """A bar that larger values meet."""
+    """A lower bound."""
     return Bar(limit)
 
 
 def at_most(limit: float) -> Bar:
-    """A bar that smaller values meet."""
+    """An upper bound."""
     return Bar(limit, at_most=True)
 
 
 def in_turns(
     contenders: Mapping[str, Callable[[], float | None]], *, rounds: int, warm: int = 1
 ) -> dict[str, list[float]]:
-    """Contender -> seconds of each round. Every round runs each contender once, after `warm` rounds that do not count.
+    """Contender -> seconds of each round. A round runs each contender once; the first `warm` rounds are not counted.
 
-    The order turns by one each round and runs backwards in every other, so that nobody always follows the same other.
-    A contender that answers a number has timed itself, and that number counts.
+    The order rotates by one each round and is reversed in every other, so that no contender always follows the same
+    one. If a contender returns a number, this is its time.
     """
     names, seconds = list(contenders), {name: [] for name in contenders}
     for number in range(warm + rounds):
@@ -68,11 +68,11 @@ def in_turns(
 
 @dataclass
 class Report:
-    """The answer to one benchmark's question.
+    """The figures of one benchmark.
 
     Args:
-        bars: ratio key -> what it is held against.
-        work: what `spent` are, such as {"images": 1000}; noted in the JSON.
+        bars: key of a ratio -> its required value.
+        work: the size of the benchmark, such as {"images": 1000}, for the JSON object.
     """
 
     bars: Mapping[str, Bar]
@@ -89,18 +89,18 @@ class Report:
                   f" {units / median:12,.0f} {unit}/s")  # fmt: skip
 
     def ratio(self, key: str, over: list[float], under: list[float]) -> None:
-        """Notes median(over) / median(under), with the lowest and highest ratio of any round."""
+        """Adds median(over) / median(under), with the lowest and highest ratio of any round."""
         rounds = [a / b for a, b in zip(over, under, strict=True)]
         self.value(key, statistics.median(over) / statistics.median(under), rounds=rounds)
 
     def value(self, key: str, value: float | None, *, rounds: Sequence[float] = ()) -> None:
-        """Notes a figure that is no ratio of seconds, and how far its `rounds` spread; None: not measured."""
+        """Adds a figure, with its lowest and highest value over the `rounds`; None if it was not measured."""
         self._ratios[key] = None if value is None else round(value, 4)
         if rounds:
             self._spread[key] = [round(min(rounds), 4), round(max(rounds), 4)]
 
     def finish(self) -> None:
-        """Prints each figure against its bar, and the JSON object."""
+        """Prints each figure with its bar, and the JSON object."""
         print()
         for key, value in self._ratios.items():
             bar = self.bars.get(key)

@@ -3,8 +3,9 @@
     python benchmarks/writer.py [--photographs FOLDER] [--images N] [--workers N] [--repeats N]
 
 Two inputs: `arrays`, CIFAR-like uint8 32x32 images in memory, stored raw; `photographs`, JPEG files stored as
-`proportion` with the longest side at most 500. FFCV gets the fastest data set it can be given: one that indexes the
-array, or decodes the file with Pillow to RGB. Ours does more besides: checks, statistics, digest, fsync, manifest.
+`proportion` with the longest side at most 500. FFCV gets the fastest data set possible, which only indexes the array or
+decodes the file with Pillow to RGB. Ours also checks the images, computes statistics and a digest, calls fsync and
+writes the manifest.
 """
 
 import argparse
@@ -30,7 +31,7 @@ _PROPORTION = SOURCES["imagenet"].encoding
 
 
 class Indexed:
-    """What FFCV's `from_indexed_dataset` wants: (image, label, index) by position."""
+    """The data set that FFCV's `from_indexed_dataset` takes: (image, label, index) by position."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
@@ -68,7 +69,7 @@ def write_ffcv(samples: Samples, path: Path, encoding: Encoding, workers: int) -
 def compare(samples: Samples, encoding: Encoding, *, workers: int, rounds: int) -> dict[str, list[float]]:
     """Contender -> seconds of each round.
 
-    What is written is deleted untimed, and so is what FFCV leaves for the disk to do: ours waits for the disk itself.
+    Not timed: deleting the file, and for FFCV, waiting for the disk, which ours does itself.
     """
 
     def timed(write: Callable) -> Callable[[], float]:
@@ -93,7 +94,7 @@ def arrays(count: int) -> Samples:
 
 
 def photographs(folder: Path | None, count: int, scratch: Path) -> Samples:
-    """`count` JPEG files: those under `folder` in turn, or else smooth random pictures of 500x375."""
+    """`count` JPEG files: those under `folder`, repeated, or else smooth random pictures of 500x375."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")) if folder else []
     files = files or [_random_photograph(scratch / f"{seed}.jpg", seed) for seed in range(64)]
     return Samples([files[at % len(files)] for at in range(count)], np.zeros(count, dtype=np.int64))
