@@ -1,5 +1,6 @@
 """Official layouts give official splits, with labels 0-based and contiguous."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def image(path: Path) -> Path:
 
 def named(samples: Samples, classes) -> dict[str, str]:
     """File name -> class name."""
-    return {path.name: classes[label] for path, label in zip(samples.images, samples.labels)}
+    return {path.name: classes[label] for path, label in zip(samples.images, samples.labels, strict=True)}
 
 
 def test_digits_are_scikit_learns_in_three_equal_channels_split_within_each_class():
@@ -80,7 +81,7 @@ def test_dogs_are_split_by_their_lists_and_numbered_without_gaps(unpacked):
     for samples in dataset.splits.values():
         assert set(samples.labels) == {0, 1, 2, 3}
         assert all(path.is_file() and path.parent.name == dataset.classes[label]
-                   for path, label in zip(samples.images, samples.labels))  # fmt: skip
+                   for path, label in zip(samples.images, samples.labels, strict=True))  # fmt: skip
 
 
 def test_imagenets_test_split_is_its_val_folder(tmp_path):
@@ -125,6 +126,71 @@ def test_a_folder_tree_takes_val_or_test_as_its_test_split(tmp_path, held_out):
     dataset = read("folder", tmp_path)
     assert named(dataset.splits["train"], dataset.classes) == {"a.jpg": "cat", "b.png": "cat", "c.jpg": "dog"}
     assert named(dataset.splits["test"], dataset.classes) == {"x.png": "cat", "y.jpg": "dog"}
+
+
+def touched(root: Path, *names: str) -> Path:
+    """`root`, with an empty file of each name."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def paths_and_labels(samples: Samples) -> list[tuple[str, int]]:
+    return [(str(path), int(label)) for path, label in zip(samples.images, samples.labels, strict=True)]
+
+
+def test_classes_and_files_of_a_nested_tree_come_in_the_order_of_image_folder(tmp_path):
+    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    names = ["z.png", "10.jpg", "9.jpg", "B.JPG", "b-c/x.jpg", "b/x.jpg", "b/y/a.jpg", "b/a.jpg", "b c/x.jpg", "B/x.jpg",
+             ".jpg", ".hidden.png", "b/.hidden/x.png", "notes.txt", "x.jpg.part", "c.jpg/x.png"]  # fmt: skip
+    names += [f"all{kind}" for kind in IMG_EXTENSIONS] + [f"ALL{kind.upper()}" for kind in IMG_EXTENSIONS]
+    tree = touched(
+        tmp_path / "train", *(f"{label}/{name}" for label in ("cat", "Dog", "cat-2", "a b") for name in names)
+    )
+    (tree / "elsewhere").symlink_to(touched(tmp_path / "far", "n/2.png", "1.png"))
+    theirs, ours = ImageFolder(str(tree)), read("folder", tmp_path)
+    assert list(ours.classes) == theirs.classes
+    assert paths_and_labels(ours.splits["train"]) == theirs.samples
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../../..", "/", "../b", "deep"])
+def test_a_link_inside_a_class_adds_no_image_twice_and_none_of_another_class(tmp_path, target):
+    tree = touched(tmp_path / "train", "a/1.png", "a/deep/2.png", "b/3.png")
+    touched(tmp_path / "test", "a/4.png", "b/5.png")
+    expected = [["1.png", "2.png"], ["3.png"]]
+    (tree / "a" / "up").symlink_to(target)
+    samples = read("folder", tmp_path).splits["train"]
+    found = [sorted(path.name for path, label in zip(samples.images, samples.labels, strict=True) if label == wanted)
+             for wanted in (0, 1)]  # fmt: skip
+    assert found == expected
+
+
+def test_links_to_one_folder_outside_add_its_images_once(tmp_path):
+    tree = touched(tmp_path / "train", "a/1.png", "b/2.png")
+    touched(tmp_path / "more", "3.png")
+    for name in ("later", "first"):
+        (tree / "a" / name).symlink_to(tmp_path / "more")
+    names = [path.relative_to(tree).as_posix() for path in read("folder", tmp_path).splits["train"].images]
+    assert names == ["a/1.png", "a/first/3.png", "b/2.png"]
+
+
+def test_a_class_folder_may_be_a_link_and_may_lead_back(tmp_path):
+    elsewhere = touched(tmp_path / "elsewhere", "cat/1.png", "cat/more/2.png", "other/3.png")
+    tree = touched(tmp_path / "train", "dog/4.png")
+    (tree / "cat").symlink_to(elsewhere / "cat")
+    (elsewhere / "cat" / "up").symlink_to("..")
+    samples = read("folder", tmp_path).splits["train"]
+    assert named(samples, ("cat", "dog")) == {"1.png": "cat", "2.png": "cat", "4.png": "dog"}
+
+
+def test_two_classes_in_one_folder_are_an_error_that_names_both(tmp_path):
+    tree = touched(tmp_path / "train", "a/1.png")
+    os.symlink("a", tree / "b")
+    with pytest.raises(InputError, match="train/a and .*train/b are two names of one folder"):
+        read("folder", tmp_path)
 
 
 def test_a_tree_without_splits_is_split_within_each_class_and_alike_each_time(tmp_path):
