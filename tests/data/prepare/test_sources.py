@@ -144,8 +144,8 @@ def test_classes_and_files_of_a_nested_tree_come_in_the_order_of_image_folder(tm
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    names = ["z.png", "10.jpg", "9.jpg", "B.JPG", "b-c/x.jpg", "b/x.jpg", "b/y/a.jpg", "b/a.jpg", "b c/x.jpg", "B/x.jpg",
-             ".jpg", ".hidden.png", "b/.hidden/x.png", "notes.txt", "x.jpg.part", "c.jpg/x.png"]  # fmt: skip
+    names = ["z.png", "10.jpg", "9.jpg", "B.JPG", "b-c/x.jpg", "b/x.jpg", "b/y/a.jpg", "b/a.jpg", "b c/x.jpg",
+             "B/x.jpg", ".jpg", ".hidden.png", "b/.hidden/x.png", "notes.txt", "x.jpg.part", "c.jpg/x.png"]  # fmt: skip
     names += [f"all{kind}" for kind in IMG_EXTENSIONS] + [f"ALL{kind.upper()}" for kind in IMG_EXTENSIONS]
     tree = touched(
         tmp_path / "train", *(f"{label}/{name}" for label in ("cat", "Dog", "cat-2", "a b") for name in names)
@@ -169,12 +169,12 @@ def test_a_link_inside_a_class_adds_no_image_twice_and_none_of_another_class(tmp
 
 
 def test_links_to_one_folder_outside_add_its_images_once(tmp_path):
-    tree = touched(tmp_path / "train", "a/1.png", "b/2.png")
-    touched(tmp_path / "more", "3.png")
-    for name in ("later", "first"):
-        (tree / "a" / name).symlink_to(tmp_path / "more")
+    tree = touched(tmp_path / "train", "a/1.png", "a/deep/2.png", "b/3.png")
+    touched(tmp_path / "more", "4.png")
+    for name in ("a/later", "a/first", "a/deep/below", "b/other"):
+        (tree / name).symlink_to(tmp_path / "more")
     names = [path.relative_to(tree).as_posix() for path in read("folder", tmp_path).splits["train"].images]
-    assert names == ["a/1.png", "a/first/3.png", "b/2.png"]
+    assert names == ["a/1.png", "a/deep/2.png", "a/first/4.png", "b/3.png"]
 
 
 def test_a_class_folder_may_be_a_link_and_may_lead_back(tmp_path):

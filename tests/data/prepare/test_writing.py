@@ -250,6 +250,7 @@ def other_tag(tag: int, old: int, new: int) -> Callable[[Path], None]:
 
 WITHOUT_RANGE = {
     "floating point": saved(Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)), "TIFF"),
+    "floating point in a PFM": saved(Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)), "PPM"),
     "32 bits": saved(Image.fromarray(np.array([[0, 70_000]], dtype=np.int32)), "TIFF"),
     "12 bits": other_tag(258, 16, 12),
     "16 bits with 0 as white": other_tag(262, 1, 0),
@@ -479,11 +480,15 @@ def busy(photo_tree, tmp_path):
     for at in range(20_000):
         os.link(tree / "train" / "class_0" / "00.jpg", tree / "train" / "class_0" / f"{at:05d}x.jpg")
     arguments = ["folder", "--data-dir", tree, "--out", out, "--workers", "1"]
+    former = out / ".writing-folder" / ".folder_train.json.123.partial"
+    former.parent.mkdir(parents=True)
+    former.write_text("left by a killed writer")
     # A suite that a script started in the background has SIGINT ignored, and its processes would inherit that.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, preexec_fn=heed)
     while not (out / ".writing-folder" / ".folder_train.beton.partial").exists():
         assert process.poll() is None, process.stderr.read()
+    assert not former.exists()
     yield process, out, arguments
     process.kill()
     process.communicate()
@@ -587,8 +592,9 @@ except KeyboardInterrupt:
     raise ImportError("as numpy's extension does")
 """)
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    done = subprocess.run([*COMMAND, "digits", "--out", tmp_path / "out"], env={**os.environ, "PYTHONPATH": str(tmp_path)},
-                          capture_output=True, text=True, preexec_fn=heed)  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [*COMMAND, "digits", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, preexec_fn=heed)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
