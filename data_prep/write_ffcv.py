@@ -100,7 +100,7 @@ def write_splits(options: argparse.Namespace) -> None:
                      for split, path in paths.items()}  # fmt: skip
         changed = [split for split, path in paths.items() if not _holds(path, manifests[split])]
         if taken := [paths[split] for split in changed if _is_there(paths[split]) and not options.overwrite]:
-            raise InputError(f"{taken[0]} is there with other images; --overwrite replaces it")
+            raise InputError(f"{taken[0]} is there with other content; --overwrite replaces it")
         for split in changed:
             _publish(scratch / paths[split].name, paths[split])
     for split, manifest in manifests.items():

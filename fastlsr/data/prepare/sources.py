@@ -308,7 +308,7 @@ def _images_under(root: Path, seen: set[tuple[int, int]]) -> list[Path]:
         found.append((folder, sorted(name for name in names if name.lower().endswith(_IMAGE_SUFFIXES))))
         keys = {_folder_key(Path(folder, name)): name for name in sorted(subfolders, reverse=True)}
         subfolders[:] = sorted(name for key, name in keys.items() if key not in seen)
-        seen |= keys.keys()
+        seen.update(keys)
     return [Path(folder, name) for folder, names in sorted(found) for name in names]
 
 

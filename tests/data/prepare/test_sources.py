@@ -147,9 +147,8 @@ def test_classes_and_files_of_a_nested_tree_come_in_the_order_of_image_folder(tm
     names = ["z.png", "10.jpg", "9.jpg", "B.JPG", "b-c/x.jpg", "b/x.jpg", "b/y/a.jpg", "b/a.jpg", "b c/x.jpg",
              "B/x.jpg", ".jpg", ".hidden.png", "b/.hidden/x.png", "notes.txt", "x.jpg.part", "c.jpg/x.png"]  # fmt: skip
     names += [f"all{kind}" for kind in IMG_EXTENSIONS] + [f"ALL{kind.upper()}" for kind in IMG_EXTENSIONS]
-    tree = touched(
-        tmp_path / "train", *(f"{label}/{name}" for label in ("cat", "Dog", "cat-2", "a b") for name in names)
-    )
+    files = [f"{label}/{name}" for label in ("cat", "Dog", "cat-2", "a b") for name in names]
+    tree = touched(tmp_path / "train", *files)
     (tree / "elsewhere").symlink_to(touched(tmp_path / "far", "n/2.png", "1.png"))
     theirs, ours = ImageFolder(str(tree)), read("folder", tmp_path)
     assert list(ours.classes) == theirs.classes
