@@ -43,7 +43,7 @@ _LARGEST_SEED = 2**40 - 1  # of `rng.uniform`
 
 
 def parser() -> Parser:
-    """The options, with the data sets described below them."""
+    """The parser of the options; its help lists the data sets, too."""
     lines = [f"  {name:14} {_described(source.encoding)}; {source.note}" for name, source in SOURCES.items()]
     made = Parser(
         description=__doc__,
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def write_splits(options: argparse.Namespace) -> None:
-    """Writes all splits, or none, and leaves files alone that hold the same already.
+    """Writes all splits, or none; a file that is there with the same content stays untouched.
 
     Raises:
         InputError: wrong input, or a file is there with other content and `--overwrite` is not given. That is checked
@@ -161,14 +161,14 @@ def _check_same_request(path: Path, description: dict[str, Any], images: int) ->
         manifest = read_manifest(path)
     except InputError:
         raise InputError(f"{path} is there without a readable manifest; --overwrite replaces it") from None
-    there = _flat({**vars(manifest), "count": manifest.count + len(manifest.skipped)})
-    requested = _flat({**manifest_facts(**description), "count": images})
+    there = _by_field({**vars(manifest), "count": manifest.count + len(manifest.skipped)})
+    requested = _by_field({**manifest_facts(**description), "count": images})
     if differing := [name for name, value in requested.items() if there.get(name) != value]:
         raise InputError(f"{path} is there and differs in {', '.join(differing)}; --overwrite replaces it")
 
 
-def _flat(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts, with `options` and `versions` taken apart into `options.NAME` and `versions.NAME`."""
+def _by_field(facts: dict[str, Any]) -> dict[str, Any]:
+    """Field name -> value, the parts of `options` and `versions` under `options.NAME` and `versions.NAME`."""
     parts = {f"{name}.{key}": value for name in ("options", "versions") for key, value in facts[name].items()}
     return {name: value for name, value in facts.items() if not isinstance(value, dict)} | parts
 

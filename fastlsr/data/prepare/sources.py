@@ -27,7 +27,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Source:
-    """One data set's reader and what `--help` says of it.
+    """One data set's reader, how it is stored by default, and its line in `--help`.
 
     read: (folder, may_download) -> Dataset. The folder is the user's copy, or where a download goes.
     """
@@ -39,7 +39,7 @@ class Source:
 
 
 def subset(samples: Samples, size: int, seed: int) -> Samples:
-    """`size` of the samples (all, if there are fewer), in order: as many of each class as can be, drawn by seed."""
+    """`size` of the samples (all, if there are fewer), in order; drawn by seed, the classes as even as possible."""
     drawn = np.array([uniform(WriteStream.SUBSET, seed, at) for at in range(len(samples))])
     by_class = np.lexsort((drawn, samples.labels))
     labels = samples.labels[by_class]
@@ -323,7 +323,7 @@ def _folder_key(folder: Path) -> tuple[int, int]:
 
 
 def _stratified(samples: Samples) -> dict[str, Samples]:
-    """The samples split 80/20 within each class, always alike, file order kept."""
+    """The samples split 80/20 within each class, the same way each time, in file order."""
     drawn = np.array([uniform(WriteStream.SPLIT, 0, at) for at in range(len(samples))])
     held_out = np.zeros(len(samples), dtype=bool)
     for label in np.unique(samples.labels):

@@ -202,14 +202,14 @@ def test_a_tree_without_splits_is_split_within_each_class_and_alike_each_time(tm
     assert len(together) == 20
 
 
-def test_splits_that_differ_in_classes_are_refused(tmp_path):
+def test_splits_that_differ_in_classes_are_an_error(tmp_path):
     for name in ("train/cat/a.png", "train/dog/b.png", "test/cat/c.png"):
         image(tmp_path / name)
     with pytest.raises(InputError, match="differ in classes: dog"):
         read("folder", tmp_path)
 
 
-def test_a_class_folder_without_image_is_refused(tmp_path):
+def test_a_class_folder_without_image_is_an_error(tmp_path):
     image(tmp_path / "train" / "cat" / "a.png")
     (tmp_path / "train" / "dog").mkdir()
     with pytest.raises(InputError, match="dog holds no image"):
@@ -217,10 +217,10 @@ def test_a_class_folder_without_image_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(set(SOURCES) - {"digits"}))
-def test_an_empty_folder_is_refused_in_one_line_that_names_it(tmp_path, name):
-    with pytest.raises(InputError) as refused:
+def test_an_empty_folder_is_an_error_of_one_line_that_names_it(tmp_path, name):
+    with pytest.raises(InputError) as raised:
         read(name, tmp_path)
-    assert str(tmp_path) in str(refused.value) and "\n" not in str(refused.value)
+    assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["cub200", "stanford_dogs", "imagenet", "folder"])
@@ -229,12 +229,12 @@ def test_what_cannot_be_downloaded_asks_for_a_copy(tmp_path, name):
         read_dataset(name, None, tmp_path)
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path):
+def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(InputError, match="nowhere is not a folder"):
         read("cifar100", tmp_path / "nowhere")
 
 
-def test_lists_that_contradict_each_other_are_refused(tmp_path):
+def test_lists_that_contradict_each_other_are_an_error(tmp_path):
     lists = {"images": "1 a/x.jpg\n2 a/y.jpg\n", "image_class_labels": "1 1\n", "train_test_split": "1 1\n2 0\n",
              "classes": "1 a\n"}  # fmt: skip
     for name, text in lists.items():
@@ -243,13 +243,13 @@ def test_lists_that_contradict_each_other_are_refused(tmp_path):
         read("cub200", tmp_path)
 
 
-def test_a_damaged_mat_list_is_refused_by_name(tmp_path):
+def test_a_damaged_mat_list_is_an_error_that_names_it(tmp_path):
     (tmp_path / "train_list.mat").write_bytes(b"no matrix")
     with pytest.raises(InputError, match="train_list.mat"):
         read("stanford_dogs", tmp_path)
 
 
-def test_a_mat_list_whose_columns_differ_in_length_is_refused(tmp_path):
+def test_a_mat_list_whose_columns_differ_in_length_is_an_error(tmp_path):
     files = np.array([["a/x.jpg"], ["a/y.jpg"]], dtype=object)
     scipy.io.savemat(tmp_path / "train_list.mat", {"file_list": files, "labels": np.array([[1]])})
     with pytest.raises(InputError, match="2 files and 1 labels"):

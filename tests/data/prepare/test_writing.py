@@ -417,10 +417,10 @@ def test_a_bad_image_is_named_and_nothing_is_left(photos, tmp_path, kind):
     bad = tmp_path / "bad.jpg"
     BAD[kind](bad, photos.images[0].read_bytes())
     out = tmp_path / "out"
-    with pytest.raises(InputError, match="bad.jpg: the image") as refused:
+    with pytest.raises(InputError, match="bad.jpg: the image") as raised:
         write(files(photos.images[0], bad), out / "a.beton")
-    assert "\n" not in str(refused.value)
-    assert "0x" not in str(refused.value), "a memory address: another text in each run"
+    assert "\n" not in str(raised.value)
+    assert "0x" not in str(raised.value), "a memory address: another text in each run"
     assert list(out.iterdir()) == []
 
 
@@ -456,14 +456,14 @@ def test_skipping_everything_is_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_labels_outside_the_classes_and_no_samples_are_refused(tmp_path):
+def test_labels_outside_the_classes_and_no_samples_are_errors(tmp_path):
     with pytest.raises(InputError, match="outside the 1 classes"):
         write_beton(random_arrays(), tmp_path / "a.beton", dataset="some", split="train", classes=["one"])
     with pytest.raises(InputError, match="no image"):
         write_beton(Samples((), np.zeros(0, int)), tmp_path / "a.beton", dataset="some", split="train", classes=["one"])
 
 
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         write(random_arrays(), tmp_path / "file" / "a.beton")
@@ -495,7 +495,7 @@ def busy(photo_tree, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_writer_told_to_stop_leaves_what_was_there_before_and_nothing_else(busy, number, code):
+def test_a_writer_that_is_stopped_leaves_what_was_there_before_and_nothing_else(busy, number, code):
     process, out, _ = busy
     before = {"folder_test.beton": b"the former", "folder_test.json": b"pair"}
     for name, content in before.items():
@@ -577,7 +577,7 @@ def test_the_command_can_skip_choose_splits_and_draw_a_subset(photo_tree, tmp_pa
                                        ["digits", "--splits", "valid"], ["digits", "--splits", ","],
                                        ["digits", "--seed", str(2**40)],
                                        ["digits", "--compress-probability", "nan"]])  # fmt: skip
-def test_the_command_refuses_a_wrong_option_with_2_and_writes_nothing(tmp_path, arguments):
+def test_a_wrong_option_ends_the_command_with_2_and_nothing_is_written(tmp_path, arguments):
     assert run(*arguments, "--out", tmp_path / "out").returncode == 2
     assert not (tmp_path / "out").exists()
 
@@ -612,13 +612,13 @@ def written(photo_tree, tmp_path):
 
 
 def state(folder: Path) -> dict[str, tuple[int, int, bytes]]:
-    """What tells a file that was left alone from one that was replaced, even by the same bytes."""
+    """File name -> (inode, time, bytes): differs for a file that was replaced, even by the same bytes."""
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
             for path in folder.iterdir() if path.suffix in (".beton", ".json")}  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [[], ["--overwrite"]])
-def test_writing_the_same_again_changes_nothing_and_a_line_a_file_says_so(written, options):
+def test_writing_the_same_again_changes_nothing_and_is_reported_in_a_line_a_file(written, options):
     _, out, again = written
     before = state(out)
     done = again(*options)
