@@ -1,1 +1,1 @@
-"""From images in their official layouts to `.beton` files. Nothing here is loaded by training."""
+"""From images in their official layouts to `.beton` files. Training imports nothing of it."""

@@ -1,7 +1,7 @@
 """FFCV's file format, version 2, for the fields image, label, index: where samples lie, and the bytes around them.
 
-Stated here and not taken from `ffcv.types`, because `import ffcv` takes seconds and sets the thread counts of torch
-and numba; a test holds each byte of it against FFCV's own.
+Defined here and not taken from `ffcv.types`, because `import ffcv` takes seconds and sets the thread counts of torch
+and numba; a test compares the types with FFCV's own.
 
     header | field descriptions | metadata, one row a sample | samples, in order | allocations, one row a sample
 """
@@ -34,8 +34,8 @@ METADATA_START = HEADER.itemsize + len(FIELDS) * DESCRIPTION.itemsize
 class Layout:
     """Where the samples so far lie in the file.
 
-    A sample never crosses a multiple of the page size. A sample larger than a page doubles the page size: what
-    was placed for smaller pages is right for larger ones too.
+    A sample never crosses a multiple of the page size. A sample larger than a page doubles the page size: a sample
+    that crosses no multiple of the smaller one crosses none of the larger.
     """
 
     end: int  # the file's next free byte
@@ -49,7 +49,7 @@ class Layout:
         return cls(end=-(-end // _ALIGNMENT) * _ALIGNMENT)
 
     def place(self, *, label: int, mode: int, width: int, height: int, size: int) -> int:
-        """The position in the file of the next sample, `size` bytes that are now taken."""
+        """Reserves `size` bytes for the next sample and returns their position in the file."""
         while size > self.page:
             self.page *= 2
         if self.page > _LARGEST_PAGE:
@@ -63,7 +63,7 @@ class Layout:
 
 
 def finish(file: BinaryIO, layout: Layout) -> None:
-    """None; around the samples, which are in `file` already, stands all that a reader of the format needs."""
+    """Writes all but the samples, which are in `file` already: header, descriptions, metadata, allocations."""
     rows = np.array(layout.rows, dtype=np.int64)
     file.seek(layout.end)
     file.write(_allocations(rows).tobytes())
@@ -77,7 +77,7 @@ def _header(layout: Layout) -> np.ndarray:
 
 def _descriptions() -> np.ndarray:
     described = np.zeros(len(FIELDS), dtype=DESCRIPTION)
-    for row, name, number in zip(described, FIELDS, _FIELD_TYPES):
+    for row, name, number in zip(described, FIELDS, _FIELD_TYPES, strict=True):
         row["type"] = number
         row["name"][: len(name)] = np.frombuffer(name.encode("ascii"), dtype=np.uint8)
     return described

@@ -4,16 +4,17 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 
-from fastlsr.data.prepare.encoding import Encoding, uniform
+from fastlsr.data.prepare.encoding import Encoding
 from fastlsr.data.prepare.writing import Samples
 from fastlsr.errors import InputError
+from fastlsr.rng import WriteStream, uniform
 
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _TEST_SHARE = 0.2  # of each class, where there is no official split
-_SUBSET_STREAM = 1 << 40  # keeps the draw of --subset apart from the draw of `proportion` under the same seed
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Source:
-    """One data set's reader and what `--help` says of it.
+    """One data set's reader, how it is stored by default, and its line in `--help`.
 
     read: (folder, may_download) -> Dataset. The folder is the user's copy, or where a download goes.
     """
@@ -38,8 +39,8 @@ class Source:
 
 
 def subset(samples: Samples, size: int, seed: int) -> Samples:
-    """`size` of the samples (all, if there are fewer), in order: as many of each class as can be, drawn by seed."""
-    drawn = np.array([uniform(seed ^ _SUBSET_STREAM, at) for at in range(len(samples))])
+    """`size` of the samples (all, if there are fewer), in order; drawn by seed, the classes as even as possible."""
+    drawn = np.array([uniform(WriteStream.SUBSET, seed, at) for at in range(len(samples))])
     by_class = np.lexsort((drawn, samples.labels))
     labels = samples.labels[by_class]
     rank = np.empty(len(samples), dtype=np.int64)
@@ -58,10 +59,12 @@ def read_digits(folder: Path, may_download: bool) -> Dataset:
 
 
 def read_cifar10(folder: Path, may_download: bool) -> Dataset:
+    """The official train (50,000) and test (10,000), 32x32."""
     return _read_cifar("CIFAR10", "cifar-10-batches-py", folder, may_download)
 
 
 def read_cifar100(folder: Path, may_download: bool) -> Dataset:
+    """The official train (50,000) and test (10,000), 32x32, with the fine labels."""
     return _read_cifar("CIFAR100", "cifar-100-python", folder, may_download)
 
 
@@ -101,8 +104,8 @@ def read_cub200(folder: Path, may_download: bool) -> Dataset:
         dict(_rows(base / name, 2))
         for name in ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
     )
-    _same_keys(base, files, labels, in_train)
-    _same_keys(base, {number: None for number in labels.values() if number not in names})
+    _check_same_keys(base, files, labels, in_train)
+    _check_same_keys(base, names, names | dict.fromkeys(labels.values()))
     splits = {"train": "1", "test": "0"}
     listed = {
         split: [(base / "images" / files[key], int(labels[key])) for key in files if in_train[key] == flag]
@@ -184,7 +187,11 @@ def _read_cifar(reader: str, base: str, folder: Path, may_download: bool) -> Dat
 
 
 def _torchvision(reader: str, root: Path, may_download: bool, **options):
-    """Torchvision's own data set object, its errors turned into one line."""
+    """The data set object of torchvision.
+
+    Raises:
+        InputError: for any of torchvision's errors, in one line.
+    """
     import torchvision
 
     try:
@@ -220,7 +227,7 @@ def _rows(path: Path, columns: int) -> Iterable[list[str]]:
         raise InputError(f"{path} cannot be read: {error}") from None
     rows = [line.split(maxsplit=columns - 1) for line in lines if line.strip()]
     if not rows or any(len(row) != columns for row in rows):
-        raise InputError(f"{path} is empty, or a line of it has not {columns} columns")
+        raise InputError(f"{path} is empty, or one of its lines does not have {columns} columns")
     return rows
 
 
@@ -236,7 +243,7 @@ def _mat_list(path: Path, images: Path) -> list[tuple[Path, int]]:
         raise InputError(f"{path} cannot be read: {error}") from None
     if len(files) != len(labels):
         raise InputError(f"{path} lists {len(files)} files and {len(labels)} labels")
-    return [(images / name, label) for name, label in zip(files, labels)]
+    return [(images / name, label) for name, label in zip(files, labels, strict=True)]
 
 
 def _renumbered(listed: dict[str, list[tuple[Path, int]]], names: dict[int, str]) -> Dataset:
@@ -259,7 +266,8 @@ def _named_by_folder(files: dict[str, list[Path]]) -> Dataset:
 def _class_folders(folders: dict[str, Path]) -> Dataset:
     """A data set of trees with one folder for each class; every split must have the same classes.
 
-    Class names are sorted, and files within a class, as in `torchvision.datasets.ImageFolder`.
+    The order is that of `torchvision.datasets.ImageFolder`: classes by name, in each the folders by path, in each
+    of these the files by name. So are the suffixes. Hidden class folders are left out, and no folder is read twice.
     """
     trees = {split: _class_tree(folder) for split, folder in folders.items()}
     classes = {split: sorted(tree) for split, tree in trees.items()}
@@ -274,37 +282,53 @@ def _class_folders(folders: dict[str, Path]) -> Dataset:
 
 
 def _class_tree(folder: Path) -> dict[str, list[Path]]:
-    """Class name -> its image files, sorted."""
+    """Class name -> its image files, in order; a class's folder may be a link."""
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
-    tree = {entry.name: _images_under(Path(entry.path)) for entry in os.scandir(folder)
-            if entry.is_dir() and not entry.name.startswith(".")}  # fmt: skip
-    if not tree:
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
         raise InputError(f"{folder} has no class folders: each class needs a folder of its own")
-    if empty := sorted(name for name, files in tree.items() if not files):
+    classes: dict[tuple[int, int], Path] = {}
+    for path in (folder / name for name in names):
+        if (same := classes.setdefault(_folder_key(path), path)) is not path:
+            raise InputError(f"{same} and {path} are two names of one folder, so its images would have two classes")
+    # A link up the tree leads to the other classes, and round in circles.
+    above = {_folder_key(parent) for path in classes.values() for parent in path.resolve().parents}
+    seen = above | classes.keys()
+    tree = {path.name: _images_under(path, seen) for path in classes.values()}
+    if empty := [name for name, files in tree.items() if not files]:
         raise InputError(f"{folder / empty[0]} holds no image")
     return tree
 
 
-def _images_under(folder: Path) -> list[Path]:
-    found = [
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if os.path.splitext(name)[1].lower() in _IMAGE_SUFFIXES
-    ]
-    return sorted(found)
+def _images_under(root: Path, seen: set[tuple[int, int]]) -> list[Path]:
+    """The image files below `root`, in order; skips the subfolders in `seen`, and adds the others to it."""
+    found = []
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_raise_unreadable):
+        found.append((folder, sorted(name for name in names if name.lower().endswith(_IMAGE_SUFFIXES))))
+        keys = {_folder_key(Path(folder, name)): name for name in sorted(subfolders, reverse=True)}
+        subfolders[:] = sorted(name for key, name in keys.items() if key not in seen)
+        seen.update(keys)
+    return [Path(folder, name) for folder, names in sorted(found) for name in names]
+
+
+def _raise_unreadable(error: OSError) -> NoReturn:
+    raise InputError(f"{error.filename} cannot be read: {error.strerror}")
+
+
+def _folder_key(folder: Path) -> tuple[int, int]:
+    """(device, inode): equal for all names of one folder."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _stratified(samples: Samples) -> dict[str, Samples]:
-    """The samples split 80/20 within each class, always alike, file order kept."""
-    order = sorted(range(len(samples)), key=lambda at: uniform(0, at))
-    ranks = np.empty(len(samples), dtype=np.int64)
-    ranks[order] = np.arange(len(samples))
+    """The samples split 80/20 within each class, the same way each time, in file order."""
+    drawn = np.array([uniform(WriteStream.SPLIT, 0, at) for at in range(len(samples))])
     held_out = np.zeros(len(samples), dtype=bool)
     for label in np.unique(samples.labels):
         members = np.flatnonzero(samples.labels == label)
-        held_out[members[np.argsort(ranks[members])][: round(_TEST_SHARE * len(members))]] = True
+        held_out[members[np.argsort(drawn[members])][: round(_TEST_SHARE * len(members))]] = True
     return {"train": _chosen(samples, np.flatnonzero(~held_out)), "test": _chosen(samples, np.flatnonzero(held_out))}
 
 
@@ -327,7 +351,7 @@ def _joined(first: Samples, second: Samples) -> Samples:
     return Samples((*first.images, *second.images), np.concatenate([first.labels, second.labels]))
 
 
-def _same_keys(base: Path, *tables: dict) -> None:
-    odd = set().union(*tables) - set(tables[0]).intersection(*tables) if len(tables) > 1 else set(tables[0])
-    if odd:
-        raise InputError(f"the lists in {base} contradict each other, about number {sorted(odd)[0]}")
+def _check_same_keys(base: Path, *tables: dict[str, Any]) -> None:
+    keys = [table.keys() for table in tables]
+    if odd := {key for key in set().union(*keys) if not all(key in table for table in tables)}:
+        raise InputError(f"the lists in {base} contradict each other about number {min(odd)}")

@@ -1,9 +1,9 @@
 """Samples -> a `.beton` file and its manifest; the same bytes for any number of workers.
 
-The file is FFCV's format, written without FFCV's DatasetWriter: that one hangs for ever when a worker fails, draws
-`proportion` without a seed, and lays samples out in the order in which its workers happen to finish. Here threads
-decode and encode, for which OpenCV and Pillow let go of the interpreter; the caller's thread alone places their
-results, in the order of the samples, and writes.
+The file has FFCV's format, but is not written by FFCV's DatasetWriter: that hangs for ever when a worker fails, draws
+`proportion` without a seed, and stores samples in the order in which its workers happen to finish. Here threads
+decode and encode (OpenCV and Pillow release the interpreter lock meanwhile), and the caller's thread alone writes
+their results, in the order of the samples.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -58,9 +58,9 @@ def write_beton(
     options: dict | None = None,
     workers: int = 1,
     skip_bad: bool = False,
-    on_progress: Callable[[int], None] = lambda images: None,
+    on_progress: Callable[[int], object] = lambda images: None,
 ) -> Manifest:
-    """The manifest of the file now at `path`, fields image, label and index (0..N-1, the position in the file).
+    """Writes `path`, with the fields image, label and index (0..N-1, the position in the file), and its manifest.
 
     `path` appears whole or not at all, its manifest after it; what was there before stays until then, and no
     `.beton` is ever beside another one's manifest.
@@ -68,31 +68,47 @@ def write_beton(
     Args:
         options: noted in the manifest, besides the encoding.
         workers: threads that decode and encode.
-        on_progress: told how many more of the samples are done.
+        on_progress: called with how many more of the samples are done.
+
+    Returns:
+        The manifest.
 
     Raises:
         InputError: no sample; a label outside the classes; an image cannot be read (and not `skip_bad`); the
             disk is full or read-only; another process is writing `path`.
     """
     path = Path(path)
-    _check(samples, classes, workers)
+    _check_samples(samples, classes, workers)
     with _partial_file(path) as (partial, file):
         written = _write(samples, file, encoding, workers=workers, skip_bad=skip_bad, on_progress=on_progress)
         manifest = Manifest(
-            dataset=dataset,
-            split=split,
-            classes=tuple(classes),
-            options={**asdict(encoding), **(options or {})},
+            **manifest_facts(dataset, split, classes, encoding, options or {}),
+            **_stored_facts(written, len(classes)),
             bytes=partial.stat().st_size,
             digest=digest_of(partial),
-            versions=_versions(),
             skipped=tuple(written.skipped),
-            **_facts(written, len(classes)),
         )
         manifest_path(path).unlink(missing_ok=True)
         os.replace(partial, path)
-    _publish(manifest, path)
+        try:
+            write_manifest(manifest, path)
+        except BaseException:
+            path.unlink(missing_ok=True)  # a file without manifest is of no use
+            raise
     return manifest
+
+
+def manifest_facts(
+    dataset: str, split: str, classes: Sequence[str], encoding: Encoding, options: dict
+) -> dict[str, Any]:
+    """The manifest's fields that are known before the images are read."""
+    return {
+        "dataset": dataset,
+        "split": split,
+        "classes": tuple(classes),
+        "options": {**asdict(encoding), **options},
+        "versions": _versions(),
+    }
 
 
 @dataclass
@@ -105,15 +121,16 @@ class _Written:
     skipped: list[str] = field(default_factory=list)
 
     def add(self, chunk: Chunk, labels: np.ndarray, file: BinaryIO) -> None:
-        """None; the chunk's samples are in the file, each where the layout puts it."""
-        for label, (mode, width, height, size), stored in zip(labels.tolist(), chunk.rows, chunk.stored):
+        """Writes the chunk's samples into the file, each where the layout places it, and counts them in."""
+        rows = zip(labels.tolist(), chunk.rows, chunk.stored, strict=True)
+        for label, (mode, width, height, size), stored in rows:
             free = self.layout.end
             start = self.layout.place(label=label, mode=mode, width=width, height=height, size=size)
             if start != free:
                 file.seek(start)  # past the end: the gap before the next page reads as zeros
-            file.write(stored)
-        self.sums = [total + more for total, more in zip(self.sums, chunk.sums)]
-        self.squares = [total + more for total, more in zip(self.squares, chunk.squares)]
+            file.write(stored.data)
+        self.sums = [total + more for total, more in zip(self.sums, chunk.sums, strict=True)]
+        self.squares = [total + more for total, more in zip(self.squares, chunk.squares, strict=True)]
 
 
 def _write(
@@ -139,19 +156,19 @@ def _write(
 
 def _encoded(samples: Samples, encoding: Encoding, workers: int) -> Generator[tuple[range, Chunk], None, None]:
     """(positions, encoded images) for each chunk of the samples, in order; a few for each worker are under way."""
-    arrays = isinstance(samples.images, np.ndarray)
-    size = _ARRAYS_A_CHUNK if arrays else _FILES_A_CHUNK
+    images = samples.images
+    size = _ARRAYS_A_CHUNK if isinstance(images, np.ndarray) else _FILES_A_CHUNK
     chunks = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
-    parts = (samples.images[positions.start : positions.stop] for positions in chunks)
-    if arrays and encoding.mode == "raw" and not 0 < encoding.max_resolution < max(samples.images.shape[1:3]):
-        yield from zip(chunks, map(copy_images, parts))
+    if isinstance(images, np.ndarray) and encoding.mode == "raw" and not _shrinks(encoding, images):
+        yield from ((positions, copy_images(images[positions.start : positions.stop])) for positions in chunks)
         return
     pending: deque[tuple[range, Future]] = deque()
     pool = ThreadPoolExecutor(workers)
     former = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        for positions, part in zip(chunks, parts):
+        for positions in chunks:
+            part = list(images[positions.start : positions.stop])
             pending.append((positions, pool.submit(encode_images, part, positions, encoding)))
             if len(pending) == workers * _CHUNKS_AHEAD:
                 done, chunk = pending.popleft()
@@ -163,11 +180,15 @@ def _encoded(samples: Samples, encoding: Encoding, workers: int) -> Generator[tu
         cv2.setNumThreads(former)
 
 
+def _shrinks(encoding: Encoding, images: np.ndarray) -> bool:
+    return 0 < encoding.max_resolution < max(images.shape[1:3])
+
+
 @contextlib.contextmanager
 def _partial_file(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """(path, open file) of the hidden file that becomes `path`; removed however the block is left.
+    """(path, open file) of the hidden file that becomes `path`; removed however the block ends.
 
-    It is locked, so that two writers of one `.beton` do not mix; what a killed writer left is written over.
+    It is locked, so that two writers of one `.beton` cannot mix; what a killed writer left in it is overwritten.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -197,16 +218,8 @@ def _lock(file: BinaryIO, partial: Path, path: Path) -> None:
         raise InputError(f"{path} is being written by another process")
 
 
-def _publish(manifest: Manifest, path: Path) -> None:
-    try:
-        write_manifest(manifest, path)
-    except BaseException:
-        path.unlink(missing_ok=True)  # a file without manifest is of no use
-        raise
-
-
-def _facts(written: _Written, classes: int) -> dict:
-    """What the manifest says of the stored images."""
+def _stored_facts(written: _Written, classes: int) -> dict:
+    """The manifest's fields that follow from the stored images."""
     labels, _, widths, heights, _, _ = np.array(written.layout.rows, dtype=np.int64).T
     mean, std = _mean_and_std(written.sums, written.squares, int((widths * heights).sum()))
     return {
@@ -222,8 +235,9 @@ def _facts(written: _Written, classes: int) -> dict:
 def _mean_and_std(sums: Sequence[int], squares: Sequence[int], pixels: int) -> tuple[tuple, tuple]:
     """Per channel of values v/255: mean and population standard deviation, from exact integer sums."""
     mean = tuple(total / (255 * pixels) for total in sums)
+    pairs = zip(sums, squares, strict=True)
     # n*sum(v^2) - sum(v)^2 in whole numbers: the difference of two near numbers loses nothing.
-    std = tuple(math.sqrt(pixels * square - total**2) / (255 * pixels) for total, square in zip(sums, squares))
+    std = tuple(math.sqrt(pixels * square - total**2) / (255 * pixels) for total, square in pairs)
     return mean, std
 
 
@@ -232,7 +246,7 @@ def _versions() -> dict[str, str]:
     return {**named, "fastlsr": fastlsr.__version__, "opencv": cv2.__version__}
 
 
-def _check(samples: Samples, classes: Sequence[str], workers: int) -> None:
+def _check_samples(samples: Samples, classes: Sequence[str], workers: int) -> None:
     if len(samples) == 0:
         raise InputError("there is no image to write")
     if samples.labels.min() < 0 or samples.labels.max() >= len(classes):

@@ -1,5 +1,6 @@
 """Official layouts give official splits, with labels 0-based and contiguous."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def image(path: Path) -> Path:
 
 def named(samples: Samples, classes) -> dict[str, str]:
     """File name -> class name."""
-    return {path.name: classes[label] for path, label in zip(samples.images, samples.labels)}
+    return {path.name: classes[label] for path, label in zip(samples.images, samples.labels, strict=True)}
 
 
 def test_digits_are_scikit_learns_in_three_equal_channels_split_within_each_class():
@@ -80,7 +81,7 @@ def test_dogs_are_split_by_their_lists_and_numbered_without_gaps(unpacked):
     for samples in dataset.splits.values():
         assert set(samples.labels) == {0, 1, 2, 3}
         assert all(path.is_file() and path.parent.name == dataset.classes[label]
-                   for path, label in zip(samples.images, samples.labels))  # fmt: skip
+                   for path, label in zip(samples.images, samples.labels, strict=True))  # fmt: skip
 
 
 def test_imagenets_test_split_is_its_val_folder(tmp_path):
@@ -127,6 +128,70 @@ def test_a_folder_tree_takes_val_or_test_as_its_test_split(tmp_path, held_out):
     assert named(dataset.splits["test"], dataset.classes) == {"x.png": "cat", "y.jpg": "dog"}
 
 
+def touched(root: Path, *names: str) -> Path:
+    """`root`, with an empty file of each name."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def paths_and_labels(samples: Samples) -> list[tuple[str, int]]:
+    return [(str(path), int(label)) for path, label in zip(samples.images, samples.labels, strict=True)]
+
+
+def test_classes_and_files_of_a_nested_tree_come_in_the_order_of_image_folder(tmp_path):
+    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    names = ["z.png", "10.jpg", "9.jpg", "B.JPG", "b-c/x.jpg", "b/x.jpg", "b/y/a.jpg", "b/a.jpg", "b c/x.jpg",
+             "B/x.jpg", ".jpg", ".hidden.png", "b/.hidden/x.png", "notes.txt", "x.jpg.part", "c.jpg/x.png"]  # fmt: skip
+    names += [f"all{kind}" for kind in IMG_EXTENSIONS] + [f"ALL{kind.upper()}" for kind in IMG_EXTENSIONS]
+    files = [f"{label}/{name}" for label in ("cat", "Dog", "cat-2", "a b") for name in names]
+    tree = touched(tmp_path / "train", *files)
+    (tree / "elsewhere").symlink_to(touched(tmp_path / "far", "n/2.png", "1.png"))
+    theirs, ours = ImageFolder(str(tree)), read("folder", tmp_path)
+    assert list(ours.classes) == theirs.classes
+    assert paths_and_labels(ours.splits["train"]) == theirs.samples
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../../..", "/", "../b", "deep"])
+def test_a_link_inside_a_class_adds_no_image_twice_and_none_of_another_class(tmp_path, target):
+    tree = touched(tmp_path / "train", "a/1.png", "a/deep/2.png", "b/3.png")
+    touched(tmp_path / "test", "a/4.png", "b/5.png")
+    expected = [["1.png", "2.png"], ["3.png"]]
+    (tree / "a" / "up").symlink_to(target)
+    samples = read("folder", tmp_path).splits["train"]
+    found = [sorted(path.name for path, label in zip(samples.images, samples.labels, strict=True) if label == wanted)
+             for wanted in (0, 1)]  # fmt: skip
+    assert found == expected
+
+
+def test_links_to_one_folder_outside_add_its_images_once(tmp_path):
+    tree = touched(tmp_path / "train", "a/1.png", "a/deep/2.png", "b/3.png")
+    touched(tmp_path / "more", "4.png")
+    for name in ("a/later", "a/first", "a/deep/below", "b/other"):
+        (tree / name).symlink_to(tmp_path / "more")
+    names = [path.relative_to(tree).as_posix() for path in read("folder", tmp_path).splits["train"].images]
+    assert names == ["a/1.png", "a/deep/2.png", "a/first/4.png", "b/3.png"]
+
+
+def test_a_class_folder_may_be_a_link_and_may_lead_back(tmp_path):
+    elsewhere = touched(tmp_path / "elsewhere", "cat/1.png", "cat/more/2.png", "other/3.png")
+    tree = touched(tmp_path / "train", "dog/4.png")
+    (tree / "cat").symlink_to(elsewhere / "cat")
+    (elsewhere / "cat" / "up").symlink_to("..")
+    samples = read("folder", tmp_path).splits["train"]
+    assert named(samples, ("cat", "dog")) == {"1.png": "cat", "2.png": "cat", "4.png": "dog"}
+
+
+def test_two_classes_in_one_folder_are_an_error_that_names_both(tmp_path):
+    tree = touched(tmp_path / "train", "a/1.png")
+    os.symlink("a", tree / "b")
+    with pytest.raises(InputError, match="train/a and .*train/b are two names of one folder"):
+        read("folder", tmp_path)
+
+
 def test_a_tree_without_splits_is_split_within_each_class_and_alike_each_time(tmp_path):
     for at in range(20):
         image(tmp_path / f"class_{at % 2}" / f"{at}.png")
@@ -137,14 +202,14 @@ def test_a_tree_without_splits_is_split_within_each_class_and_alike_each_time(tm
     assert len(together) == 20
 
 
-def test_splits_that_differ_in_classes_are_refused(tmp_path):
+def test_splits_that_differ_in_classes_are_an_error(tmp_path):
     for name in ("train/cat/a.png", "train/dog/b.png", "test/cat/c.png"):
         image(tmp_path / name)
     with pytest.raises(InputError, match="differ in classes: dog"):
         read("folder", tmp_path)
 
 
-def test_a_class_folder_without_image_is_refused(tmp_path):
+def test_a_class_folder_without_image_is_an_error(tmp_path):
     image(tmp_path / "train" / "cat" / "a.png")
     (tmp_path / "train" / "dog").mkdir()
     with pytest.raises(InputError, match="dog holds no image"):
@@ -152,10 +217,10 @@ def test_a_class_folder_without_image_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(set(SOURCES) - {"digits"}))
-def test_an_empty_folder_is_refused_in_one_line_that_names_it(tmp_path, name):
-    with pytest.raises(InputError) as refused:
+def test_an_empty_folder_is_an_error_of_one_line_that_names_it(tmp_path, name):
+    with pytest.raises(InputError) as raised:
         read(name, tmp_path)
-    assert str(tmp_path) in str(refused.value) and "\n" not in str(refused.value)
+    assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["cub200", "stanford_dogs", "imagenet", "folder"])
@@ -164,12 +229,12 @@ def test_what_cannot_be_downloaded_asks_for_a_copy(tmp_path, name):
         read_dataset(name, None, tmp_path)
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path):
+def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(InputError, match="nowhere is not a folder"):
         read("cifar100", tmp_path / "nowhere")
 
 
-def test_lists_that_contradict_each_other_are_refused(tmp_path):
+def test_lists_that_contradict_each_other_are_an_error(tmp_path):
     lists = {"images": "1 a/x.jpg\n2 a/y.jpg\n", "image_class_labels": "1 1\n", "train_test_split": "1 1\n2 0\n",
              "classes": "1 a\n"}  # fmt: skip
     for name, text in lists.items():
@@ -178,13 +243,13 @@ def test_lists_that_contradict_each_other_are_refused(tmp_path):
         read("cub200", tmp_path)
 
 
-def test_a_damaged_mat_list_is_refused_by_name(tmp_path):
+def test_a_damaged_mat_list_is_an_error_that_names_it(tmp_path):
     (tmp_path / "train_list.mat").write_bytes(b"no matrix")
     with pytest.raises(InputError, match="train_list.mat"):
         read("stanford_dogs", tmp_path)
 
 
-def test_a_mat_list_whose_columns_differ_in_length_is_refused(tmp_path):
+def test_a_mat_list_whose_columns_differ_in_length_is_an_error(tmp_path):
     files = np.array([["a/x.jpg"], ["a/y.jpg"]], dtype=object)
     scipy.io.savemat(tmp_path / "train_list.mat", {"file_list": files, "labels": np.array([[1]])})
     with pytest.raises(InputError, match="2 files and 1 labels"):
