@@ -106,13 +106,10 @@ def _images(beton: Path, reader: Any, file_bytes: int) -> Images:
     pixels = 3 * image["height"].astype(np.uint64) * image["width"]
     raw = image["mode"] == IMAGE_MODES["raw"]
     # Unsigned: in int64 an address from 2**63 on is negative, and passes any upper bound.
-    with np.errstate(over="ignore"):
-        outside = (size == 0) | (size > file_bytes) | (start > file_bytes - size)
-        crossing = start // page_bytes != (start + size - np.uint64(1)) // page_bytes
     faults = {
-        "lies outside the file": outside,
+        "lies outside the file": (size == 0) | (size > file_bytes) | (start > file_bytes - size),
         "has two addresses": start != image["data_ptr"],
-        "crosses the end of a page": crossing,
+        "crosses the end of a page": start // page_bytes != (start + size - np.uint64(1)) // page_bytes,
         "has a mode that is neither raw nor JPEG": ~raw & (image["mode"] != IMAGE_MODES["jpg"]),
         "has a height and width that its size contradicts": raw & (size != pixels),
     }
