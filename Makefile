@@ -29,4 +29,4 @@ doctor: setup
 	$(PY) -m fastlsr.doctor
 
 $(DIGITS) &: | setup
-	$(PY) data_prep/write_ffcv.py digits
+	$(PY) data_prep/write_ffcv.py digits --overwrite
