@@ -126,7 +126,7 @@ def _unwind_on_signals() -> None:
 
 
 def _description(options: argparse.Namespace, dataset: Dataset, split: str) -> dict[str, Any]:
-    """What the manifest of a split is to say, as keywords of `write_beton`."""
+    """What the manifest of a split is to hold, as keywords of `write_beton`."""
     names = {field.name for field in dataclasses.fields(Encoding)}
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}
     return {

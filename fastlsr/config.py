@@ -101,7 +101,7 @@ class Optim:
 
 @dataclass(frozen=True)
 class Method:
-    """What the network is trained towards; `labels.methods` says which option each method reads."""
+    """What the network is trained towards; `--help` lists the options of each method."""
 
     name: str = option("hard", "one of the methods of labels.methods, which `--help` lists with the options they read")
     smoothing: float = option(0.1, "weight of the uniform distribution, or the teacher's (TSLA's theta)", low=0, high=1)
@@ -151,7 +151,7 @@ class Run:
     name: str = option(
         "", "folder of this run in it; empty: made from data set, model, method, seed and a digest", plain=True
     )
-    resume: str = option("auto", "auto continues a run that is there; must: fails if none is; never: refuses if one is",
+    resume: str = option("auto", "auto continues a run that is there; must: fails if none is; never: fails if one is",
                          choices=("auto", "must", "never"))  # fmt: skip
 
 
@@ -340,7 +340,7 @@ def _read_file(path: str | Path) -> dict[str, Any]:
 
 
 def load(path: str | Path = "", overrides: Mapping[str, Any] | Sequence[str] = ()) -> Config:
-    """The configuration: defaults, under the YAML file, under the overrides. Environment variables have no say.
+    """The configuration: defaults, under the YAML file, under the overrides. Environment variables are ignored.
 
     Args:
         path: a YAML file of sections, or "" for none.

@@ -4,7 +4,7 @@ Three kinds of generator, each where it is cheapest, and no key twice in any of 
 
 - `generator`: numpy's Philox, for what is drawn once an epoch or a phase.
 - `sample_stream`: the epoch's part of the key of `data.augment.sample_key`, for what each sample draws in an epoch.
-- `uniform`: splitmix64, for one number an image when files are written.
+- `position_uniform`: splitmix64, for one number an image when files are written.
 
 Network weights and dropout are torch's own generator under `torch.manual_seed`.
 """
@@ -37,7 +37,7 @@ class SampleStream(IntEnum):
 
 
 class WriteStream(IntEnum):
-    """What `uniform` is asked for."""
+    """What `position_uniform` is asked for."""
 
     SPLIT = 0  # which images of a tree without splits are for testing
     SUBSET = 1  # which images `--subset` takes
@@ -76,7 +76,7 @@ def named_generator(name: str, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[key, number]))
 
 
-def uniform(stream: WriteStream, seed: int, position: int) -> float:
+def position_uniform(stream: WriteStream, seed: int, position: int) -> float:
     """A number in [0, 1), a function of the arguments alone: two rounds of splitmix64.
 
     Args:

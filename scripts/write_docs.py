@@ -38,7 +38,7 @@ def generated(function: Callable[[], str]) -> Callable[[], str]:
     return function
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -46,7 +46,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 @dataclass(frozen=True)
 class Header:
-    """What the comment lines at the beginning of a file in configs/ say."""
+    """The comment lines at the beginning of a file in configs/."""
 
     path: Path
     title: str
@@ -112,7 +112,7 @@ def reproduced() -> str:
             figures, own = main_figures(header.path), load(header.path).method.name
             quoted = [str(figures["hard"]), str(figures["lsr"]), f"{figures[own].method} {figures[own]}"]
             rows.append([header.cell(""), header.setting, *quoted, "not yet"])
-    return table(["`configs/`", "experiment", "hard", "LSR", "the paper's method", "ours"], rows)
+    return markdown_table(["`configs/`", "experiment", "hard", "LSR", "the paper's method", "ours"], rows)
 
 
 @generated
@@ -124,13 +124,13 @@ def experiments() -> str:
         methods = load(header.path).method.name, "lsr", "hard"
         quoted = "; ".join(f"{f.method.replace('baseline', 'hard')} {f}" for m in methods for n, f in figures if n == m)
         rows.append([header.cell("docs"), header.experiment, quoted or "none", f"`{header.fields['command']}`"])
-    return table(["config", "experiment", "quoted from the paper, top-1 in %", "command"], rows)
+    return markdown_table(["config", "experiment", "quoted from the paper, top-1 in %", "command"], rows)
 
 
 @generated
 def sweeps() -> str:
     """Each sweep file with its trials."""
-    return table(
+    return markdown_table(
         ["`configs/sweeps/`", "experiment", "trials"],
         ([h.cell("docs"), h.experiment, h.fields["trials"]] for h in headers(ROOT / "configs" / "sweeps")),
     )
@@ -139,7 +139,7 @@ def sweeps() -> str:
 @generated
 def methods() -> str:
     """Each method with the first line of its docstring and its options."""
-    return table(
+    return markdown_table(
         ["`method.name`", "targets", "options"],
         (
             [f"`{name}`", (made.__doc__ or "").strip().partition("\n")[0], " ".join(f"`{o}`" for o in options_of(name))]
@@ -157,14 +157,14 @@ def options() -> str:
     for section, kind in SECTIONS.items():
         rows = [[f"`{name}`", default if default != "..." else "", text] for (name, default), text in pairs
                 if name.startswith(f"{section}.")]  # fmt: skip
-        parts.append(f"## {section}\n\n{kind.__doc__}\n\n{table(['option', 'default', 'meaning'], rows)}")
+        parts.append(f"## {section}\n\n{kind.__doc__}\n\n{markdown_table(['option', 'default', 'meaning'], rows)}")
     return "\n" + "\n".join(parts) + "\n"
 
 
 @generated
 def columns() -> str:
     """The columns of a row."""
-    return table(["column", "unit", "meaning"], ([f"`{c.key}`", c.unit, c.meaning] for c in COLUMNS))
+    return markdown_table(["column", "unit", "meaning"], ([f"`{c.key}`", c.unit, c.meaning] for c in COLUMNS))
 
 
 @generated
@@ -182,7 +182,7 @@ def metrics() -> str:
 @generated
 def datasets() -> str:
     """The data sets that can be written."""
-    return table(
+    return markdown_table(
         ["name", "downloaded", "stored as", "notes"],
         (
             [f"`{name}`", "yes" if source.downloads else "no", _stored(source.encoding), source.note]
@@ -205,7 +205,7 @@ def _files_of(folder: str) -> Callable[[], str]:
         for path in sorted((ROOT / "fastlsr" / folder).glob("[!_]*.py")):
             said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
             rows.append([f"`{path.name}`", said.partition("\n")[0]])
-        return table(["file", "what is in it"], rows)
+        return markdown_table(["file", "what is in it"], rows)
 
     return files
 

@@ -14,7 +14,7 @@ from fastlsr.rng import (
     generator,
     named_generator,
     sample_stream,
-    uniform,
+    position_uniform,
 )
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -54,7 +54,7 @@ def test_no_two_epochs_or_streams_share_a_key_of_augmentation(keys):
 @example(2**40 - 1, 2**31 - 1, 1000)
 def test_no_two_streams_of_a_writers_seed_agree_at_the_same_or_at_shifted_positions(seed, position, shift):
     places = itertools.product(WriteStream, (position, position + shift))
-    drawn = [uniform(stream, seed, at) for stream, at in places]
+    drawn = [position_uniform(stream, seed, at) for stream, at in places]
     assert len(set(drawn)) == len(drawn)
     assert all(0 <= value < 1 for value in drawn)
 
@@ -62,7 +62,7 @@ def test_no_two_streams_of_a_writers_seed_agree_at_the_same_or_at_shifted_positi
 @given(st.sets(WRITE_SEEDS, min_size=2, max_size=4), POSITIONS)
 @example({0, 1}, 0)
 def test_no_two_seeds_and_streams_of_the_writer_agree(seeds, position):
-    drawn = [uniform(stream, seed, position) for stream, seed in itertools.product(WriteStream, seeds)]
+    drawn = [position_uniform(stream, seed, position) for stream, seed in itertools.product(WriteStream, seeds)]
     assert len(set(drawn)) == len(drawn)
 
 
@@ -73,15 +73,17 @@ def test_the_same_arguments_give_the_same_generator(stream, seed, number):
 
 
 def test_the_draws_of_split_and_subset_are_those_of_every_file_written_so_far():
-    assert [uniform(WriteStream.SPLIT, 0, at) for at in range(3)] == [
+    assert [position_uniform(WriteStream.SPLIT, 0, at) for at in range(3)] == [
         0.6524484863740322, 0.1663964394676608, 0.5098789996255109]  # fmt: skip
-    assert [uniform(WriteStream.SUBSET, 5, at) for at in (0, 1, 1000)] == [
+    assert [position_uniform(WriteStream.SUBSET, 5, at) for at in (0, 1, 1000)] == [
         0.4273213260393296, 0.07309509380006773, 0.9473693781210044]  # fmt: skip
 
 
 def test_the_writers_draws_are_uniform_and_do_not_correlate_across_streams_and_neighbouring_seeds():
     sets = {
-        (stream, seed): [uniform(stream, seed, at) for at in range(5000)] for stream in WriteStream for seed in (0, 1)
+        (stream, seed): [position_uniform(stream, seed, at) for at in range(5000)]
+        for stream in WriteStream
+        for seed in (0, 1)
     }
     for values in sets.values():
         assert abs(sum(value < 0.3 for value in values) / 5000 - 0.3) < 0.03

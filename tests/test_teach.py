@@ -94,7 +94,7 @@ def network(state, digits_dir, classes=10):
 def test_a_run_teaches_what_the_network_it_evaluates_says(run, of_run, digits_dir):
     images, labels = images_and_labels(digits_dir)
     with torch.no_grad():
-        expected = network(checkpoint.load(run)[0]["ema"], digits_dir)(images).softmax(1)
+        expected = network(checkpoint.load_newest(run)[0]["ema"], digits_dir)(images).softmax(1)
     kept = load_file(of_run)
     torch.testing.assert_close(kept["by_sample"].float(), expected, atol=1e-3, rtol=0)
     means = torch.stack([expected[labels == label].mean(0) for label in range(10)])
@@ -116,7 +116,9 @@ def test_a_teacher_says_what_it_is_and_what_it_is_worth(run, of_run, of_weights,
 def test_a_linear_head_s_predictions_are_a_logistic_regression_s_on_the_frozen_features(run, of_weights, digits_dir):
     images, labels = images_and_labels(digits_dir)
     with torch.no_grad():
-        features = network(checkpoint.load(run)[0]["model"], digits_dir).penultimate(images).features.double().numpy()
+        features = (
+            network(checkpoint.load_newest(run)[0]["model"], digits_dir).penultimate(images).features.double().numpy()
+        )
     x = StandardScaler().fit_transform(features)
     theirs = LogisticRegression(C=1 / (said(of_weights)["l2"] * len(x)), max_iter=10000).fit(x, labels.numpy())
     ours = load_file(of_weights)["by_sample"].float().numpy()

@@ -47,7 +47,7 @@ def rows(folder):
 
 
 def weights(folder):
-    return checkpoint.load(folder)[0]["model"]
+    return checkpoint.load_newest(folder)[0]["model"]
 
 
 def same(one, other):
@@ -110,13 +110,13 @@ def test_stopping_killing_and_resuming_anywhere_changes_no_bit(colam_run, comman
     folder = tmp_path / "stopped"
     words = command(folder, **options)
     assert run_until(words, "epoch 1/4", signal.SIGTERM) == 143
-    assert checkpoint.load(folder)[0]["position"] != [4, 0]
+    assert checkpoint.load_newest(folder)[0]["position"] != [4, 0]
     assert run_until(words, "epoch 2/4", signal.SIGINT) == 130
     assert run_until(words, "epoch 3/4", signal.SIGKILL) == -signal.SIGKILL
     assert train.main([*words, "--run.resume=must"]) == 0
     assert rows(folder) == rows(whole)
     assert same(weights(folder), weights(whole))
-    state, expected = checkpoint.load(folder)[0], checkpoint.load(whole)[0]
+    state, expected = checkpoint.load_newest(folder)[0], checkpoint.load_newest(whole)[0]
     assert same(state["ema"], expected["ema"]) and same(state["targets"], expected["targets"])
     assert torch.equal(state["learned"], expected["learned"])
 

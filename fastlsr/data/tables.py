@@ -1,4 +1,4 @@
-"""What a `.beton` file says of its samples, checked before any kernel follows it through raw pointers.
+"""A `.beton` file's tables of samples, checked before any kernel follows their raw pointers.
 
 FFCV itself believes the file: a wrong address or size reads whatever lies there, or ends the process.
 """
@@ -46,7 +46,7 @@ def read_tables(beton: Path, manifest: Manifest) -> Tables:
     Raises:
         InputError: the file is not FFCV's, or contradicts itself or its manifest; the message names file and field.
     """
-    reader = _opened(beton)
+    reader = _open_reader(beton)
     if len(reader.metadata) != manifest.count or reader.num_samples != manifest.count:
         raise InputError(f"{beton} has {len(reader.metadata)} samples, count in its manifest is {manifest.count}")
     _check_labels(beton, reader.metadata["f1"], manifest)
@@ -57,7 +57,7 @@ def read_tables(beton: Path, manifest: Manifest) -> Tables:
     return Tables(beton, reader.metadata, images, images.offset // int(reader.page_size), int(reader.page_size))
 
 
-def _opened(beton: Path) -> Any:
+def _open_reader(beton: Path) -> Any:
     try:
         reader = Reader(str(beton))
     except Exception as error:  # FFCV raises whatever its first wrong step runs into

@@ -20,7 +20,7 @@ def save(folder: RunFolder, state: State) -> None:
     replace_file(folder.newest_checkpoint, lambda path: torch.save(state, path), keep=folder.previous_checkpoint)
 
 
-def load(run: Path) -> tuple[State | None, str]:
+def load_newest(run: Path) -> tuple[State | None, str]:
     """(state, remark): the newest whole checkpoint of a run's folder, on the CPU, or None if it has none yet.
 
     The remark is "" or a line that the newest was damaged and the one before it is used.

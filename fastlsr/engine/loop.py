@@ -130,7 +130,7 @@ def find_start(config: Config, plan: Plan) -> Start:
         InputError: if that is not there, should not be there, or belongs to other options, data or another teacher.
     """
     folder, digests = run_folder(config).path, source_digests(config, plan)
-    state, remark = checkpoint.load(folder)
+    state, remark = checkpoint.load_newest(folder)
     if state is None:
         if config.run.resume == "must":
             raise InputError(f"run.resume=must: {folder} has no checkpoint")

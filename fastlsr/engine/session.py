@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from fastlsr.data.manifest import Manifest
 from fastlsr.data.soft_labels import SampleLabels, class_labels, sample_labels
 from fastlsr.data.splits import fold_name, held_out_subset, split_paths, training_subset
 from fastlsr.engine import distributed
+from fastlsr.engine.checkpoint import State
 from fastlsr.engine.classifier import Classifier, MovingAverage
 from fastlsr.engine.compiling import CompileNotices, choose_compile
 from fastlsr.engine.evaluation import evaluate
@@ -32,8 +32,6 @@ from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.labels.plan import EXTRA_PASS, FORMER_NETWORK, LEARNED, TEACHER_CLASS, TEACHER_SAMPLE, Plan
 from fastlsr.labels.targets import Targets
 from fastlsr.models import build_model, expected_normalization, head_parameters
-
-State = dict[str, Any]
 
 _ENTROPY_VALUES = 1 << 22  # of targets that are looked at together
 

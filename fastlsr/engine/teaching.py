@@ -81,7 +81,7 @@ def teach(source: TrainedRun | Config, out: Path) -> None:
         rows.add(some.index, some.labels, some.logits.float().softmax(1))
     accuracies = {"train_top1": rows.top1}
     if test:
-        accuracies["test_top1"] = top1(teacher.forward, watched(test, "test images", console))
+        accuracies["test_top1"] = accuracy(teacher.forward, watched(test, "test images", console))
     made = teacher.made | {"resolution": train.resolution, "fastlsr": __version__} | accuracies
     rows.save(out, train.manifest, fold=fold_name(config.data), model=config.model.name, **made)
     on = "  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in accuracies.items())
@@ -164,7 +164,7 @@ def timm_config(model: nn.Module) -> dict[str, Any]:
 
 
 def of_decided(decided: dict[str, Any]) -> dict[str, Any]:
-    """What a teacher's file says of how its network computes."""
+    """The part of a run's decisions that a teacher's file notes."""
     return {name: decided[name] for name in ("precision", "normalization")}
 
 
@@ -187,7 +187,7 @@ def features_of(network: Classifier, batches: Iterable[Batch], count: int) -> Te
     return features
 
 
-def top1(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> float:
+def accuracy(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> float:
     """Accuracy on the batches, in percent."""
     correct = seen = 0
     for batch in batches:

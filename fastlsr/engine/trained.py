@@ -123,7 +123,7 @@ def read_checkpoint(path: Path) -> State:
     """
     if not path.exists():
         raise InputError(f"{path} does not exist")
-    state, remark = checkpoint.load(path)
+    state, remark = checkpoint.load_newest(path)
     if not isinstance(state, dict) or not state.keys() >= _KEYS:
         raise InputError(f"{path} holds no checkpoint of a run")
     if remark:

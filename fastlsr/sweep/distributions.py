@@ -97,12 +97,12 @@ def _constant(value: Any) -> Distribution:
 
 
 def _categorical(values: Any) -> Distribution:
-    _check_values(values)
+    _check_list(values)
     return Distribution(values, lambda u: values[int(u * len(values))])
 
 
 def _weighted(values: Any, probabilities: Any) -> Distribution:
-    _check_values(values)
+    _check_list(values)
     if (
         not isinstance(probabilities, list)
         or len(probabilities) != len(values)
@@ -115,7 +115,7 @@ def _weighted(values: Any, probabilities: Any) -> Distribution:
     return Distribution(None, lambda u: values[min(int(np.searchsorted(edges, u, side="right")), len(values) - 1)])
 
 
-def _check_values(values: Any) -> None:
+def _check_list(values: Any) -> None:
     if not isinstance(values, list) or not values:
         raise InputError("values: expected a list of one or more")
 

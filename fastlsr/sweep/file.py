@@ -134,7 +134,7 @@ def _sweep(tree: Any) -> Sweep:
     if not isinstance(tree, Mapping) or "method" not in tree or not isinstance(tree.get("parameters"), Mapping):
         raise InputError("a sweep has `method:` and `parameters:`")
     _check_method(tree)
-    _check_keys("the sweep", tree, _TOP_LEVEL)
+    _check_known("the sweep", tree, _TOP_LEVEL)
     if not tree["parameters"]:
         raise InputError("parameters: expected at least one")
     command, cap = tree.get("command", list(_COMMAND)), tree.get("run_cap")
@@ -169,7 +169,7 @@ def _check_method(tree: Mapping[str, Any]) -> None:
         )
 
 
-def _check_keys(where: str, tree: Mapping[str, Any], known: set[str]) -> None:
+def _check_known(where: str, tree: Mapping[str, Any], known: set[str]) -> None:
     for key in tree:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, 1)
@@ -183,7 +183,7 @@ def _metric_and_goal(tree: Any) -> tuple[str, bool]:
         return "test/top1", True
     if not isinstance(tree, Mapping) or not isinstance(tree.get("name"), str):
         raise InputError("metric: expected `name:` and `goal:`")
-    _check_keys("metric", tree, {"name", "goal"})
+    _check_known("metric", tree, {"name", "goal"})
     goal = tree.get("goal", "minimize")
     if goal not in ("minimize", "maximize"):
         raise InputError(f"metric: goal: {goal} is neither minimize nor maximize")

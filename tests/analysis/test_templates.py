@@ -34,7 +34,7 @@ def test_the_command_prints_each_pair_and_their_average(run, capsys):
     capsys.readouterr()
     assert analyze.main(["templates", str(run), "--classes=0,3,7"]) == 0
     said = json.loads(capsys.readouterr().out)
-    state, _ = checkpoint.load(run)
+    state, _ = checkpoint.load_newest(run)
     (weight,) = [w for name, w in state["model"].items() if w.ndim == 2 and len(w) == 10]
     unit = weight.double() / weight.double().norm(dim=1, keepdim=True)
     expected = {f"{a}|{b}": (unit[a] - unit[b]).norm().item() for a, b in ((0, 3), (0, 7), (3, 7))}

@@ -15,12 +15,12 @@ from fastlsr.runs import RunFolder
 def test_the_newest_is_loaded(tmp_path):
     for number in (1, 2):
         checkpoint.save(RunFolder(tmp_path), {"number": number, "weights": torch.full((3,), float(number))})
-    state, remark = checkpoint.load(tmp_path)
+    state, remark = checkpoint.load_newest(tmp_path)
     assert state["number"] == 2 and torch.equal(state["weights"], torch.full((3,), 2.0)) and remark == ""
 
 
 def test_a_folder_without_checkpoints_has_none(tmp_path):
-    assert checkpoint.load(tmp_path) == (None, "")
+    assert checkpoint.load_newest(tmp_path) == (None, "")
 
 
 def flip_a_byte_of_a_tensor(path):
@@ -39,7 +39,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, dam
     for number in (1, 2):
         checkpoint.save(RunFolder(tmp_path), {"number": number, "weights": torch.full((64,), float(number))})
     damage(RunFolder(tmp_path).newest_checkpoint)
-    state, remark = checkpoint.load(tmp_path)
+    state, remark = checkpoint.load_newest(tmp_path)
     assert state["number"] == 1 and "damaged" in remark and "checkpoint.previous.pt" in remark
 
 
@@ -50,7 +50,7 @@ def test_a_damaged_newest_set_aside_does_not_push_out_the_good_one_before(tmp_pa
     checkpoint.set_aside(RunFolder(tmp_path))
     checkpoint.save(RunFolder(tmp_path), {"number": 3})
     cut_in_half(RunFolder(tmp_path).newest_checkpoint)
-    assert checkpoint.load(tmp_path)[0]["number"] == 1
+    assert checkpoint.load_newest(tmp_path)[0]["number"] == 1
 
 
 @pytest.mark.parametrize("bit", [0, 3, 7])
@@ -62,7 +62,7 @@ def test_no_flipped_bit_goes_unseen_or_unhandled(tmp_path, bit):
         damaged = bytearray(content)
         damaged[at] ^= 1 << bit
         (RunFolder(tmp_path).newest_checkpoint).write_bytes(damaged)
-        state, _ = checkpoint.load(tmp_path)
+        state, _ = checkpoint.load_newest(tmp_path)
         assert torch.equal(state["weights"], torch.arange(16.0))
 
 
@@ -72,7 +72,7 @@ def test_nothing_but_damaged_checkpoints_is_an_error_not_a_fresh_start(tmp_path)
     for path in (RunFolder(tmp_path).newest_checkpoint, RunFolder(tmp_path).previous_checkpoint):
         cut_in_half(path)
     with pytest.raises(InputError, match="damaged"):
-        checkpoint.load(tmp_path)
+        checkpoint.load_newest(tmp_path)
 
 
 class Intruder:
@@ -88,7 +88,7 @@ def test_loading_never_runs_what_a_checkpoint_says(tmp_path, monkeypatch):
         archive.writestr("archive/data.pkl", pickle.dumps(Intruder()))
         archive.writestr("archive/version", "3\n")
     with pytest.raises(InputError, match="damaged"):
-        checkpoint.load(tmp_path)
+        checkpoint.load_newest(tmp_path)
     assert not (tmp_path / "intruder").exists()
 
 
@@ -101,4 +101,4 @@ def test_a_kill_while_writing_leaves_the_former_file(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         replace_file(RunFolder(tmp_path).newest_checkpoint, write_and_die)
-    assert checkpoint.load(tmp_path)[0]["number"] == 1
+    assert checkpoint.load_newest(tmp_path)[0]["number"] == 1

@@ -302,7 +302,7 @@ def test_a_run_is_its_replay_in_plain_numpy(plain, digits_dir, tmp_path, starts,
     words = [f"--{key}={value}" for key, value in (OPTIONS | method | places).items()]
     assert train.main(words) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    trained = checkpoint.load(tmp_path / "run")[0]["model"]
+    trained = checkpoint.load_newest(tmp_path / "run")[0]["model"]
 
     replay = Replay(load(overrides=words), starts=starts, paired=plain is cs_kd)
     plain(replay, teacher[1])

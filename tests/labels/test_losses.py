@@ -1,5 +1,6 @@
 """The fused loss against hand-worked values, float64, torch's own losses, and itself under torch.compile."""
 
+import doctest
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from fastlsr.labels import losses
 from fastlsr.labels.losses import soft_target_cross_entropy
 
 ONE = torch.ones(())
@@ -114,3 +116,8 @@ def test_the_compiled_kernel_is_the_eager_one():
     compiled = torch.compile(soft_target_cross_entropy, dynamic=False)
     arguments = logits, labels, mix(0.2, 0.2, 0.6, 2.0), table, torch.tensor(1 / 64)
     torch.testing.assert_close(compiled(*arguments), soft_target_cross_entropy(*arguments))
+
+
+def test_the_documented_contract_runs():
+    tried = doctest.testmod(losses)
+    assert (tried.failed, tried.attempted > 5) == (0, True)

@@ -161,7 +161,7 @@ def test_a_sweep_is_stopped_resumed_goes_on_after_failures_and_skips_what_is_fin
     os.mkfifo(logs / "trial_001.log")  # the trial's lines can then be waited for
     stop_at_first_epoch(path, logs / "trial_001.log")
     (logs / "trial_001.log").unlink()
-    position = checkpoint.load(trials[0].folder.path)[0]["position"]
+    position = checkpoint.load_newest(trials[0].folder.path)[0]["position"]
     assert position != [4, 0] and not finished_run(trials[0])[0]
     assert not trials[1].folder.path.exists(), "nothing was started after the signal"
 

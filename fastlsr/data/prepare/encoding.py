@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fastlsr.config import LARGEST_SMALL_IMAGE
 from fastlsr.errors import InputError
-from fastlsr.rng import WriteStream, uniform
+from fastlsr.rng import WriteStream, position_uniform
 
 WRITE_MODES = ("raw", "jpg", "smart", "proportion")
 JPG, RAW = 0, 1  # FFCV's IMAGE_MODES
@@ -166,7 +166,7 @@ def mode_of(pixels: np.ndarray, position: int, encoding: Encoding) -> int:
         "raw": False,
         "jpg": True,
         "smart": pixels.nbytes > encoding.smart_threshold,
-        "proportion": uniform(WriteStream.PROPORTION, encoding.seed, position) < encoding.compress_probability,
+        "proportion": position_uniform(WriteStream.PROPORTION, encoding.seed, position) < encoding.compress_probability,
     }
     return JPG if compress[encoding.mode] else RAW
 

@@ -11,7 +11,7 @@ import numpy as np
 from fastlsr.data.prepare.encoding import Encoding
 from fastlsr.data.prepare.writing import Samples
 from fastlsr.errors import InputError
-from fastlsr.rng import WriteStream, uniform
+from fastlsr.rng import WriteStream, position_uniform
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _TEST_SHARE = 0.2  # of each class, where there is no official split
@@ -40,7 +40,7 @@ class Source:
 
 def subset(samples: Samples, size: int, seed: int) -> Samples:
     """`size` of the samples (all, if there are fewer), in order; drawn by seed, the classes as even as possible."""
-    drawn = np.array([uniform(WriteStream.SUBSET, seed, at) for at in range(len(samples))])
+    drawn = np.array([position_uniform(WriteStream.SUBSET, seed, at) for at in range(len(samples))])
     by_class = np.lexsort((drawn, samples.labels))
     labels = samples.labels[by_class]
     rank = np.empty(len(samples), dtype=np.int64)
@@ -324,7 +324,7 @@ def _folder_key(folder: Path) -> tuple[int, int]:
 
 def _stratified(samples: Samples) -> dict[str, Samples]:
     """The samples split 80/20 within each class, the same way each time, in file order."""
-    drawn = np.array([uniform(WriteStream.SPLIT, 0, at) for at in range(len(samples))])
+    drawn = np.array([position_uniform(WriteStream.SPLIT, 0, at) for at in range(len(samples))])
     held_out = np.zeros(len(samples), dtype=bool)
     for label in np.unique(samples.labels):
         members = np.flatnonzero(samples.labels == label)
