@@ -13,8 +13,8 @@ from fastlsr.rng import (
     folds_generator,
     generator,
     named_generator,
-    sample_stream,
     position_uniform,
+    sample_stream,
 )
 
 SEEDS = st.integers(0, 2**63 - 1)
