@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Makes .venv with everything that fastlsr needs, from nothing; returns within a second where that is already so.
+# Makes .venv with everything that fastlsr needs, also for `make test` and `make check`; takes no time if it is there.
 # PYTHON=... picks the interpreter; without it the newest suitable one is taken.
-# Exit code 2: there is something that the user must mend, and the last lines say what.
+# Exit code 2: something is missing that the user must install; the last lines name it.
 set -eu
 cd "$(dirname "$0")/.."
 
 venv=.venv
 stamp=$venv/fastlsr-setup.sha256
 
-say() { printf 'setup: %s\n' "$*" >&2; }
+note() { printf 'setup: %s\n' "$*" >&2; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
-# Prints "3.11" for an interpreter that really runs (a pyenv shim may exist and not work), else nothing.
+# Prints "3.11" for an interpreter that runs, else nothing (a pyenv shim may exist and not work).
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
 
 suitable() { case "$1" in 3.10 | 3.11 | 3.12) true ;; *) false ;; esac; }
 
-# Prints the real interpreter behind a shim or a venv, so that .venv may be remade from what it was made of.
+# Prints the real interpreter behind a shim or a venv, so that .venv can be made again from itself.
 base_of() { "$1" -c 'import sys; print(sys._base_executable)'; }
 
 pick_python() {
@@ -33,7 +33,7 @@ pick_python() {
         "install one, or name it: make setup PYTHON=/path/to/python3.12"
 }
 
-# The key names the checkout too: a copied .venv would go on importing fastlsr from the old place.
+# The key includes the folder: a copied .venv would still import fastlsr from the old one.
 wanted_key() { { pwd -P; cat pyproject.toml constraints.txt fastlsr/data/jpeg_window.c; } | sha256sum; }
 
 ready() {
@@ -43,7 +43,7 @@ ready() {
         { [ -z "${PYTHON:-}" ] || [ "$(version_of "$PYTHON")" = "$version" ]; }
 }
 
-# Prints how to run something as root: nothing for root itself, else sudo, which must not wait where nobody can type.
+# Prints the prefix of commands that need root: none for root, else sudo, which asks for a password only at a terminal.
 as_root() {
     if [ "$(id -u)" = 0 ]; then
         echo ""
@@ -60,11 +60,11 @@ install_system_packages() {
     if [ -n "$packages" ] && command -v apt-get >/dev/null; then
         root=$(as_root)
         if [ -z "$root" ] || command -v sudo >/dev/null; then
-            say "installing system packages (a minute or two): $packages"
-            $root env DEBIAN_FRONTEND=noninteractive apt-get update -qq >/dev/null || say "apt-get update failed"
+            note "installing system packages (a minute or two): $packages"
+            $root env DEBIAN_FRONTEND=noninteractive apt-get update -qq >/dev/null || note "apt-get update failed"
             # shellcheck disable=SC2086  # both are lists of words
             $root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-                -o DPkg::Lock::Timeout=120 $packages >/dev/null || say "apt-get install failed"
+                -o DPkg::Lock::Timeout=120 $packages >/dev/null || note "apt-get install failed"
         fi
     fi
     missing=$("$python" -m fastlsr.system) || fail "system packages are missing and could not be installed from here.
@@ -76,14 +76,14 @@ make_venv() {
     local python=$1
     if [ "$(version_of $venv/bin/python)" != "$(version_of "$python")" ] ||
         ! $venv/bin/python -m pip --version >/dev/null 2>&1; then
-        say "making $venv with Python $(version_of "$python")"
+        note "making $venv with Python $(version_of "$python")"
         "$python" -m venv --clear $venv
     fi
 }
 
 install_packages() {
-    say "installing the packages of pyproject.toml at the versions of constraints.txt (about 5 GB)"
-    # By environment, since `-c` does not reach the isolated build of FFCV; newer pips call that PIP_BUILD_CONSTRAINT.
+    note "installing the packages of pyproject.toml at the versions of constraints.txt (about 5 GB)"
+    # Environment variables, because -c does not apply to FFCV's isolated build; newer pips read PIP_BUILD_CONSTRAINT.
     PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
         $venv/bin/python -m pip install --disable-pip-version-check --no-input -e '.[test]' >&2
 }
@@ -97,4 +97,4 @@ make_venv "$python"
 rm -f "$stamp"
 install_packages
 wanted_key >"$stamp"
-say "done; 'make doctor' says whether everything works"
+note "done; 'make doctor' checks that everything works"
