@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from fastlsr import train
@@ -270,3 +271,41 @@ def test_the_example_of_two_stages_trains_as_tsla(example, here):
         [row["train/loss"] for row in RunFolder(here / "runs" / name).read_rows()] for name in ("one", "other")
     )
     assert one == other and len(one) == 2
+
+
+@pytest.fixture
+def additions(monkeypatch):
+    """The examples of CONTRIBUTING.md, by the file that each names, run at the end of that file."""
+    from fastlsr import metrics
+    from fastlsr.labels import losses
+
+    registries = {losses: "TERMS", methods: "METHODS", metrics: "METRICS"}
+    for module, registry in registries.items():
+        monkeypatch.setattr(module, registry, dict(getattr(module, registry)))
+    homes = {f"{module.__name__.replace('.', '/')}.py": vars(module) for module in registries}
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        for home, code in re.findall(r"# (fastlsr/\S+\.py)\n(.*?)(?=\n# fastlsr/|\Z)", block, re.DOTALL):
+            exec(compile(code, home, "exec", flags=__future__.annotations.compiler_flag), dict(homes[home]))
+    return metrics.METRICS
+
+
+def test_contributing_s_loss_term_is_printed_and_trained(additions, here, capsys, monkeypatch):
+    from fastlsr.labels import losses, targets
+
+    monkeypatch.setattr(targets, "TERMS", losses.TERMS)
+    words = ["--cfg", "configs/quickstart.yaml", "--train.epochs=1", "--method.beta=0.5", "--log.wandb=disabled"]
+    assert train.main([*words, "--method.name=small_logits", "--dry-run"]) == 0
+    assert "towards onehot(y), plus 0.5 |z|^2 / 2" in capsys.readouterr().out
+    for name in ("small_logits", "hard"):
+        assert train.main([*words, f"--method.name={name}", f"--run.name={name}"]) == 0
+    term, hard = (RunFolder(here / "runs" / name).read_rows()[0] for name in ("small_logits", "hard"))
+    assert term["train/loss"] > hard["train/loss"]
+    assert term["test/loss"] > term["test/nll"], "the term is part of the objective, and not of hard cross-entropy"
+
+
+def test_contributing_s_metric_is_its_definition(additions):
+    logits, labels = torch.randn(40, 5), torch.randint(5, (40,))
+    brier = additions["brier"]
+    expected = (logits.softmax(1) - torch.eye(5)[labels]).square().sum(1).mean()
+    assert brier.value(brier.sums(logits, labels), 40) == pytest.approx(expected.item(), rel=1e-5)
