@@ -263,10 +263,11 @@ def check_finite(totals: EpochTotals, epoch: int) -> None:
     """Checks the losses so far of a 1-based epoch.
 
     Raises:
-        TrainingFailed: if one is not finite; names epoch and step.
+        TrainingFailed: in all processes of the run, if one is not finite; names epoch and step.
     """
-    if totals.bad_step:
-        raise TrainingFailed(f"the loss is not finite at epoch {epoch}, step {totals.bad_step:.0f}")
+    if distributed.agree(bool(totals.bad_step)):
+        where = f"step {totals.bad_step:.0f}" if totals.bad_step else "in another process"
+        raise TrainingFailed(f"the loss is not finite at epoch {epoch}, {where}")
 
 
 def advise(session: Session, log: RunLog, seconds: float) -> None:
