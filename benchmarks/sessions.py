@@ -15,9 +15,9 @@ CPU = torch.device("cpu")
 
 
 def begin(
-    overrides: Mapping[str, object], device: torch.device = CPU, say: Callable[[str], None] = lambda line: None
+    overrides: Mapping[str, object], device: torch.device = CPU, report: Callable[[str], None] = lambda line: None
 ) -> Session:
     """A run with these options before its first step, and torch set up for it."""
     config = load(overrides=overrides)
     set_up_torch(device, deterministic=False)
-    return Session(config, make_plan(config.method, config.train.epochs), device, say=say)
+    return Session(config, make_plan(config.method, config.train.epochs), device, report=report)

@@ -30,7 +30,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fastlsr.cli import Parser, exit_on_input_error
+from fastlsr.cli import Parser, exit_on_input_error, interrupts_raised
 from fastlsr.data.manifest import Manifest, manifest_path, read_manifest, verify
 from fastlsr.data.prepare.encoding import WRITE_MODES, Encoding
 from fastlsr.data.prepare.sources import SOURCES, Dataset, read_dataset, subset
@@ -39,7 +39,7 @@ from fastlsr.errors import InputError
 from fastlsr.files import sole_use
 
 _SECONDS_BETWEEN_LINES = 10
-_LARGEST_SEED = 2**40 - 1  # of `rng.uniform`
+_LARGEST_SEED = 2**40 - 1  # of `rng.position_uniform`
 
 
 def parser() -> Parser:
@@ -47,7 +47,7 @@ def parser() -> Parser:
     lines = [f"  {name:14} {_described(source.encoding)}; {source.note}" for name, source in SOURCES.items()]
     made = Parser(
         description=__doc__,
-        epilog="data sets, how each is stored unless options say otherwise, and its splits:\n" + "\n".join(lines),
+        epilog="data sets, how each is stored by default, and its splits:\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -91,8 +91,8 @@ def write_splits(options: argparse.Namespace) -> None:
     samples = _requested_samples(options, dataset)
     paths = {split: options.out / f"{name}_{split}.beton" for split in samples}
     descriptions = {split: _description(options, dataset, split) for split in samples}
-    _unwind_on_signals()
-    with _scratch_folder(options.out, name) as scratch:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, so that the scratch is removed
+    with interrupts_raised(), _scratch_folder(options.out, name) as scratch:
         if not options.overwrite:
             for split, path in paths.items():
                 _check_same_request(path, descriptions[split], len(samples[split]))
@@ -101,8 +101,7 @@ def write_splits(options: argparse.Namespace) -> None:
         changed = [split for split, path in paths.items() if not _holds(path, manifests[split])]
         if taken := [paths[split] for split in changed if _is_there(paths[split]) and not options.overwrite]:
             raise InputError(f"{taken[0]} is there with other content; --overwrite replaces it")
-        for split in changed:
-            _publish(scratch / paths[split].name, paths[split])
+        _publish(scratch, [paths[split] for split in changed])
     for split, manifest in manifests.items():
         size = f"{manifest.count} images of {len(manifest.classes)} classes, {manifest.bytes / 1e6:.1f} MB"
         print(f"{paths[split]}: {size}" + ("" if split in changed else "; it was there already and is unchanged"))
@@ -116,13 +115,6 @@ def _requested_samples(options: argparse.Namespace, dataset: Dataset) -> dict[st
     if options.subset:
         samples = {split: subset(whole, options.subset, options.seed or 0) for split, whole in samples.items()}
     return dict(sorted(samples.items(), key=lambda item: len(item[1])))
-
-
-def _unwind_on_signals() -> None:
-    """Makes SIGTERM and Ctrl-C raise, so that unfinished files are removed."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _description(options: argparse.Namespace, dataset: Dataset, split: str) -> dict[str, Any]:
@@ -168,15 +160,15 @@ def _check_same_request(path: Path, description: dict[str, Any], images: int) ->
 
 
 def _by_field(facts: dict[str, Any]) -> dict[str, Any]:
-    """Field name -> value, the parts of `options` and `versions` under `options.NAME` and `versions.NAME`."""
-    parts = {f"{name}.{key}": value for name in ("options", "versions") for key, value in facts[name].items()}
+    """Field name -> value, the parts of `options` under `options.NAME`; other versions may give the same bytes."""
+    parts = {f"options.{key}": value for key, value in facts["options"].items()}
     return {name: value for name, value in facts.items() if not isinstance(value, dict)} | parts
 
 
 def _holds(path: Path, manifest: Manifest) -> bool:
-    """Whether `path` is there with this manifest and with the bytes of its digest."""
+    """Whether `path` is there with the content of this manifest, whatever the versions that wrote it."""
     try:
-        return verify(path) == manifest
+        return dataclasses.replace(verify(path), versions=manifest.versions) == manifest
     except InputError:
         return False
 
@@ -198,14 +190,20 @@ def _scratch_folder(out: Path, name: str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _publish(written: Path, path: Path) -> None:
-    """Moves the file and its manifest to `path`; at no time is a `.beton` beside another one's manifest."""
+def _publish(scratch: Path, paths: list[Path]) -> None:
+    """Moves the files and their manifests from `scratch` to `paths`.
+
+    At no time is a `.beton` beside another one's manifest, or a new split with its manifest beside an old one with its.
+    """
     try:
-        manifest_path(path).unlink(missing_ok=True)
-        os.replace(written, path)
-        os.replace(manifest_path(written), manifest_path(path))
+        for path in paths:
+            manifest_path(path).unlink(missing_ok=True)
+        for path in paths:
+            os.replace(scratch / path.name, path)
+        for path in paths:
+            os.replace(manifest_path(scratch / path.name), manifest_path(path))
     except OSError as error:
-        raise InputError(f"{path} cannot be replaced: {error.strerror}") from None
+        raise InputError(f"{path} cannot be replaced: {error.strerror}; write all splits again") from None
 
 
 def _progress(name: str, total: int) -> Callable[[int], None]:

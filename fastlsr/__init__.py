@@ -4,8 +4,8 @@ import os
 import signal
 import sys
 
-# `python -m fastlsr.COMMAND` begins. Until `cli.exit_on_input_error` takes over there is nothing to save, and Ctrl-C
-# ends the process at once: as an exception it would print the traceback of some import, or be swallowed there.
+# `python -m fastlsr.COMMAND` begins. Until `cli.interrupts_raised` there is nothing to save, and Ctrl-C ends
+# the process at once: as an exception it would print the traceback of some import, or be swallowed there.
 _starts = sys.argv[:1] == ["-m"] and any(word.startswith("fastlsr.") for word in sys.orig_argv)
 if _starts and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a script's `&` has it ignored
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
         kind, path = words[0], Path(words[1])
         if kind not in kinds():
             raise InputError(unknown("kind of analysis", kind, kinds()))
-        _, options, _ = read_arguments(words[2:])
+        path_of_config, options, _ = read_arguments(words[2:])
+        if path_of_config:
+            raise InputError("--cfg is no option here: a run has its own")
         places = {key: options.pop(key) for key in list(options) if "." in key}
         check_places(places)
         if not path.exists():
@@ -53,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _check_options(kind: str, options: dict[str, str], signature: inspect.Signature) -> None:
     known = list(signature.parameters.values())[1:]  # after the run
     for name in options:
-        if name not in signature.parameters:
+        if name not in [option.name for option in known]:
             names = [f"--{key}" for key in (*(option.name for option in known), *PLACES)]
             raise InputError(unknown(f"option of {kind}", f"--{name}", names))
     for option in known:

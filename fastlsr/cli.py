@@ -61,13 +61,10 @@ def read_arguments(arguments: Sequence[str], flags: Sequence[str] = ()) -> tuple
 def exit_on_input_error() -> Iterator[None]:
     """Ends a command as a shell expects, around the body of a `main` function.
 
-    `InputError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130. When the reader of stdout is gone,
-    as after `... | head`, the command ends with code 141 and prints nothing.
+    `InputError` becomes one line on stderr and exit code 2, KeyboardInterrupt exit code 130. When the reader of stdout
+    is gone, as after `... | head`, the command ends with code 141 and prints nothing.
     """
-    former = signal.getsignal(signal.SIGINT)
     try:
-        if former is signal.SIG_DFL:  # set by fastlsr/__init__.py
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
         if sys.stdout:  # None when the shell closed it
             sys.stdout.flush()
@@ -82,6 +79,19 @@ def exit_on_input_error() -> Iterator[None]:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
         sys.exit(128 + signal.SIGPIPE)
+
+
+@contextlib.contextmanager
+def interrupts_raised() -> Iterator[None]:
+    """Inside, Ctrl-C raises KeyboardInterrupt where `fastlsr/__init__.py` made it end the process.
+
+    For what has something to clean up, after its imports: C++ code may abort on an exception while it is imported.
+    """
+    former = signal.getsignal(signal.SIGINT)
+    if former is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
     finally:
         if former is signal.SIG_DFL:
             signal.signal(signal.SIGINT, former)

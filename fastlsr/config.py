@@ -129,7 +129,7 @@ class Method:
 class Train:
     """How long, from which seed, and with what arithmetic."""
 
-    epochs: int = option(200, "epochs in all", low=1)
+    epochs: int = option(200, "epochs; Label Refinery has so many in each generation", low=1)
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1)
     precision: str = option("auto", "autocast type; auto: bf16 where the device computes in it, else fp32",
                             choices=("auto", "bf16", "fp32", "fp16"))  # fmt: skip
@@ -157,13 +157,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Log:
-    """Who is told."""
+    """Where progress is logged."""
 
     wandb: str = option(
         "auto", "auto: online with an account, else disabled", choices=("auto", "online", "offline", "disabled")
     )
     project: str = option("fastlsr", "W&B project")
-    every: int = option(50, "steps between two looks at the running loss", low=1)
+    every: int = option(50, "steps between updates of the running loss", low=1)
 
 
 @dataclass(frozen=True)
@@ -356,7 +356,7 @@ def load(path: str | Path = "", overrides: Mapping[str, Any] | Sequence[str] = (
     known = [".".join(entry) for entry in declared.entries]
     for source, values in ((f"{path}: ", given), ("", overrides)):
         for key, value in values.items():
-            _refuse_unknown(source, key, value, known)
+            _check_known(source, key, value, known)
     given = {**given, **overrides}
     declared.collect(given)
     for entry in declared.validate("errordict"):
@@ -375,7 +375,7 @@ def from_dict(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = Non
     return load(overrides={**_flat(tree), **(overrides or {})})
 
 
-def _refuse_unknown(source: str, key: str, value: Any, known: Sequence[str]) -> None:
+def _check_known(source: str, key: str, value: Any, known: Sequence[str]) -> None:
     if key not in known:
         last = {name.split(".")[-1]: name for name in known}
         close = difflib.get_close_matches(key, known, 1) or [

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastlsr.cli import Parser, exit_on_input_error
+from fastlsr.cli import Parser, exit_on_input_error, interrupts_raised
 from fastlsr.system import NEEDS, has_compiler, install_lines, missing_needs
 
 if TYPE_CHECKING:
@@ -324,7 +324,7 @@ def print_findings(found: Iterable[Finding]) -> list[str]:
 
 def main() -> int:
     """Prints the report; the exit code is 2 if training is not possible."""
-    with exit_on_input_error():
+    with exit_on_input_error(), interrupts_raised():
         Parser(prog="python -m fastlsr.doctor", description=(__doc__ or "").split(":")[0]).parse_args()
         blocking = print_findings(findings())
         if blocking:

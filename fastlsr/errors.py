@@ -9,16 +9,16 @@ _MOST_LISTED = 20  # names in one line
 class InputError(Exception):
     """Something the user gave is wrong: an option, a file, a data set.
 
-    The message is a single line that names the thing and, where it can, the mend.
+    The message is a single line that names the faulty option or file and, where possible, the fix.
     """
 
 
 class TrainingFailed(Exception):
-    """Training cannot go on, through no fault of the input's form; the message says where it stopped."""
+    """Training failed on valid input, as at a loss that is not finite; the message gives epoch and step."""
 
 
 def unknown(what: str, name: str, known: Collection[str]) -> str:
-    """A line on a name that is none of those known, with the nearest of them, or all."""
+    """An error line for an unknown name, with the closest known name, or all of them."""
     close = difflib.get_close_matches(name, known, 1)
     listed = ", ".join(known) if len(known) <= _MOST_LISTED else ", ".join([*known][:_MOST_LISTED]) + " and others"
     return f"{name}: no such {what}; " + (f"did you mean {close[0]}?" if close else f"there are {listed}")

@@ -26,7 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if not words or words[0].startswith("-"):
             raise InputError(f"usage: python -m fastlsr.evaluate RUN, with {', '.join(f'--{key}' for key in PLACES)}")
-        _, overrides, _ = read_arguments(words[1:])
+        path_of_config, overrides, _ = read_arguments(words[1:])
+        if path_of_config:
+            raise InputError("--cfg is no option here: a run has its own")
         print(json.dumps(evaluate_run(Path(words[0]), overrides), indent=2))
     return 0
 

@@ -64,10 +64,10 @@ class Summary(TypedDict):
 
 
 def epoch_line(row: Row, epochs: int) -> str:
-    """The line on an epoch of a run of so many epochs: the columns of a row that have a `line`."""
+    """The terminal's line for one of `epochs` epochs, from the columns that define a `line`."""
     text, former = f"epoch {row['epoch']}/{epochs}", ""
     for column in COLUMNS:
-        if not column.line or row[column.key] is None:
+        if not column.line or row.get(column.key) is None:
             continue
         group = column.key.rpartition("/")[0]
         lead = " " if group and group == former else f"  {group} " if group else "  "
@@ -139,9 +139,9 @@ class RunFolder:
             file.write(json.dumps(row) + "\n")
 
     def read_rows(self) -> list[Row]:
-        """The rows so far."""
-        text = self._read("metrics.jsonl")
-        return [self._parsed("metrics.jsonl", line) for line in text.splitlines()]
+        """The rows so far, without a last one that is only half written."""
+        *lines, _ = self._read("metrics.jsonl").split("\n")
+        return [self._parsed("metrics.jsonl", line) for line in lines]
 
     def write_summary(self, rows: Sequence[Row], *, finished: bool) -> Summary:
         """Writes the last and the best of one or more rows; returns what it wrote."""

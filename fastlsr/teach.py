@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastlsr.cli import exit_on_input_error, read_arguments
+from fastlsr.cli import exit_on_input_error, interrupts_raised, read_arguments
 from fastlsr.config import PLACES, Config, from_dict, load
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import fold_name, split_paths
@@ -54,11 +54,12 @@ def main(arguments: list[str] | None = None) -> int:
         from fastlsr.engine import teaching
         from fastlsr.engine.trained import opened, read_checkpoint
 
-        if config:
-            teaching.teach(config, Path(out))
-        else:
-            state = read_checkpoint(Path(run))
-            teaching.teach(opened(state, places(from_dict(state["config"]), path, options, model)), Path(out))
+        with interrupts_raised():
+            if config:
+                teaching.teach(config, Path(out))
+            else:
+                state = read_checkpoint(Path(run))
+                teaching.teach(opened(state, places(from_dict(state["config"]), path, options, model)), Path(out))
     return 0
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 
-from fastlsr.cli import exit_on_input_error, read_arguments
+from fastlsr.cli import exit_on_input_error, interrupts_raised, read_arguments
 from fastlsr.config import Config, differences, load, usage
 from fastlsr.data.splits import data_digests
 from fastlsr.errors import InputError, TrainingFailed
@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
                 return 0
             from fastlsr.engine.loop import train
 
-            return train(config, plan, started=started)
+            with interrupts_raised():
+                return train(config, plan, started=started)
         except TrainingFailed as error:
             print(f"failed: {error}; the last checkpoint, if there is one, is good", file=sys.stderr)
             return 1

@@ -16,18 +16,32 @@ REPEATS = ("train.seed", "data.fold")  # trials that differ in nothing else are 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: its options, its folder, and its summary, which is None as long as the run is not finished."""
+    """One run.
+
+    Attributes:
+        config: its options.
+        summary: None as long as the run is not finished.
+        folder: where it is.
+        data: the digests of its training and evaluation file; () where they are not known, or are those of all trials.
+    """
 
     config: Config
     summary: Summary | None
     folder: RunFolder
+    data: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One or more trials that are repeats of each other."""
+    """One or more trials that are repeats of each other, each with a seed or fold of its own.
+
+    Attributes:
+        trials: the repeats.
+        copies: trials of a seed and fold that is among the repeats already; they are the same run once more.
+    """
 
     trials: tuple[Trial, ...]
+    copies: tuple[Trial, ...] = ()
 
     def numbers(self, kind: Literal["last", "best"], metric: str) -> list[float]:
         """The metric, a key of a row, in that row of each finished trial which has a finite number for it."""
@@ -47,17 +61,29 @@ def read_trial(folder: RunFolder) -> Trial:
     """The trial in a run's folder.
 
     Raises:
-        InputError: if its options cannot be read, or its summary is damaged.
+        InputError: if its options or its origin cannot be read, or its summary is damaged.
     """
-    return Trial(folder.read_config(), folder.finished_summary(), folder)
+    config, digests = folder.read_config(), folder.read_environment().get("data") or ()
+    return Trial(config, folder.finished_summary(), folder, tuple(digests))
 
 
 def settings_of(trials: Iterable[Trial]) -> list[Setting]:
-    """The settings of trials, both in the order in which they come."""
+    """The settings of trials, both in the order in which they come; runs on different data are different settings."""
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in trials:
-        groups.setdefault(tuple(_options_of_setting(trial.config).items()), []).append(trial)
-    return [Setting(tuple(group)) for group in groups.values()]
+        groups.setdefault((trial.data, *_options_of_setting(trial.config).items()), []).append(trial)
+    return [_setting(group) for group in groups.values()]
+
+
+def _setting(group: Sequence[Trial]) -> Setting:
+    """The setting of trials that differ in nothing but `REPEATS`; of equal ones the first that is finished counts."""
+    repeats: dict[tuple[int, int], Trial] = {}
+    copies = []
+    for trial in sorted(group, key=lambda trial: trial.summary is None):
+        key = trial.config.train.seed, trial.config.data.fold
+        if repeats.setdefault(key, trial) is not trial:
+            copies.append(trial)
+    return Setting(tuple(trial for trial in group if trial in repeats.values()), tuple(copies))
 
 
 def varying(settings: Sequence[Setting]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastlsr.cli import exit_on_input_error
+from fastlsr.cli import exit_on_input_error, interrupts_raised
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = [name for name in ("train", "evaluate", "teach", "sweep", "analyze", "doctor", "system")
@@ -78,6 +78,16 @@ def interrupt_at_exit(folder: Path) -> Path:
     return folder
 
 
+def test_an_interrupt_in_the_imports_of_a_run_ends_it_at_once(digits_dir, tmp_path):
+    """torch is imported by the run, after its options were read; C++ code in it aborts on an exception."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(f"try:\n    {INTERRUPT}\nexcept BaseException:\n    os.abort()")
+    done = run(
+        "fastlsr.train", "--data.dataset=digits", f"--data.dir={digits_dir}", "--train.epochs=1", modules=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
 @pytest.mark.parametrize("name", ["train", "sweep"])
 def test_an_interrupt_while_a_command_exits_prints_no_traceback(tmp_path, name):
     done = run(f"fastlsr.{name}", "--help", modules=interrupt_at_exit(tmp_path))
@@ -99,7 +109,7 @@ def test_an_interrupt_while_a_command_works_is_one_word_and_exit_code_130(tmp_pa
 def test_the_handling_of_interrupts_is_put_back():
     former = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        with exit_on_input_error():
+        with interrupts_raised():
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     finally:

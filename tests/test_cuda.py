@@ -20,7 +20,7 @@ def session_on(device, digits_dir, **options):
     set_up_torch(device, deterministic=False)
     config = load(overrides=chosen)
     plan = make_plan(config.method, config.train.epochs)
-    return Session(config, plan, device, say=lambda text: None)
+    return Session(config, plan, device, report=lambda text: None)
 
 
 def test_batches_are_the_cpus_even_when_the_device_lags_behind(digits_dir):

@@ -121,10 +121,17 @@ def test_a_missing_or_damaged_file_is_a_line_that_names_it(tmp_path, name, conte
     if content == "folder":
         path.mkdir()
     elif content is not None:
-        path.write_bytes(content)
+        path.write_bytes(content + b"\n")
     with pytest.raises(InputError) as error:
         FILES[name](RunFolder(tmp_path))
     assert str(path) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_last_row_that_is_half_written_is_left_out(tmp_path):
+    RunFolder(tmp_path).write_rows([{"epoch": 1}, {"epoch": 2}])
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"epoch":')
+    assert RunFolder(tmp_path).read_rows() == [{"epoch": 1}, {"epoch": 2}]
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "environment.json", "summary.json"])

@@ -1,6 +1,7 @@
 """Whole runs on real digits: what they leave behind, and that stopping, killing and resuming changes nothing."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -216,6 +217,18 @@ def test_a_lost_metrics_file_is_written_again_from_the_checkpoint(command, tmp_p
         (tmp_path / "run" / name).unlink()
     assert train.main(words) == 0
     assert rows(tmp_path / "run") == before and (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_finished_run_of_before_a_metric_was_added_is_shown_without_it(command, tmp_path, capsys):
+    words = command(tmp_path / "run", train__epochs=1)
+    assert train.main(words) == 0
+    newest = tmp_path / "run" / "checkpoint.pt"
+    state = torch.load(newest, weights_only=True)
+    del state["rows"][0]["test/ece"]
+    torch.save(state, newest)
+    capsys.readouterr()
+    assert train.main(words) == 0
+    assert re.search(r"last .* - │", capsys.readouterr().out)
 
 
 def test_a_finished_run_is_not_trained_again(colam_run, command, capsys):

@@ -4,6 +4,7 @@ import json
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -38,15 +39,32 @@ def trial(numbers=None, folder="run", **options):
 def test_trials_of_one_setting_differ_in_repeats_alone_and_those_of_two_in_more(chosen):
     trials = [Trial(load(overrides=each), None, RunFolder(str(at))) for at, each in enumerate(chosen)]
     settings = settings_of(trials)
-    assert sorted(one.folder.path for setting in settings for one in setting.trials) == sorted(
+    assert sorted(one.folder.path for setting in settings for one in (*setting.trials, *setting.copies)) == sorted(
         one.folder.path for one in trials
     )
     for setting in settings:
+        repeats = [(one.config.train.seed, one.config.data.fold) for one in setting.trials]
+        assert len(set(repeats)) == len(repeats)
         for one in setting.trials:
             assert set(differences(one.config, setting.trials[0].config)) <= set(REPEATS)
         for other in settings:
             between = set(differences(other.trials[0].config, setting.trials[0].config)) - set(REPEATS)
             assert bool(between) == (other is not setting) and between <= set(varying(settings))
+
+
+def test_runs_on_different_data_are_different_settings():
+    small, large = (
+        replace(trial({"test/top1": top1}), data=(name,)) for name, top1 in (("small", 10.0), ("large", 70.0))
+    )
+    assert [setting.numbers("last", "test/top1") for setting in settings_of([small, large])] == [[10.0], [70.0]]
+
+
+def test_the_same_run_in_two_folders_counts_once_by_the_one_that_is_finished():
+    begun, finished, again = (trial(numbers, folder=str(at)) for at, numbers in
+                              enumerate([None, {"test/top1": 50.0}, {"test/top1": 52.0}]))  # fmt: skip
+    (setting,) = settings_of([begun, finished, again])
+    assert setting.trials == (finished,) and setting.copies == (again, begun)
+    assert setting.numbers("last", "test/top1") == [50.0]
 
 
 def test_settings_and_their_trials_keep_their_order():
@@ -121,17 +139,19 @@ def test_the_deviation_is_that_of_a_sample(numbers):
 def test_a_trial_is_read_from_its_folder_and_has_its_summary_once_it_is_finished(tmp_path):
     folder, config = RunFolder(tmp_path), load(overrides={"optim.lr": "7"})
     folder.write_config(config)
-    assert read_trial(folder) == Trial(config, None, folder)
+    folder.write_environment({"data": ["a", "b"]})
+    assert read_trial(folder) == Trial(config, None, folder, ("a", "b"))
     folder.write_summary([{"test/top1": 1.0}], finished=False)
     assert read_trial(folder).summary is None
     summary = folder.write_summary([{"test/top1": 1.0}], finished=True)
-    assert read_trial(folder) == Trial(config, summary, folder)
+    assert read_trial(folder) == Trial(config, summary, folder, ("a", "b"))
 
 
 def test_a_folder_that_holds_no_run_is_named(tmp_path):
     with pytest.raises(InputError, match=str(tmp_path / "config.yaml")):
         read_trial(RunFolder(tmp_path))
     RunFolder(tmp_path).write_config(Config())
+    RunFolder(tmp_path).write_environment({"data": []})
     (tmp_path / "summary.json").write_text("[]")
     with pytest.raises(InputError, match=f"{tmp_path / 'summary.json'} is damaged"):
         read_trial(RunFolder(tmp_path))

@@ -51,7 +51,7 @@ _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
 _ONE, _TWO, _THREE = np.uint64(1), np.uint64(2), np.uint64(3)
 _INVERSE_2_53 = 2.0**-53
-# torchvision.transforms.RandomResizedCrop's defaults, those of both papers' ImageNet recipes
+# torchvision.transforms.RandomResizedCrop's defaults; the papers name neither range
 _AREA_LOW, _AREA_HIGH = 0.08, 1.0
 _RATIO_LOW, _RATIO_HIGH = 3 / 4, 4 / 3
 _TRIES = 10

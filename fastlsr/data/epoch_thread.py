@@ -65,7 +65,7 @@ class EpochThread(threading.Thread):
 
         Raises:
             InputError: an image cannot be decoded, or the file was changed.
-            RuntimeError: the thread failed, or ended without a word, or was closed.
+            RuntimeError: the thread failed, or ended without reporting an error, or was closed.
         """
         self._take_back()
         ready = self._next_ready()

@@ -48,7 +48,7 @@ class Loader:
         first_wait_seconds: of them for the first batch, during which nothing else could be done.
 
     Raises:
-        InputError: the file is not what its manifest says, has other fields than image, label and index, or does not
+        InputError: the file is not what its manifest states, has other fields than image, label and index, or does not
             allow what `data` asks for; or pairs without the system's file cache.
     """
 

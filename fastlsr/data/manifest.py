@@ -56,7 +56,7 @@ def read_manifest(beton: Path) -> Manifest:
     """The manifest of `beton`, its values checked for themselves; the `.beton` itself is not opened.
 
     Raises:
-        InputError: the `.beton` or its manifest is missing, or the manifest is none, or no file can be what it says.
+        InputError: the `.beton` or its manifest is missing, or the manifest is malformed or contradicts itself.
     """
     beton, path = Path(beton), manifest_path(Path(beton))
     if not beton.is_file():
@@ -88,7 +88,7 @@ def verify(beton: Path) -> Manifest:
     manifest = read_manifest(beton)
     state = beton.stat()
     if state.st_size != manifest.bytes:
-        raise InputError(f"{beton} has {state.st_size} bytes, its manifest says {manifest.bytes}; write it again")
+        raise InputError(f"{beton} has {state.st_size} bytes, its manifest states {manifest.bytes}; write it again")
     stamp = {**_identity(state), "digest": manifest.digest}
     if _read_stamp(beton) == stamp:
         return manifest

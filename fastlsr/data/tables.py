@@ -1,6 +1,6 @@
 """A `.beton` file's tables of samples, checked before any kernel follows their raw pointers.
 
-FFCV itself believes the file: a wrong address or size reads whatever lies there, or ends the process.
+FFCV does not validate the file: a wrong address or size reads whatever lies there, or ends the process.
 """
 
 from dataclasses import dataclass

@@ -18,11 +18,11 @@ class CompileNotices:
 
     Args:
         compiles: whether the run compiles; if not, nothing is printed.
-        say: prints a line.
+        report: prints a line.
     """
 
-    def __init__(self, compiles: bool, say: Callable[[str], None]):
-        self._compiles, self._say = compiles, say
+    def __init__(self, compiles: bool, report: Callable[[str], None]):
+        self._compiles, self._report = compiles, report
         self._graphs: set[Hashable] = set()
 
     @contextmanager
@@ -33,14 +33,14 @@ class CompileNotices:
             yield
             return
         self._graphs.add(graph)
-        self._say(f"compiling {what} for batches of {size}")
+        self._report(f"compiling {what} for batches of {size}")
         start = time.perf_counter()
         yield
-        self._say(f"compiled in {time.perf_counter() - start:.1f} s")
+        self._report(f"compiled in {time.perf_counter() - start:.1f} s")
 
 
 def choose_compile(
-    requested: str, network: torch.nn.Module, images: torch.Tensor, steps: int, say: Callable[[str], None]
+    requested: str, network: torch.nn.Module, images: torch.Tensor, steps: int, report: Callable[[str], None]
 ) -> bool:
     """Whether to compile the step: as requested, or for `auto` what is faster on this device.
 
@@ -51,31 +51,31 @@ def choose_compile(
         requested: `train.compile`: "auto", "on" or "off".
         images: uint8 [B, 3, H, W] on the device; a batch of the run's size.
         steps: steps that are still to do.
-        say: prints a line; the choice of `auto` is printed with its reason.
+        report: prints a line; the choice of `auto` is printed with its reason.
     """
     if requested != "auto":
         return requested == "on"
     if images.device.type == "cuda":
-        say("compile: on (auto: compiled steps are faster on CUDA)")
+        report("compile: on (auto: compiled steps are faster on CUDA)")
         return True
-    say("compile: timing a step")
+    report("compile: timing a step")
     eager = _seconds_per_step(network, images, compile=False, short=COMPILE_TRIAL_SECONDS / steps)
     if eager * steps < COMPILE_TRIAL_SECONDS:
-        say(f"compile: off (auto: {eager * steps:.0f} s of training would not repay compiling)")
+        report(f"compile: off (auto: {eager * steps:.0f} s of training would not repay compiling)")
         return False
-    say("compile: timing the step compiled and not; this takes a minute or more")
+    report("compile: timing the step compiled and not; this takes a minute or more")
     try:
         compiled = _seconds_per_step(network, images, compile=True)
     except Exception as error:  # no C++ compiler, or a network that does not compile
-        say(f"compile: off (auto: compiling failed: {str(error).strip().splitlines()[0][:100]})")
+        report(f"compile: off (auto: compiling failed: {str(error).strip().splitlines()[0][:100]})")
         return False
     faster = "on" if compiled < eager else "off"
-    say(f"compile: {faster} (auto: {1000 * compiled:.0f} ms a step compiled, {1000 * eager:.0f} ms not)")
+    report(f"compile: {faster} (auto: {1000 * compiled:.0f} ms a step compiled, {1000 * eager:.0f} ms not)")
     return compiled < eager
 
 
 def _seconds_per_step(network: torch.nn.Module, images: torch.Tensor, *, compile: bool, short: float = 0) -> float:
-    """Of the best of three steps after the first, or of the first if that was `short`: later ones are no longer."""
+    """Seconds of the fastest of three steps after a first one, or of that one if it took less than `short`."""
     trial = copy.deepcopy(network).train()  # a copy: batch norm's statistics and gradients stay as they are
     run = torch.compile(trial, dynamic=False) if compile else trial
     state = torch.get_rng_state()  # dropout draws

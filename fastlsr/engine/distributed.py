@@ -26,11 +26,13 @@ def sum_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def agree(flag: bool) -> bool:
-    """Whether the flag is true in any process."""
+def agree(number: int) -> int:
+    """The highest of all processes' numbers: what any of them found, where 0 is nothing. Waits for the device."""
     if not _grouped():
-        return flag
-    return bool(sum_(torch.tensor(int(flag), device=_device())).item())
+        return number
+    highest = torch.tensor(number, device=_device())
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return int(highest.item())
 
 
 def broadcast(value: Value) -> Value:

@@ -21,7 +21,7 @@ Watch = Callable[[Generator[Batch, None, None]], Iterator[Batch]]
 
 @dataclass(frozen=True)
 class LearnedLabels:
-    """What a phase taught.
+    """The soft labels that a phase learned.
 
     Attributes:
         stage: number of the phase, from 1.

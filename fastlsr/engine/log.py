@@ -48,7 +48,7 @@ class RunLog:
         self.wandb: wandb.Run | None = None
         self._former_wandb_id: str | None = None
 
-    def say(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """Prints a line."""
         self.console.print(text, markup=False)
 
@@ -79,7 +79,7 @@ class RunLog:
             reason = " ".join(str(error).split())[:200]
             if self.config.log.wandb != "auto" or mode != "online":
                 raise InputError(f"log.wandb={self.config.log.wandb}: {reason}") from None
-            self.say(f"warning: W&B cannot be reached, logging offline ({reason})")
+            self.report(f"warning: W&B cannot be reached, logging offline ({reason})")
             self.wandb = self._start_wandb("offline", run_id)
         if self.wandb.id != wandb_id and not self.wandb.resumed:
             for row in rows:
@@ -112,7 +112,7 @@ class RunLog:
         """Keeps an epoch's row in the file, on the terminal and at W&B."""
         self.rows.append(row)
         self.folder.append_row(row)
-        self.say(epoch_line(row, self.epochs))
+        self.report(epoch_line(row, self.epochs))
         if self.wandb:
             self.wandb.log(row)
 
@@ -209,5 +209,10 @@ def results_table(summary: Summary) -> Table:
     for key in keys:
         table.add_column(key.replace("/", "\n"), justify="right")  # two lines: the table fits 80 columns
     for kind, row in (("last", summary["last"]), ("best", summary["best"])):
-        table.add_row(kind, *(f"{row[key]:.4g}" if key != "epoch" else str(row[key]) for key in keys))
+        table.add_row(kind, *(_shown(row.get(key)) for key in keys))
     return table
+
+
+def _shown(value: float | None) -> str:
+    """A number in four digits; "-" for one that the row, perhaps of an earlier version, lacks."""
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"

@@ -55,8 +55,9 @@ class StopRequest:
             signal.signal(each, signal.SIG_DFL)
 
     def check(self) -> None:
-        """Raises Stopped if any process of the run was asked to stop."""
-        if distributed.agree(bool(self.signal)):
+        """Raises Stopped, in all processes of the run, if any was asked to stop."""
+        self.signal = distributed.agree(self.signal)
+        if self.signal:
             raise Stopped
 
     def watch(self, batches: Generator[Batch, None, None]) -> Iterator[Batch]:
@@ -99,21 +100,21 @@ def train(config: Config, plan: Plan, *, started: float) -> int:
     device = choose_device(config.train.device)
     folder, start = run_folder(config), find_start(config, plan)
     log = RunLog(folder, config, plan.epochs)
-    log.say(f"run: {folder.path}")
+    log.report(f"run: {folder.path}")
     if start.remark:
-        log.say(f"warning: {start.remark}")
+        log.report(f"warning: {start.remark}")
     if start.state and start.state["position"][0] == plan.epochs:
-        log.say("finished before; nothing is left to train (another run.name would train it anew)")
+        log.report("finished before; nothing is left to train (another run.name would train it anew)")
         return show_finished(log, start.state)
     set_up_torch(device, deterministic=config.train.deterministic)
-    session = Session(config, plan, device, state=start.state, say=log.say)
+    session = Session(config, plan, device, state=start.state, report=log.report)
     if start.state:
-        log.say(f"resuming after {session.position.epochs} epochs and {session.position.batches} batches")
+        log.report(f"resuming after {session.position.epochs} epochs and {session.position.batches} batches")
     with sole_use(folder.path, f"another process is training {folder.path}"):
         begin_files(folder, session, start)
         log.open(start.state["rows"] if start.state else [], wandb_id=start.state["wandb_id"] if start.state else None)
         threads = f"{torch.get_num_threads()} threads of torch, {session.train.workers} of the loader"
-        log.say(f"ready after {time.perf_counter() - started:.1f} s; training on {device}, {threads}")
+        log.report(f"ready after {time.perf_counter() - started:.1f} s; training on {device}, {threads}")
         code = 1
         try:
             with StopRequest() as stop:
@@ -177,7 +178,7 @@ def show_finished(log: RunLog, state: State) -> int:
 def show_results(log: RunLog) -> int:
     """Writes and prints the last and best row of a finished run; returns the exit code."""
     log.console.print(results_table(log.summary(finished=True)))
-    log.say(f"results: {log.folder.path}")
+    log.report(f"results: {log.folder.path}")
     return 0
 
 
@@ -194,14 +195,16 @@ def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
         if distributed.is_main():
             checkpoint.save(log.folder, state)
         if row is None:
-            log.say(f"stopped by {signal.Signals(stop.signal).name}; the same command goes on from {log.folder.path}")
+            log.report(
+                f"stopped by {signal.Signals(stop.signal).name}; the same command goes on from {log.folder.path}"
+            )
             return 128 + stop.signal
         log.summary(finished=session.finished)
     return show_results(log)
 
 
 def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
-    """The row of the epoch under way, which is then over; None if a stop was requested, wherever inside it.
+    """Finishes the epoch under way and returns its row, or None if a stop was requested during it.
 
     Raises:
         TrainingFailed: at a loss that is not finite.
@@ -265,9 +268,9 @@ def check_finite(totals: EpochTotals, epoch: int) -> None:
     Raises:
         TrainingFailed: in all processes of the run, if one is not finite; names epoch and step.
     """
-    if distributed.agree(bool(totals.bad_step)):
-        where = f"step {totals.bad_step:.0f}" if totals.bad_step else "in another process"
-        raise TrainingFailed(f"the loss is not finite at epoch {epoch}, {where}")
+    bad_step = distributed.agree(int(totals.bad_step))
+    if bad_step:
+        raise TrainingFailed(f"the loss is not finite at epoch {epoch}, step {bad_step}")
 
 
 def advise(session: Session, log: RunLog, seconds: float) -> None:
@@ -278,17 +281,17 @@ def advise(session: Session, log: RunLog, seconds: float) -> None:
     waited = (session.train.wait_seconds - session.train.first_wait_seconds) / seconds
     if waited > WAITING_SHARE and not log.advised:
         log.advised = True
-        log.say(f"waited for data in {waited:.0%} of this epoch; may help: {'; '.join(session.train.remedies())}")
+        log.report(f"waited for data in {waited:.0%} of this epoch; may help: {'; '.join(session.train.remedies())}")
 
 
 def keep_soft_labels(learned: LearnedLabels, session: Session, log: RunLog) -> None:
-    """Saves the soft labels that a phase taught in the run's folder, and prints what they are like."""
+    """Saves the soft labels that a phase learned in the run's folder, and prints how soft they are."""
     manifest, config = session.train.manifest, session.config
     if learned.missing:
         names = ", ".join(manifest.classes[label] for label in learned.missing[:5])
-        log.say(f"warning: {len(learned.missing)} classes had no sample to learn from ({names}); "
+        log.report(f"warning: {len(learned.missing)} classes had no sample to learn from ({names}); "
                 f"each {learned.missing_get}")  # fmt: skip
-    log.say(soft_labels_line(learned.soft_labels, warn=learned.stage < len(session.plan.phases)))
+    log.report(soft_labels_line(learned.soft_labels, warn=learned.stage < len(session.plan.phases)))
     path = log.folder.soft_labels(learned.stage)
     path.parent.mkdir(exist_ok=True)
     tensors = {"soft_labels": learned.soft_labels, "count": learned.count}

@@ -28,8 +28,8 @@ def preview(config: Config, plan: Plan) -> Iterator[str]:
     The last of them need the data; nothing is downloaded.
 
     Raises:
-        InputError: for options that do not fit together, or data that is not there or does not fit them; what only the
-            images can tell is not looked at.
+        InputError: for options that do not fit together, or data that is not there or does not fit them; the images are
+            not read.
     """
     yield config.as_yaml()
     yield "phases:"

@@ -56,7 +56,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def _version(package: str) -> str:
     try:
-        return version(package)  # the module's own __version__ lies, ffcv's for one
+        return version(package)  # a module's own __version__ can be wrong, as ffcv's is
     except PackageNotFoundError:
         return "not installed"
 

@@ -70,14 +70,14 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
-def choose_precision(requested: str, device: torch.device, say: Callable[[str], None]) -> str:
+def choose_precision(requested: str, device: torch.device, report: Callable[[str], None]) -> str:
     """The autocast type: the requested one, or for `auto` bf16 where the device computes in it, else fp32.
 
     A processor without bf16 instructions emulates them, at a fraction of the speed of float32.
 
     Args:
         requested: `train.precision`.
-        say: prints a line; the choice of `auto` is printed.
+        report: prints a line; the choice of `auto` is printed.
     """
     if requested != "auto":
         return requested
@@ -85,7 +85,9 @@ def choose_precision(requested: str, device: torch.device, say: Callable[[str], 
         has_bf16 = torch.cuda.get_device_properties(device).major >= 8
     else:
         has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    say("precision: bf16 (auto)" if has_bf16 else f"precision: fp32 (auto: this {device.type} has no bf16 arithmetic)")
+    report(
+        "precision: bf16 (auto)" if has_bf16 else f"precision: fp32 (auto: this {device.type} has no bf16 arithmetic)"
+    )
     return "bf16" if has_bf16 else "fp32"
 
 

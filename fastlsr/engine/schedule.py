@@ -20,7 +20,7 @@ class Schedule:
 
     Attributes:
         optim: the options.
-        epochs: epochs of the whole run.
+        epochs: of the run, or of each of its generations.
         steps_per_epoch: optimizer steps in each.
 
     Raises:

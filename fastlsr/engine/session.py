@@ -46,7 +46,7 @@ class Position:
 
 @dataclass(frozen=True)
 class EpochEnd:
-    """What an epoch comes to.
+    """The results of ending an epoch.
 
     Attributes:
         learning_rate: of its last step (of the classifier, with optim.backbone_lr).
@@ -125,14 +125,14 @@ def check_last_batch(model: nn.Module, count: int, data: Data) -> None:
 
 
 class Session:
-    """A run under way: `batches`, `train_batch` for each of them, `evaluate`, `end_epoch`, and again.
+    """A run's training state. For each epoch: `batches`, `train_batch` for each of them, `evaluate`, `end_epoch`.
 
     Args:
         config: the options.
         plan: of its method.
         device: where to train.
         state: what to go on from, as `state_dict` gave it; None begins.
-        say: prints a line.
+        report: prints a line.
 
     Attributes:
         position: how far the run is.
@@ -152,7 +152,7 @@ class Session:
         device: torch.device,
         *,
         state: State | None = None,
-        say: Callable[[str], None],
+        report: Callable[[str], None],
     ):
         self.config, self.plan, self.device = config, plan, device
         self.position = Position()
@@ -160,12 +160,12 @@ class Session:
         self.test = evaluation_loader(config, device)
         if config.data.folds:
             held_out = f"{len(self.test.indices):,} of {self.train.manifest.count:,} training images are held out"
-            say(f"fold {config.data.fold} of {config.data.folds}: {held_out}, and evaluated on as `test`")
+            report(f"fold {config.data.fold} of {config.data.folds}: {held_out}, and evaluated on as `test`")
         manifest = self.train.manifest
         self.classes = len(manifest.classes)
         model = self._build_network("" if state else config.model.pretrained)
         check_last_batch(model, len(self.train.indices), config.data)
-        self.decided: State = dict(state["decided"]) if state else self._decide(model, say)
+        self.decided: State = dict(state["decided"]) if state else self._decide(model, report)
         self.network = classifier_of(model, self.decided, config).to(device)
         steps = math.ceil(len(self.train) / config.optim.accumulate)
         self.schedule = Schedule(config.optim, config.train.epochs, steps)
@@ -180,9 +180,9 @@ class Session:
             self.learner = LabelLearner(plan, self.train, plain, seed=config.train.seed, device=device)
         self.ema = MovingAverage(model, config.train.ema) if config.train.ema else None
         if not state:
-            self.decided["compile"] = self._decide_to_compile(say)
+            self.decided["compile"] = self._decide_to_compile(report)
         compile = self.decided["compile"]
-        self._notices = CompileNotices(compile, say)
+        self._notices = CompileNotices(compile, report)
         means = self.learner.means if self.learner else None
         self.step = TrainStep(self.network, self.optimizer, self.targets, means, teacher=self.teacher, compile=compile)
         self._evaluated = self.network if self.ema is None else self.network.around(self.ema.model)
@@ -197,23 +197,23 @@ class Session:
             config = replace(config, train=replace(config.train, seed=seed))
         return build_network(config, self.classes, self.train.resolution, pretrained=pretrained)
 
-    def _decide(self, model: nn.Module, say: Callable[[str], None]) -> State:
-        """What the whole run keeps to, also after it is resumed elsewhere."""
+    def _decide(self, model: nn.Module, report: Callable[[str], None]) -> State:
+        """The choices that stay fixed for the whole run, also when it is resumed elsewhere."""
         manifest = self.train.manifest
         expected = expected_normalization(model, self.config.model.pretrained) or (manifest.mean, manifest.std)
         return {
             "normalization": [list(values) for values in expected],
-            "precision": distributed.broadcast(choose_precision(self.config.train.precision, self.device, say)),
+            "precision": distributed.broadcast(choose_precision(self.config.train.precision, self.device, report)),
             **source_digests(self.config, self.plan),
             "classes": list(manifest.classes),
         }
 
-    def _decide_to_compile(self, say: Callable[[str], None]) -> bool:
+    def _decide_to_compile(self, report: Callable[[str], None]) -> bool:
         size, count = self.train.resolution, min(self.config.data.batch_size, len(self.train.indices))
         images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
         images = images.to(self.device, memory_format=torch.channels_last)
         steps = len(self.train) * self.plan.epochs
-        return distributed.broadcast(choose_compile(self.config.train.compile, self.network, images, steps, say))
+        return distributed.broadcast(choose_compile(self.config.train.compile, self.network, images, steps, report))
 
     @property
     def totals(self) -> Totals:
@@ -248,7 +248,7 @@ class Session:
     def _begin_generation(self, number: int) -> None:
         """Freezes the network as the teacher of the next one, which begins anew in the tensors the step holds."""
         if self.plan.phases[number].source == FORMER_NETWORK:
-            # With train.ema the average is what the run is judged by, hence also what teaches.
+            # With train.ema the average is what is evaluated, so it also teaches.
             self._set_former(copy.deepcopy(self.network if self.ema is None else self.network.around(self.ema.model)))
         seed = rng.derived_seed(rng.Stream.GENERATIONS, self.config.train.seed, number) % 2**31
         fresh = self._build_network(self.config.model.pretrained, seed)
@@ -332,7 +332,8 @@ class Session:
         Raises:
             TrainingFailed: if a weight is not finite.
         """
-        if not all(parameter.isfinite().all() for parameter in self.network.parameters()):
+        broken = not all(parameter.isfinite().all() for parameter in self.network.parameters())
+        if distributed.agree(int(broken)):
             raise TrainingFailed(f"the weights are not finite after batch {self.position.batches}")
 
     def class_counts(self) -> Tensor:

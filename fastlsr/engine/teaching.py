@@ -86,10 +86,10 @@ def teach(source: TrainedRun | Config, out: Path) -> None:
     rows.save(out, train.manifest, fold=fold_name(config.data), model=config.model.name, **made)
     on = "  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in accuracies.items())
     most = math.log(len(train.manifest.classes))
-    say(console, f"teacher: {out}  {on}  mean entropy {rows.entropy:.3f} of at most {most:.3f} nats")
+    report(console, f"teacher: {out}  {on}  mean entropy {rows.entropy:.3f} of at most {most:.3f} nats")
 
 
-def say(console: Console, text: str) -> None:
+def report(console: Console, text: str) -> None:
     """Prints a line."""
     console.print(text, markup=False)
 
@@ -136,7 +136,7 @@ def teacher_of_model(config: Config, train: Loader, console: Console) -> Teacher
     index, targets, held_out = (torch.from_numpy(column).to(device) for column in columns)
     with progress(console, "linear head") as advance:
         head = fit_linear_head(features, targets, held_out, classes=classes, advance=advance)
-    say(console, f"linear head: l2 {head.l2:g} on {features.shape[1]} features of {len(features):,} images")
+    report(console, f"linear head: l2 {head.l2:g} on {features.shape[1]} features of {len(features):,} images")
     blocks = zip(*(column.split(config.data.batch_size) for column in (index, targets, features)), strict=True)
     predictions = (Predictions(some, of_them, head(part)) for some, of_them, part in blocks)
     made = {"how": "a linear head on a frozen network", "l2": head.l2} | made
@@ -152,7 +152,7 @@ def pretrained_network(config: Config, train: Loader, console: Console) -> tuple
     device, weights = choose_device(config.train.device), config.model.pretrained
     model = build_network(config, len(train.manifest.classes), train.resolution, pretrained=weights)
     normalization = expected_normalization(model, weights) or (train.manifest.mean, train.manifest.std)
-    precision = choose_precision(config.train.precision, device, lambda text: say(console, text))
+    precision = choose_precision(config.train.precision, device, lambda text: report(console, text))
     decided = {"normalization": normalization, "precision": precision}
     source = f"timm {timm_config(model)['tag']}" if weights == "timm" else digest_of(Path(weights))
     return classifier_of(model, decided, config).to(device).eval(), {"weights": source, **of_decided(decided)}
@@ -169,10 +169,12 @@ def of_decided(decided: dict[str, Any]) -> dict[str, Any]:
 
 
 def note_resolution(network: Classifier, train: Loader, console: Console) -> None:
-    """Says so when the images are much smaller than those that a timm network's weights were trained on."""
+    """Prints a note if the images are much smaller than those that timm's weights were trained on."""
     wanted = timm_config(network.model).get("input_size", (3, 0, 0))[-1]
     if train.resolution < wanted / 2:
-        say(console, f"note: images of {train.resolution} pixels for weights of {wanted}; --data.resolution={wanted}?")
+        report(
+            console, f"note: images of {train.resolution} pixels for weights of {wanted}; --data.resolution={wanted}?"
+        )
 
 
 def features_of(network: Classifier, batches: Iterable[Batch], count: int) -> Tensor:

@@ -55,7 +55,7 @@ class Phase:
         temperature: T of the loss, cross-entropy against softmax(logits / T), and of the soft labels it learns.
         learns: None, or where this phase's class means come from once it ends: "in_pass" takes the logits of its last
             epoch as they were trained on, "extra" those of an evaluation pass after it, and "correct" the softmax of
-            the samples that its last epoch classified correctly (all phases that learn do so then).
+            the samples that its last epoch classified correctly (then all phases that learn must).
         peers: samples of each class in those means; 0 is all.
         redraw: probability with which a label is redrawn from the uniform distribution (DisturbLabel's alpha).
         penalty: weight beta of the entropy of the predictions that is subtracted from the loss.
@@ -149,7 +149,7 @@ class Plan:
         return epoch + 1 in self._firsts
 
     def last_trained(self, epochs: int, batches: int) -> Phase:
-        """The phase of the newest batch, after so many whole epochs and batches of the next; at first, the first."""
+        """The phase trained last, after `epochs` whole epochs and `batches` of the next; initially the first."""
         return self.at(epochs if batches or not epochs else epochs - 1).phase
 
     def within_generation(self, epoch: int) -> int:
@@ -173,12 +173,12 @@ class Plan:
 
     @cached_property
     def terms(self) -> dict[str, Term]:
-        """Each further term of the objective that some phase has, by name: that of the first such phase."""
+        """All further terms of the objective, by name; of several phases with a term, the first one's."""
         return {term.name: term for phase in reversed(self.phases) for term in reversed(phase.terms)}
 
 
 def _problems(phases: Sequence[Phase], epochs: int) -> Iterator[str]:
-    """What keeps phases from being those of a run of `epochs` epochs a generation."""
+    """The reasons why phases do not form a valid run with `epochs` epochs a generation."""
     generations = [0]
     for number, phase in enumerate(phases, start=1):
         generations += [0] if phase.fresh and number > 1 else []
@@ -194,6 +194,13 @@ def _problems(phases: Sequence[Phase], epochs: int) -> Iterator[str]:
             yield f"the soft labels of phase {number} are learned by no phase before it"
         if phase.soft and phase.source == FORMER_NETWORK and number == 1:
             yield "phase 1 has no network before it to take soft labels from"
+        if phase.learns and phase.learns not in _LEARNS:
+            yield f"phase {number} learns from {phase.learns}; there are {', '.join(_LEARNS)}"
+        if len({term.name for term in phase.terms}) < len(phase.terms):
+            yield f"phase {number} has two terms of one name"
+    for name in {term.name for phase in phases for term in phase.terms}:
+        if len({tuple(term.numbers) for phase in phases for term in phase.terms if term.name == name}) > 1:
+            yield f"its phases give the term {name} different numbers"
     for total in generations:
         if total != epochs:
             yield f"its phases have {total} epochs, train.epochs={epochs}"

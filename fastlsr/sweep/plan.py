@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastlsr.cli import read_arguments
 from fastlsr.config import Config, differences, load
@@ -16,6 +17,8 @@ from fastlsr.errors import InputError
 from fastlsr.labels.methods import make_plan
 from fastlsr.runs import RunFolder, Summary, run_folder
 from fastlsr.sweep.file import Sweep, Values
+
+_NAMES = ("data.dir", "run.dir", "run.name")  # parameters that decide no number
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,10 @@ def plan_trials(sweep: Sweep, count: int | None) -> tuple[list[PlannedTrial], li
     """The first `count` trials, or all: those that can run, each run only once, and those that cannot.
 
     Raises:
-        InputError: if none can run, or two of different options would be trained in one folder.
+        InputError: if none can run, two of different options share a folder, or two with the same options do not.
     """
     planned: dict[Path, PlannedTrial] = {}
+    by_options: dict[tuple[Any, ...], PlannedTrial] = {}
     rejected = []
     for number, values in enumerate(sweep.combinations(count), start=1):
         command = sweep.command_of(values)
@@ -62,6 +66,12 @@ def plan_trials(sweep: Sweep, count: int | None) -> tuple[list[PlannedTrial], li
             raise InputError(
                 f"trials {other.number} and {number} differ in {', '.join(changed)} and share the folder "
                 f"{trial.folder.path}; leave run.name out"
+            )
+        alike = by_options.setdefault(tuple(config.decisive().items()), trial)
+        if names := [name for name in _NAMES if alike.values.get(name) != values.get(name)]:
+            raise InputError(
+                f"trials {alike.number} and {number} differ in {' and '.join(names)} alone, which makes neither a "
+                "setting nor a repeat; sweep data.dataset or train.seed instead"
             )
     if not planned:
         raise InputError(rejected[0].line)
@@ -97,7 +107,7 @@ def finished_run(trial: PlannedTrial) -> tuple[Summary | None, str]:
 
 
 def _mismatch(trial: PlannedTrial) -> str:
-    """In what the run in a trial's folder is another one than the trial; "" if it is the trial's."""
+    """Why the run in a trial's folder is not this trial's; "" if it is."""
     made_of = trial.folder.read_environment()
     changed = differences(trial.config, trial.folder.read_config())
     if changed:

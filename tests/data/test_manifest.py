@@ -82,7 +82,7 @@ def test_another_size_is_refused(beton, change):
 
 def test_another_splits_manifest_is_refused(beton, digits_dir):
     shutil.copy(digits_dir / "digits_train.json", manifest_path(beton))
-    with pytest.raises(InputError, match="its manifest says"):
+    with pytest.raises(InputError, match="its manifest states"):
         verify(beton)
 
 

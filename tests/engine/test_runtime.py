@@ -42,5 +42,5 @@ def test_no_more_than_one_step_is_timed_where_the_run_is_short():
             return super().forward(images)
 
     said = []
-    assert not choose_compile("auto", Network(4, 2), torch.ones(3, 4), steps=10, say=said.append)
+    assert not choose_compile("auto", Network(4, 2), torch.ones(3, 4), steps=10, report=said.append)
     assert passes == [3] and said[-1].startswith("compile: off (auto: 0 s of training")

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 def started(config, state=None):
     set_up_torch(CPU, deterministic=False)
     plan = make_plan(config.method, config.train.epochs)
-    return Session(config, plan, CPU, state=state, say=lambda text: None)
+    return Session(config, plan, CPU, state=state, report=lambda text: None)
 
 
 def run(session, batches):

@@ -56,6 +56,9 @@ def test_a_plan_names_what_its_phases_read_and_learn():
             "soft labels from class and former network",
         ),
         ([Phase(1, learns=way) for way in (IN_PASS, CORRECT)], "correct and in_pass"),
+        ([Phase(2, learns="bogus")], "phase 1 learns from bogus"),
+        ([Phase(2, terms=(Term("a", 1.0, ""), Term("a", 2.0, "")))], "two terms of one name"),
+        ([Phase(1, terms=(Term("a", 1.0, "", {key: 1.0}),)) for key in "bc"], "the term a different numbers"),
     ],
 )
 def test_phases_that_make_no_run_are_an_error(phases, word):

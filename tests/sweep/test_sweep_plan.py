@@ -51,7 +51,7 @@ def test_a_trial_that_cannot_run_is_set_apart_and_the_others_stay(sweep_file):
     for name, values, line in [
         ("method.smoothing", [0.1, 7, 0.3], "method.smoothing=7: expected a number from 0 to 1"),
         ("method.stages", [1, 3, 2], "method.stages=3 does not divide train.epochs=4; these do: 1, 2, 4"),
-        ("run.name", ["a", "b/c", "d"], "run.name=b/c: expected a plain name"),
+        ("data.dataset", ["a", "b/c", "d"], "data.dataset=b/c: expected a plain name"),
     ]:
         planned, rejected = plan_trials(read_sweep(sweep_file({**parameters, name: {"values": values}})), None)
         assert [trial.number for trial in planned] == [1, 3]
@@ -61,6 +61,13 @@ def test_a_trial_that_cannot_run_is_set_apart_and_the_others_stay(sweep_file):
 def test_trials_that_are_one_run_are_run_once(sweep_file):
     planned = planned_of(sweep_file({"optim.lr": {"values": [1, 1.0, 2]}}))
     assert [trial.number for trial in planned] == [1, 3]
+
+
+@pytest.mark.parametrize("name", ["run.name", "data.dir"])
+def test_names_alone_make_no_trial(sweep_file, name):
+    """The same run twice is no repeat, and a folder of other data would be planned as the same run."""
+    with pytest.raises(InputError, match=f"trials 1 and 2 differ in {name} alone"):
+        planned_of(sweep_file({name: {"values": ["a", "b"]}}))
 
 
 def test_different_options_in_one_folder_are_an_error(sweep_file):
