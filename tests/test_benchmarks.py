@@ -152,7 +152,7 @@ def test_one_that_does_not_end_is_given_up(reported, monkeypatch):
     assert code == 1 and "not done after 0.5 s" in text
 
 
-def test_an_unknown_name_is_refused(reported):
+def test_an_unknown_name_is_an_error(reported):
     with pytest.raises(SystemExit) as refused:
         reported({"good": GOOD}, "--only=quick")
     assert refused.value.code == 2

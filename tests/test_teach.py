@@ -175,7 +175,7 @@ def test_a_run_is_not_continued_with_a_changed_teacher(of_run, of_weights, digit
     assert json.loads((folder / "environment.json").read_text())["teacher"]
 
 
-def test_what_a_fold_holds_out_teaches_nothing_and_other_folds_refuse_it(run, digits_dir, tmp_path, capsys):
+def test_what_a_fold_holds_out_teaches_nothing_and_other_folds_reject_it(run, digits_dir, tmp_path, capsys):
     path, folds = tmp_path / "t.safetensors", {"data__folds": 5, "data__fold": 1}
     assert from_weights(run / "checkpoint.pt", digits_dir, path, **folds) == 0
     _, labels = images_and_labels(digits_dir)

@@ -275,7 +275,7 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_last_batch_of_one_is_refused_and_not_found_by_batch_norm(command, tmp_path, capsys):
+def test_a_last_batch_of_one_is_an_error_and_not_found_by_batch_norm(command, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
         train.main(command(tmp_path / "run", data__batch_size=479))
     assert exit.value.code == 2 and "last batch of one" in capsys.readouterr().err
@@ -345,13 +345,13 @@ def test_a_command_without_options_is_answered_with_its_usage(capsys):
     assert exit.value.code == 2 and "usage: python -m fastlsr.train --cfg FILE" in capsys.readouterr().err
 
 
-def test_dry_run_refuses_pairs_without_the_file_cache(command, tmp_path, capsys):
+def test_dry_run_rejects_pairs_without_the_file_cache(command, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
         train.main([*command(tmp_path / "run", method__name="cs_kd", data__os_cache="false"), "--dry-run"])
     assert exit.value.code == 2 and "data.os_cache=false" in capsys.readouterr().err
 
 
-def test_dry_run_refuses_a_teacher_that_the_run_would(command, tmp_path, capsys):
+def test_dry_run_rejects_a_teacher_that_the_run_would(command, tmp_path, capsys):
     teacher = tmp_path / "text.safetensors"
     teacher.write_text("no teacher")
     with pytest.raises(SystemExit) as exit:

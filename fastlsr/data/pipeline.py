@@ -64,7 +64,7 @@ class Pipeline(FFCVLoader):
     ):
         self._metadata, self._paired = tables.metadata, paired
         self._decoder = ImageDecoder(tables.images, crop, seed=seed, workers=workers, paired=paired, file=tables.path)
-        with _ffcv_as_a_frame():
+        with _ffcv_without_compiling():
             super().__init__(
                 str(tables.path),
                 batch_size=data.batch_size,
@@ -123,7 +123,7 @@ def _operations(decoder: ImageDecoder, device: torch.device) -> dict[str, list]:
 
 
 @contextmanager
-def _ffcv_as_a_frame() -> Iterator[None]:
+def _ffcv_without_compiling() -> Iterator[None]:
     """Inside, FFCV compiles nothing (our kernels are compiled already), and torch's thread count survives it.
 
     FFCV's memory manager, whose place `storage` takes, does nothing either. It would make sets of the samples of each

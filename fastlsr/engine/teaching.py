@@ -66,7 +66,7 @@ def teach(source: TrainedRun | Config, out: Path) -> None:
     """
     console = terminal()
     if isinstance(source, TrainedRun):
-        config, device, train = source.config, source.device, source.training_loader()
+        config, device, train = source.config, source.device, source.plain_training_loader()
     else:
         config, device = source, choose_device(source.train.device)
         set_up_torch(device, deterministic=config.train.deterministic)

@@ -59,7 +59,7 @@ class TrainedRun:
         """
         return self._checked(evaluation_loader(self.config, self.device))
 
-    def training_loader(self) -> Loader:
+    def plain_training_loader(self) -> Loader:
         """The samples that the run trained on, in the file's order and not augmented.
 
         Raises:

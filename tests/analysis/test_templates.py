@@ -52,14 +52,14 @@ def test_the_command_prints_each_pair_and_their_average(run, capsys):
         (["--classes=0,1", "--optim.lr=1"], "--optim.lr is the run's own"),
     ],
 )
-def test_classes_that_do_not_fit_are_refused_in_one_line(run, words, complaint, capsys):
+def test_classes_that_do_not_fit_are_an_error_in_one_line(run, words, complaint, capsys):
     with pytest.raises(SystemExit) as exited:
         analyze.main(["templates", str(run), *words])
     assert exited.value.code == 2
     assert complaint in capsys.readouterr().err
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
+def test_a_folder_without_a_run_is_an_error(tmp_path, capsys):
     with pytest.raises(SystemExit):
         analyze.main(["templates", str(tmp_path), "--classes=0,1"])
     assert "holds no checkpoint" in capsys.readouterr().err

@@ -159,7 +159,7 @@ def test_a_batch_larger_than_the_data_is_all_of_it(small):
     assert [len(labels) for _, labels, _ in epoch_of(load(small, batch_size=1000))] == [COUNT]
 
 
-def test_dropping_the_only_batch_is_refused(small):
+def test_dropping_the_only_batch_is_an_error(small):
     with pytest.raises(InputError, match="41 images, not one batch of 1000"):
         load(small, batch_size=1000, drop_last=True)
 
@@ -245,14 +245,14 @@ def test_an_altered_jpeg_raises_and_is_named(tmp_path, photo_files):
     assert not loader_threads()
 
 
-def test_a_truncated_file_is_refused_before_it_is_opened(tmp_path, small_images):
+def test_a_truncated_file_is_an_error_before_it_is_opened(tmp_path, small_images):
     beton = write(tmp_path / "small.beton", small_images)
     beton.write_bytes(beton.read_bytes()[:-1000])
     with pytest.raises(InputError, match="bytes"):
         load(beton)
 
 
-def test_a_truncated_file_with_a_matching_manifest_is_refused(tmp_path, small_images):
+def test_a_truncated_file_with_a_matching_manifest_is_an_error(tmp_path, small_images):
     beton = write(tmp_path / "small.beton", small_images)
     beton.write_bytes(beton.read_bytes()[:-1000])
     reseal(beton)
@@ -376,7 +376,7 @@ def test_no_augmentation_is_the_evaluation_crop(small):
     assert equal(plain, epoch_of(load(small, train=False)))
 
 
-def test_pad_crop_of_unequal_images_is_refused(photos):
+def test_pad_crop_of_unequal_images_is_an_error(photos):
     with pytest.raises(InputError, match="pad_crop"):
         training_crop(read_manifest(photos), Data(augment="pad_crop"))
 

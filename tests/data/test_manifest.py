@@ -1,4 +1,4 @@
-"""A `.beton` is taken for what its manifest says only while it is that very file."""
+"""A `.beton` is taken for what its manifest states only while it is that very file."""
 
 import json
 import math
@@ -60,7 +60,7 @@ def test_an_untouched_file_is_verified_each_time(beton):
     assert verify(beton) == verify(beton) == read_manifest(beton)
 
 
-def test_one_altered_byte_is_refused_though_size_and_time_are_put_back(beton):
+def test_one_altered_byte_is_an_error_though_size_and_time_are_put_back(beton):
     verify(beton)
     before = beton.stat()
     with open(beton, "r+b") as file:
@@ -74,13 +74,13 @@ def test_one_altered_byte_is_refused_though_size_and_time_are_put_back(beton):
 
 
 @pytest.mark.parametrize("change", [-1, 1], ids=["truncated", "lengthened"])
-def test_another_size_is_refused(beton, change):
+def test_another_size_is_an_error(beton, change):
     os.truncate(beton, beton.stat().st_size + change)
     with pytest.raises(InputError, match="digits_test.beton has .* bytes"):
         verify(beton)
 
 
-def test_another_splits_manifest_is_refused(beton, digits_dir):
+def test_another_splits_manifest_is_an_error(beton, digits_dir):
     shutil.copy(digits_dir / "digits_train.json", manifest_path(beton))
     with pytest.raises(InputError, match="its manifest states"):
         verify(beton)
@@ -122,7 +122,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_manifest_is_refused_by_name(beton, damage):
+def test_a_damaged_manifest_is_an_error_by_name(beton, damage):
     values = json.loads(manifest_path(beton).read_text())
     manifest_path(beton).write_text(DAMAGE[damage](values))
     with pytest.raises(InputError, match="digits_test.json"):
@@ -151,7 +151,7 @@ def test_a_damaged_manifest_is_refused_by_name(beton, damage):
         ("std", [0.3, 0.3, 0.5]),
     ],
 )
-def test_a_value_that_no_file_has_is_refused_with_its_field(beton, field, value):
+def test_a_value_that_no_file_has_is_an_error_with_its_field(beton, field, value):
     values = json.loads(manifest_path(beton).read_text())
     manifest_path(beton).write_text(json.dumps({**values, field: value}))
     with pytest.raises(InputError, match=f"digits_test.json: {field} ") as error:

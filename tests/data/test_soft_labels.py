@@ -147,7 +147,7 @@ def test_a_large_file_is_checked_and_opened_without_being_held_in_memory(digits_
         ({"classes": tuple("abcdefghij")}, "other classes"),
     ],
 )
-def test_a_teacher_for_other_data_or_classes_is_refused(saved, manifest, change, words):
+def test_a_teacher_for_other_data_or_classes_is_an_error(saved, manifest, change, words):
     for read in (lambda m: class_labels(saved, m), lambda m: sample_labels(saved, m, device=CPU)):
         with pytest.raises(InputError, match=words):
             read(replace(manifest, **change))
@@ -170,7 +170,7 @@ def test_a_teacher_for_other_data_or_classes_is_refused(saved, manifest, change,
         ({"by_class": torch.eye(10)}, "teacher_key=class"),
     ],
 )
-def test_soft_labels_by_sample_that_do_not_fit_are_refused_in_one_line(manifest, tmp_path, tensors, words):
+def test_soft_labels_by_sample_that_do_not_fit_are_an_error_in_one_line(manifest, tmp_path, tensors, words):
     save_file(tensors, tmp_path / "t.safetensors")
     with pytest.raises(InputError, match=words) as error:
         sample_labels(tmp_path / "t.safetensors", manifest, device=CPU)
@@ -185,13 +185,13 @@ def test_soft_labels_by_sample_that_do_not_fit_are_refused_in_one_line(manifest,
         ({"else": torch.eye(10)}, "no soft labels by class"),
     ],
 )
-def test_soft_labels_by_class_that_do_not_fit_are_refused(manifest, tmp_path, tensors, words):
+def test_soft_labels_by_class_that_do_not_fit_are_an_error(manifest, tmp_path, tensors, words):
     save_file(tensors, tmp_path / "t.safetensors")
     with pytest.raises(InputError, match=words):
         class_labels(tmp_path / "t.safetensors", manifest)
 
 
-def test_a_teacher_of_other_folds_is_refused_for_it_has_seen_what_is_held_out(manifest, tmp_path):
+def test_a_teacher_of_other_folds_is_an_error_for_it_has_seen_what_is_held_out(manifest, tmp_path):
     path = tmp_path / "t.safetensors"
     for made, here, words in (("", "1 of 5", "with nothing held out"), ("1 of 5", "2 of 5", "holds out fold 2 of 5")):
         save(path, manifest, fold=made)
@@ -209,7 +209,7 @@ def test_a_runs_own_stage_is_a_teacher_by_class(manifest, tmp_path):
 
 
 @pytest.mark.parametrize("teacher", ["[]", "{", '{"classes": 3}'])
-def test_an_origin_that_is_no_description_is_refused_in_one_line(manifest, tmp_path, teacher):
+def test_an_origin_that_is_no_description_is_an_error_in_one_line(manifest, tmp_path, teacher):
     save_file({"by_class": torch.eye(10)}, tmp_path / "t.safetensors", {"teacher": teacher})
     with pytest.raises(InputError, match="t.safetensors") as error:
         class_labels(tmp_path / "t.safetensors", manifest)
@@ -217,7 +217,7 @@ def test_an_origin_that_is_no_description_is_refused_in_one_line(manifest, tmp_p
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not safetensors"])
-def test_a_file_that_is_none_is_refused(manifest, tmp_path, content):
+def test_a_file_that_is_none_is_an_error(manifest, tmp_path, content):
     path = tmp_path / "t.safetensors"
     if content is not None:
         path.write_bytes(content)

@@ -50,7 +50,7 @@ def test_folds_are_no_runs_of_the_file_s_order():
         ({"folds": 5, "val": "test.beton"}, "data.val=test.beton is not read"),
     ],
 )
-def test_folds_that_do_not_go_together_are_refused(options, line):
+def test_folds_that_do_not_go_together_are_an_error(options, line):
     with pytest.raises(InputError, match=line):
         check_folds(Data(**options))
 

@@ -1,4 +1,4 @@
-"""What a file or its manifest says falsely of its samples is refused before a kernel follows it."""
+"""A file or a manifest with false tables is an error before a kernel follows it."""
 
 import shutil
 import tempfile
@@ -129,7 +129,7 @@ def test_each_lie_of_a_file_has_its_own_line(digits_dir, changes, line):
         pictures(beton)
 
 
-def test_an_image_across_two_pages_is_refused(tmp_path):
+def test_an_image_across_two_pages_is_an_error(tmp_path):
     """FFCV's page reader holds one page of it."""
     images = np.zeros((2, 1024, 1024, 3), dtype=np.uint8)  # two of them need two pages of 4 MiB
     beton = tmp_path / "large.beton"
@@ -143,7 +143,7 @@ def test_an_image_across_two_pages_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no beton", bytes(5000), b"\2\0\3\0" + b"\xff" * 5000])
-def test_a_file_of_another_kind_is_refused_in_one_line(digits_dir, tmp_path, content):
+def test_a_file_of_another_kind_is_an_error_in_one_line(digits_dir, tmp_path, content):
     beton = tmp_path / "other.beton"
     beton.write_bytes(content)
     manifest = replace(read_manifest(digits_dir / "digits_test.beton"), digest=digest_of(beton), bytes=len(content))
@@ -157,7 +157,7 @@ pairs = st.tuples(st.integers(1, 20), st.integers(1, 20))
 
 
 @given(data=st.data(), field=st.sampled_from(["heights", "widths", "class_counts", "count"]))
-def test_any_other_value_of_a_manifest_is_refused_with_its_field(digits_dir, data, field):
+def test_any_other_value_of_a_manifest_is_an_error_with_its_field(digits_dir, data, field):
     beton = digits_dir / "digits_test.beton"
     truth = read_manifest(beton)
     other = {"heights": pairs, "widths": pairs, "count": st.integers(1, 10**6)}
@@ -168,7 +168,7 @@ def test_any_other_value_of_a_manifest_is_refused_with_its_field(digits_dir, dat
         read_tables(beton, replace(truth, **{field: value}))
 
 
-def test_a_manifest_of_fewer_classes_is_refused(digits_dir):
+def test_a_manifest_of_fewer_classes_is_an_error(digits_dir):
     beton = digits_dir / "digits_test.beton"
     truth = read_manifest(beton)
     counts = (*truth.class_counts[:8], sum(truth.class_counts[8:]))

@@ -45,7 +45,7 @@ def test_every_factor_lies_between_zero_and_one(kind, epochs, per_epoch, warmup)
     assert schedule.milestones()[0][0] == 0 and all(epoch < epochs for epoch, _ in schedule.milestones())
 
 
-def test_nesterov_without_momentum_is_refused():
+def test_nesterov_without_momentum_is_an_error():
     with pytest.raises(InputError, match="optim.momentum above 0"):
         Schedule(Optim(nesterov=True, momentum=0.0), 4, 4)
 
@@ -67,7 +67,7 @@ def test_a_skipped_first_step_leaves_no_garbage_in_the_momentum():
 
 
 @pytest.mark.parametrize("text", ["", "8,4", "4,4", "a,b", "0,3", "1.5"])
-def test_milestones_that_are_none_are_refused(text):
+def test_milestones_that_are_none_are_an_error(text):
     with pytest.raises(InputError, match="optim.milestones"):
         parse_milestones(text)
 

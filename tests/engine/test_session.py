@@ -142,7 +142,7 @@ def test_with_a_moving_average_that_is_what_teaches_the_next_generation(digits_d
     assert all(torch.equal(average[name], tensor) for name, tensor in session.step.former.model.state_dict().items())
 
 
-def test_pairs_are_refused_without_the_systems_file_cache(digits_dir):
+def test_pairs_are_an_error_without_the_systems_file_cache(digits_dir):
     base = {"data.dataset": "digits", "data.dir": str(digits_dir), "method.name": "cs_kd", "data.os_cache": "false"}
     with pytest.raises(InputError, match="data.os_cache=false"):
         started(load(overrides=base))

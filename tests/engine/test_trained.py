@@ -33,7 +33,7 @@ def test_a_run_is_opened_as_it_evaluates(run):
         torch.equal(a, b)
         for a, b in zip(network.model.state_dict().values(), opened.state["ema"].values(), strict=True)
     )
-    assert len(opened.training_loader().indices) == 1438 and opened.classes == [str(digit) for digit in range(10)]
+    assert len(opened.plain_training_loader().indices) == 1438 and opened.classes == [str(digit) for digit in range(10)]
 
 
 @pytest.mark.parametrize("key", ["optim.lr", "data.resolution", "method.name", "train.seed", "data.fold"])
@@ -53,7 +53,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_opened(ru
 def test_other_training_data_is_an_error(run, digits_dir):
     test_split = digits_dir / "digits_test.beton"
     with pytest.raises(InputError, match="other data"):
-        open_run(run.path, {"data.train": str(test_split)}).training_loader()
+        open_run(run.path, {"data.train": str(test_split)}).plain_training_loader()
 
 
 def test_what_holds_no_run_is_an_error(tmp_path):

@@ -64,7 +64,7 @@ def test_phases_fill_the_run_and_their_weights_sum_to_one(name, stages, length, 
         (Method(name="lsr_pre"), "needs method.teacher"),
     ],
 )
-def test_a_method_that_does_not_fit_is_refused_in_one_line(method, word):
+def test_a_method_that_does_not_fit_is_an_error_in_one_line(method, word):
     with pytest.raises(InputError, match=word) as error:
         make_plan(method, 12)
     assert "\n" not in str(error.value)
@@ -108,7 +108,7 @@ def test_a_method_whose_phases_make_no_run_is_named(monkeypatch):
         make_plan(Method(name="mine"), 2)
 
 
-def test_a_method_that_reads_an_unknown_option_is_refused(monkeypatch):
+def test_a_method_that_reads_an_unknown_option_is_an_error(monkeypatch):
     monkeypatch.setitem(METHODS, "mine", lambda epochs, *, gamma_rate: [Phase(epochs)])
     with pytest.raises(InputError, match="method.name=mine reads gamma_rate, which Method in fastlsr/config.py lacks"):
         make_plan(Method(name="mine"), 2)
