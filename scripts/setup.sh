@@ -82,7 +82,7 @@ make_venv() {
 }
 
 install_packages() {
-    note "installing the packages of pyproject.toml at the versions of constraints.txt (about 5 GB)"
+    note "installing the packages of pyproject.toml at the versions of constraints.txt (about 6 GB)"
     # Environment variables, because -c does not apply to FFCV's isolated build; newer pips read PIP_BUILD_CONSTRAINT.
     PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
         $venv/bin/python -m pip install --disable-pip-version-check --no-input -e '.[test]' >&2

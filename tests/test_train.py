@@ -425,5 +425,5 @@ def test_an_agent_that_waits_for_a_run_gets_the_rows_of_one_that_was_finished_be
     ],
 )
 def test_soft_labels_that_say_nothing_are_a_warning(table, words, warns):
-    line = loop.soft_labels_line(table, warn=True)
+    line = loop.soft_labels_line(table, advice="longer stages?")
     assert words in line and ("warning" in line) == warns

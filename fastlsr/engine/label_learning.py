@@ -28,14 +28,15 @@ class LearnedLabels:
         soft_labels: float32[K, K], on the CPU.
         count: float32[K], on the CPU: the samples behind each row.
         missing: the labels of classes without a sample.
-        missing_get: what those get, for a message.
+        what_is_missing, advice: as `ClassMeans.missing` and `ClassMeans.advice`.
     """
 
     stage: int
     soft_labels: Tensor
     count: Tensor
     missing: list[int]
-    missing_get: str
+    what_is_missing: str
+    advice: str
 
 
 class LabelLearner:
@@ -77,7 +78,7 @@ class LabelLearner:
         self.learned = self.means.soft_labels(phase.temperature, former=self.learned)
         missing = torch.nonzero(~self.means.seen)[:, 0].tolist()
         copies = self.learned.cpu().contiguous(), self.means.count.cpu()
-        return LearnedLabels(number + 1, *copies, missing, self.means.missing)
+        return LearnedLabels(number + 1, *copies, missing, self.means.missing, self.means.advice)
 
     def members(self, number: int) -> Tensor:
         """float32[N]: 1 for the samples of the training file that phase `number`, from 0, learns from, else 0."""

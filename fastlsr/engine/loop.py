@@ -289,9 +289,9 @@ def keep_soft_labels(learned: LearnedLabels, session: Session, log: RunLog) -> N
     manifest, config = session.train.manifest, session.config
     if learned.missing:
         names = ", ".join(manifest.classes[label] for label in learned.missing[:5])
-        log.report(f"warning: {len(learned.missing)} classes had no sample to learn from ({names}); "
-                f"each {learned.missing_get}")  # fmt: skip
-    log.report(soft_labels_line(learned.soft_labels, warn=learned.stage < len(session.plan.phases)))
+        log.report(f"warning: {len(learned.missing)} classes ({names}) {learned.what_is_missing}")
+    last = learned.stage == len(session.plan.phases)
+    log.report(soft_labels_line(learned.soft_labels, advice="" if last else learned.advice))
     path = log.folder.soft_labels(learned.stage)
     path.parent.mkdir(exist_ok=True)
     tensors = {"soft_labels": learned.soft_labels, "count": learned.count}
@@ -299,16 +299,16 @@ def keep_soft_labels(learned: LearnedLabels, session: Session, log: RunLog) -> N
     save_labels(path, tensors, manifest, fold=fold_name(config.data), model=config.model.name, **run)
 
 
-def soft_labels_line(table: torch.Tensor, *, warn: bool) -> str:
+def soft_labels_line(table: torch.Tensor, *, advice: str) -> str:
     """A line on float32[K, K] soft labels by class: how soft they are, and how many peak at their own class.
 
     Args:
-        warn: whether to add a warning where they are too uniform to train on.
+        advice: part of a warning where they are too uniform to train on; "" where nothing is trained on them.
     """
     classes = len(table)
     entropy, most = torch.special.entr(table.double()).sum(1).mean().item(), math.log(classes)
     own = int((table.argmax(1) == torch.arange(classes)).sum())
     line = f"soft labels: {own} of {classes} peak at their own class, entropy {entropy:.3f} of at most {most:.3f} nats"
-    if warn and (own < classes / 2 or entropy > 0.95 * most):
-        line += "; warning: they are close to uniform, the network does not tell the classes apart yet (longer stages?)"
+    if advice and (own < classes / 2 or entropy > 0.95 * most):
+        line += f"; warning: they are close to uniform, the network does not tell the classes apart yet ({advice})"
     return line

@@ -25,10 +25,12 @@ class ClassMeans:
         count: float32[K], how many those were (exact up to 2**24).
         member: float32[N], 1 for samples that count and 0 for those that do not. It is all 0 outside a stage's last
             epoch, which is how a compiled step collects or not without being compiled twice.
-        missing: what a class without a member gets, for a message.
+        missing: what befell the classes without a member, for a message.
+        advice: what may help where the soft labels are too uniform, for a message.
     """
 
-    missing = "keeps its former soft label"
+    missing = "had no sample to learn from; each keeps its former soft label"
+    advice = "longer stages?"
 
     def __init__(self, classes: int, samples: int, *, device: torch.device):
         self.logit_sum = torch.zeros(classes, classes, device=device)
@@ -100,7 +102,8 @@ class CorrectMeans(ClassMeans):
     A class without any gets 1/K, as in the authors' code.
     """
 
-    missing = "gets 1/K"
+    missing = "had no correctly classified sample; each gets 1/K"
+    advice = "a longer run?"
 
     def initial(self) -> Tensor:
         """float32[K, K]: 1/K."""

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from fastlsr.config import Method
 from fastlsr.labels import losses
 from fastlsr.labels.losses import soft_target_cross_entropy
+from fastlsr.labels.methods import METHODS, make_plan
 
 ONE = torch.ones(())
 
@@ -121,3 +123,23 @@ def test_the_compiled_kernel_is_the_eager_one():
 def test_the_documented_contract_runs():
     tried = doctest.testmod(losses)
     assert (tried.failed, tried.attempted > 5) == (0, True)
+
+
+def numbers_of_terms():
+    """Term -> the numbers that a method trains it with."""
+    plans = [make_plan(Method(name=name, teacher="file"), 10) for name in METHODS]
+    return {name: {"weight": term.weight, **term.numbers} for plan in plans for name, term in plan.terms.items()}
+
+
+@pytest.mark.parametrize("name", losses.TERMS)
+def test_a_terms_gradients_are_those_of_its_losses(name):
+    logits, labels, _ = problem(6, 5, spread=1.0)
+    peers, _, _ = problem(6, 5, seed=1)
+    numbers = {key: torch.tensor(value) for key, value in numbers_of_terms()[name].items()}
+
+    def term(z):
+        return losses.TERMS[name](z, labels, peers, torch.tensor(0.5), **numbers)
+
+    step = 1e-2
+    slopes = [(term(logits + step * unit)[0] - term(logits - step * unit)[0]) / (2 * step) for unit in torch.eye(5)]
+    torch.testing.assert_close(term(logits)[1], torch.stack(slopes, 1) / 2, atol=2e-3, rtol=1e-2)
