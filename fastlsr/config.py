@@ -75,8 +75,7 @@ class Model:
 
     name: str = option(
         "resnet18",
-        "for small images resnet8 resnet18 resnet20 resnet56 preact_resnet18 preact_resnet34 wide_resnet_40x4 "
-        "resnext29_8x64d densenet_bc_100; or any timm model (timm/NAME)",
+        "one of our networks for small images, as docs/models.md lists them, or any timm model (timm/NAME)",
     )
     pretrained: str = option("", "weights to start from: a file, `timm` for timm's own download, or nothing")
 

@@ -67,6 +67,7 @@ def workplace(photo_tree, tmp_path_factory):
         write_ffcv.main(["digits", "--subset=100"])
         for name in {load(path).data.dataset for path in (ROOT / "configs").glob("*.yaml")} - {"digits"} | {"birds"}:
             write_tiny(place / "data", name)
+        write_tiny(place / "data/subset", "cifar100")
         words = ["--cfg", "configs/quickstart.yaml", "--train.epochs=5", "--log.wandb=disabled", "--run.name=NAME"]
         assert train.main(words) == 0
     return place
