@@ -83,12 +83,13 @@ def words_that_run(script):
     ids=["killed", "a real-time signal", "exit code", "nothing done", "damaged", "no program"],
 )
 def test_a_trial_that_fails_is_one_clear_line_and_the_next_one_runs(sweep_file, tmp_path, capsys, words, line):
-    parameters = {"run.dir": {"value": str(tmp_path)}, "run.name": {"value": "one"}, "train.seed": {"value": 1}}
-    words = [word.replace("RUN", str(tmp_path / "one")) for word in words]
-    path = sweep_file({**parameters, "run.name": {"values": ["one", "two"]}}, command=words)
+    parameters = {"run.dir": {"value": str(tmp_path)}, "train.seed": {"values": [1, 2]}}
+    (first, _), _ = plan_trials(read_sweep(sweep_file(parameters, command=words)), None)
+    folder = str(first.folder.path)
+    path = sweep_file(parameters, command=[word.replace("RUN", folder) for word in words])
     assert command.main([str(path)]) == 1
     said = capsys.readouterr()
-    line = line.replace("RUN", str(tmp_path / "one")).replace("LOG", str(tmp_path / "sweeps/trials/trial_001.log"))
+    line = line.replace("RUN", folder).replace("LOG", str(tmp_path / "sweeps/trials/trial_001.log"))
     assert any(each.startswith(f"trial 1/2 {line}") for each in said.out.splitlines()), said.out
     assert "trial 2/2 started" in said.out and said.err == ""
 
