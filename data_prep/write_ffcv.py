@@ -33,7 +33,7 @@ from tqdm import tqdm
 from fastlsr.cli import Parser, exit_on_input_error, interrupts_raised
 from fastlsr.data.manifest import Manifest, manifest_path, read_manifest, verify
 from fastlsr.data.prepare.encoding import WRITE_MODES, Encoding
-from fastlsr.data.prepare.sources import SOURCES, Dataset, read_dataset, subset
+from fastlsr.data.prepare.sources import SOURCES, Dataset, of_classes, read_dataset, subset
 from fastlsr.data.prepare.writing import Samples, manifest_facts, write_beton
 from fastlsr.errors import InputError
 from fastlsr.files import sole_use
@@ -56,8 +56,10 @@ def parser() -> Parser:
     made.add_argument("--data-dir", type=Path, help="a copy on disk in its official layout; nothing is downloaded")
     made.add_argument("--out", type=Path, default=Path("data"), help="folder for DATASET_{train,test}.beton (data)")
     made.add_argument("--overwrite", action="store_true", help="replace files that are there with other content")
-    made.add_argument("--splits", type=_split_names, metavar="NAMES",
+    made.add_argument("--splits", type=_names, metavar="NAMES",
                       help="train, test or train,test; all that the data set has")  # fmt: skip
+    made.add_argument("--classes", type=_names, metavar="NAMES",
+                      help="these classes alone, in this order, as cat,dog; needs --name")  # fmt: skip
     made.add_argument("--subset", type=_number(int, 1), metavar="N", help="N samples of each split, drawn by --seed")
     made.add_argument("--write-mode", dest="mode", choices=WRITE_MODES,
                       help="raw pixels; jpg; smart: jpg above --smart-threshold; "
@@ -87,7 +89,11 @@ def write_splits(options: argparse.Namespace) -> None:
             before the images are read, as far as the manifest shows it, and again once they are encoded.
     """
     name = options.name or options.dataset
+    if options.classes and name == options.dataset:
+        raise InputError(f"--classes needs --name=NAME: the files of the name {name} hold all classes")
     dataset = read_dataset(options.dataset, options.data_dir, options.out / "downloads")
+    if options.classes:
+        dataset = of_classes(dataset, options.classes)
     samples = _requested_samples(options, dataset)
     paths = {split: options.out / f"{name}_{split}.beton" for split in samples}
     descriptions = {split: _description(options, dataset, split) for split in samples}
@@ -236,10 +242,10 @@ def _file_stem(text: str) -> str:
     return text
 
 
-def _split_names(text: str) -> list[str]:
+def _names(text: str) -> list[str]:
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
-        raise argparse.ArgumentTypeError("names no split")
+        raise argparse.ArgumentTypeError("expected names, separated by commas")
     return names
 
 

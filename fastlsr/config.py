@@ -152,6 +152,9 @@ class Run:
     )
     resume: str = option("auto", "auto continues a run that is there; must: fails if none is; never: fails if one is",
                          choices=("auto", "must", "never"))  # fmt: skip
+    logits: str = option("both", "keep the evaluation split's logits of the last epoch, of the best, of both, or none",
+                         choices=("both", "last", "best", "none"))  # fmt: skip
+    keep: int = option(0, "keep a checkpoint for analyses every so many epochs; 0: none", low=0)
 
 
 @dataclass(frozen=True)

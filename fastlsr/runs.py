@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from fastlsr.config import Config, load
 from fastlsr.errors import InputError
@@ -17,6 +17,8 @@ from fastlsr.metrics import METRICS
 Row = dict[str, Any]
 
 BEST = "test/top1"  # the best row has the highest
+Kind = Literal["last", "best"]  # of a row, or of what is kept with it
+KINDS: tuple[Kind, ...] = ("last", "best")
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,14 @@ class RunFolder:
     def soft_labels(self, stage: int) -> Path:
         """The soft labels that phase `stage`, counted from 1, learned."""
         return self.path / "soft_labels" / f"stage_{stage:02d}.safetensors"
+
+    def logits(self, kind: Kind) -> Path:
+        """The evaluation split's logits after the last or the best epoch."""
+        return self.path / "logits" / f"{kind}.safetensors"
+
+    def kept_checkpoint(self, epoch: int) -> Path:
+        """The checkpoint that `run.keep` has kept after so many epochs, for analyses."""
+        return self.path / "checkpoints" / f"epoch_{epoch:04d}.pt"
 
     def write_config(self, config: Config) -> None:
         """Writes the resolved options."""

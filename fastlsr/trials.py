@@ -6,10 +6,10 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from fastlsr.config import Config
-from fastlsr.runs import RunFolder, Summary
+from fastlsr.runs import Kind, RunFolder, Summary
 
 REPEATS = ("train.seed", "data.fold")  # trials that differ in nothing else are repeats of one setting
 
@@ -43,7 +43,7 @@ class Setting:
     trials: tuple[Trial, ...]
     copies: tuple[Trial, ...] = ()
 
-    def numbers(self, kind: Literal["last", "best"], metric: str) -> list[float]:
+    def numbers(self, kind: Kind, metric: str) -> list[float]:
         """The metric, a key of a row, in that row of each finished trial which has a finite number for it."""
         values = [trial.summary[kind].get(metric) for trial in self.trials if trial.summary]
         return [value for value in values if isinstance(value, int | float) and math.isfinite(value)]

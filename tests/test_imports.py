@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 _BASE = {"", "errors", "files", "cli", "rng"}  # "" is fastlsr/__init__.py itself
 _VALUES = _BASE | {"config", "metrics"}
-_CORE = _VALUES | {"labels", "data", "models", "engine", "runs"}
+_CORE = _VALUES | {"labels", "data", "models", "engine", "runs", "logits"}
 _ENTRY_POINTS = {"train", "evaluate", "analyze", "sweep", "teach", "doctor"}
 # What each part of fastlsr may import of fastlsr, besides itself. A new part needs a line here.
 ALLOWED = {
@@ -29,6 +29,7 @@ ALLOWED = {
     "metrics": {""},
     "system": _BASE,
     "config": _BASE,
+    "logits": _VALUES,
     "runs": _VALUES,
     "trials": _VALUES | {"runs"},
     "labels": _VALUES,
@@ -36,7 +37,7 @@ ALLOWED = {
     "models": _VALUES | {"labels"},
     "engine": _CORE,
     "analysis": _CORE,
-    "report": {"", "errors", "files", "cli", "config", "runs", "trials"},
+    "report": _VALUES | {"runs", "logits", "trials"},
     **{name: _CORE | {"system", "trials", "analysis", "report"} | _ENTRY_POINTS for name in _ENTRY_POINTS},
 }
 # The only homes of these packages.

@@ -17,9 +17,13 @@ from fastlsr.config import load
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.soft_labels import class_labels
 from fastlsr.engine import checkpoint, loop
+from fastlsr.engine.trained import open_run
 from fastlsr.errors import InputError
 from fastlsr.files import sole_use
 from fastlsr.labels.methods import METHODS
+from fastlsr.logits import read_logits
+from fastlsr.metrics import METRICS
+from fastlsr.runs import RunFolder
 
 TIMES = {"images_per_second", "data_wait", "seconds", "peak_memory_bytes"}
 
@@ -60,14 +64,23 @@ def colam_run(command, tmp_path_factory):
     """An uninterrupted COLAM run of two stages that uses all there is to restore."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     options = {"method__name": "colam", "method__stages": 2, "method__temperature": 2.0, "train__ema": 0.9,
-               "optim__accumulate": 2, "optim__warmup_epochs": 1}  # fmt: skip
+               "optim__accumulate": 2, "optim__warmup_epochs": 1, "run__keep": 3}  # fmt: skip
     assert train.main(command(folder, **options)) == 0
     return folder, options
 
 
 def test_a_run_leaves_what_design_names(colam_run):
     folder, _ = colam_run
-    names = {"config.yaml", "metrics.jsonl", "summary.json", "checkpoint.pt", "environment.json", "soft_labels"}
+    names = {
+        "logits",
+        "checkpoints",
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoint.pt",
+        "environment.json",
+        "soft_labels",
+    }
     assert names <= {path.name for path in folder.iterdir()}
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["finished"] and summary["last"]["epoch"] == 4
@@ -106,6 +119,32 @@ def test_evaluate_repeats_the_logged_metrics_exactly(colam_run):
     assert again == {key: logged[key] for key in again} and len(again) == 6
 
 
+@pytest.mark.parametrize("kind", ["last", "best"])
+def test_the_kept_logits_are_those_of_the_last_and_the_best_row(colam_run, digits_dir, kind):
+    folder = RunFolder(colam_run[0])
+    row, kept = folder.read_summary()[kind], read_logits(folder.logits(kind))
+    manifest = read_manifest(digits_dir / "digits_test.beton")
+    assert (kept.epoch, kept.data, kept.index.tolist()) == (row["epoch"], manifest.digest, list(range(359)))
+    logits, labels = torch.from_numpy(kept.logits).float(), torch.from_numpy(kept.labels)
+    for name, metric in METRICS.items():
+        tolerance = 3 / 359 if name == "ece" else 1e-3  # float16 moves single samples over the edges of bins
+        assert metric.value(metric.sums(logits, labels), 359) == pytest.approx(row[f"test/{name}"], abs=tolerance), name
+
+
+@pytest.mark.parametrize(("requested", "there"), [("none", set()), ("last", {"last"}), ("best", {"best"})])
+def test_a_run_keeps_the_requested_logits_alone(command, tmp_path, requested, there):
+    folder = tmp_path / "run"
+    assert train.main(command(folder, run__logits=requested, train__epochs=1)) == 0
+    assert {path.stem for path in folder.glob("logits/*")} == there
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_kept_checkpoint_is_opened_as_the_run_was_then(colam_run):
+    folder = RunFolder(colam_run[0])
+    figures = open_run(folder.kept_checkpoint(3)).evaluate()
+    assert {f"test/{name}": value for name, value in figures.items()}.items() <= rows(folder.path)[2].items()
+
+
 def test_stopping_killing_and_resuming_anywhere_changes_no_bit(colam_run, command, tmp_path):
     whole, options = colam_run
     folder = tmp_path / "stopped"
@@ -120,6 +159,10 @@ def test_stopping_killing_and_resuming_anywhere_changes_no_bit(colam_run, comman
     state, expected = checkpoint.load_newest(folder)[0], checkpoint.load_newest(whole)[0]
     assert same(state["ema"], expected["ema"]) and same(state["targets"], expected["targets"])
     assert torch.equal(state["learned"], expected["learned"])
+    for name in ("logits/last.safetensors", "logits/best.safetensors"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    kept = [open_run(RunFolder(each).kept_checkpoint(3)).state for each in (folder, whole)]
+    assert all(same(kept[0][name], kept[1][name]) for name in ("model", "ema", "targets"))
 
 
 def run_until(words, line, number):

@@ -14,10 +14,20 @@ from fastlsr.runs import RunFolder
 
 State = dict[str, Any]
 
+# What an opened run needs of a state, and all that a kept checkpoint holds: not what training goes on from.
+FOR_ANALYSES = ("config", "decided", "model", "ema", "position", "targets")
+
 
 def save(folder: RunFolder, state: State) -> None:
     """Writes `state` (tensors and plain values) as the newest checkpoint and keeps the one before it."""
     replace_file(folder.newest_checkpoint, lambda path: torch.save(state, path), keep=folder.previous_checkpoint)
+
+
+def keep(folder: RunFolder, state: State) -> None:
+    """Writes what analyses read of `state` aside, under the number of its epochs."""
+    path = folder.kept_checkpoint(state["position"][0])
+    path.parent.mkdir(exist_ok=True)
+    replace_file(path, lambda temporary: torch.save({key: state[key] for key in FOR_ANALYSES}, temporary))
 
 
 def load_newest(run: Path) -> tuple[State | None, str]:

@@ -10,11 +10,34 @@ from torch import Tensor
 from fastlsr.data.loader import Batch
 from fastlsr.engine import distributed
 from fastlsr.labels.targets import Targets
+from fastlsr.logits import EvaluationLogits
 from fastlsr.metrics import METRICS
 
 
+class CollectedLogits:
+    """The logits of an evaluation, collected batch by batch on the device, as float16."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, batch: Batch, logits: Tensor) -> None:
+        """Adds float32[B, K] logits of a batch, whose memory is used again."""
+        half = torch.finfo(torch.float16)
+        self._parts.append((logits.clamp(half.min, half.max).half(), batch.labels.clone(), batch.index.clone()))
+
+    def on_host(self, *, epoch: int, data: str) -> EvaluationLogits:
+        """All of them, of a network trained for `epoch` epochs on the file of digest `data`. Waits for the device."""
+        logits, labels, index = (torch.cat(column).cpu().numpy() for column in zip(*self._parts, strict=True))
+        return EvaluationLogits(logits, labels, index, epoch=epoch, data=data)
+
+
 @torch.inference_mode()
-def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], targets: Targets) -> dict[str, float]:
+def evaluate(
+    forward: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    targets: Targets,
+    collect: CollectedLogits | None = None,
+) -> dict[str, float]:
     """The loss and the figures of `fastlsr.metrics`, by name.
 
     `loss`, in nats, is the training objective of the phase that `targets` is in, computed on these samples: the one-hot
@@ -23,6 +46,7 @@ def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], targ
     Args:
         forward: uint8 images [B, 3, H, W] to logits [B, K], in evaluation mode.
         batches: a whole epoch of the split.
+        collect: where the logits are added, too.
     """
     objective, device = targets.by_class().objective, targets.mix.device
     one = torch.ones((), device=device)
@@ -36,6 +60,8 @@ def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], targ
         for name, metric in METRICS.items():
             more = metric.sums(logits, batch.labels)
             sums[name] = sums[name] + more if name in sums else more
+        if collect:
+            collect.add(batch, logits)
     loss, samples = distributed.sum_(loss_and_samples).tolist()
     figures = {name: METRICS[name].value(distributed.sum_(total).cpu(), samples) for name, total in sums.items()}
     return {"loss": loss / samples, **figures}

@@ -17,6 +17,7 @@ from fastlsr.data.loader import Batch
 from fastlsr.data.soft_labels import save_labels
 from fastlsr.data.splits import fold_name
 from fastlsr.engine import checkpoint, distributed
+from fastlsr.engine.evaluation import CollectedLogits
 from fastlsr.engine.label_learning import LearnedLabels
 from fastlsr.engine.log import RunLog, agent_run, results_table, wandb_mode
 from fastlsr.engine.provenance import environment, source_digests
@@ -26,7 +27,7 @@ from fastlsr.engine.totals import EpochTotals
 from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.files import remove_leftovers, sole_use
 from fastlsr.labels.plan import Plan
-from fastlsr.runs import Row, RunFolder, run_folder
+from fastlsr.runs import KINDS, Row, RunFolder, best_of, run_folder
 
 WAITING_SHARE = 0.1  # of an epoch spent waiting for data, above which advice is printed
 
@@ -194,6 +195,8 @@ def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
         state = {**session.state_dict(), "wandb_id": log.wandb_id, "rows": log.rows}
         if distributed.is_main():
             checkpoint.save(log.folder, state)
+            if row and session.config.run.keep and session.position.epochs % session.config.run.keep == 0:
+                checkpoint.keep(log.folder, state)
         if row is None:
             log.report(
                 f"stopped by {signal.Signals(stop.signal).name}; the same command goes on from {log.folder.path}"
@@ -212,7 +215,8 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
     start, phase = time.perf_counter(), session.plan.at(session.position.epochs)
     try:
         totals, speed = train_epoch(session, log, stop)
-        metrics = session.evaluate(stop.watch)
+        logits = None if session.config.run.logits == "none" else CollectedLogits()
+        metrics = session.evaluate(stop.watch, logits)
         if not math.isfinite(metrics["nll"]):
             raise TrainingFailed(f"the test loss is not finite after epoch {session.position.epochs + 1}")
         end = session.end_epoch(stop.watch)
@@ -220,7 +224,7 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
         return None
     if end.learned:
         keep_soft_labels(end.learned, session, log)
-    return {
+    row = {
         "epoch": session.position.epochs,
         "phase": phase.number + 1,
         "lr": end.learning_rate,
@@ -232,6 +236,19 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
         "seconds": time.perf_counter() - start,
         "peak_memory_bytes": peak_memory_bytes(session.device),
     }
+    if logits and distributed.is_main():
+        keep_logits(logits, row, session, log)
+    return row
+
+
+def keep_logits(logits: CollectedLogits, row: Row, session: Session, log: RunLog) -> None:
+    """Writes the logits that the evaluation behind `row` has collected, where `run.logits` requests them."""
+    requested = session.config.run.logits
+    reached = {"last": session.finished, "best": best_of([*log.rows, row]) is row}
+    if kinds := [kind for kind in KINDS if reached[kind] and requested in (kind, "both")]:
+        kept = logits.on_host(epoch=row["epoch"], data=session.test.manifest.digest)
+        for kind in kinds:
+            kept.write(log.folder.logits(kind))
 
 
 def train_epoch(session: Session, log: RunLog, stop: StopRequest) -> tuple[EpochTotals, dict[str, float]]:

@@ -21,7 +21,7 @@ from fastlsr.engine import distributed
 from fastlsr.engine.checkpoint import State
 from fastlsr.engine.classifier import Classifier, MovingAverage
 from fastlsr.engine.compiling import CompileNotices, choose_compile
-from fastlsr.engine.evaluation import evaluate
+from fastlsr.engine.evaluation import CollectedLogits, evaluate
 from fastlsr.engine.label_learning import LabelLearner, LearnedLabels, Watch
 from fastlsr.engine.provenance import source_digests
 from fastlsr.engine.runtime import choose_precision
@@ -284,14 +284,15 @@ class Session:
             self.ema.update(self.network.model)
         return True
 
-    def evaluate(self, watch: Watch = iter) -> dict[str, float]:
+    def evaluate(self, watch: Watch = iter, collect: CollectedLogits | None = None) -> dict[str, float]:
         """Figures of the network, or of its moving average where there is one, on the evaluation split.
 
         Args:
             watch: passes the batches on, and may end the pass by raising.
+            collect: where the logits are added, too.
         """
         self._evaluated.eval()
-        metrics = evaluate(self._logits, watch(self.test.epoch(0)), self.targets)
+        metrics = evaluate(self._logits, watch(self.test.epoch(0)), self.targets, collect)
         self.network.train()
         return metrics
 

@@ -23,8 +23,6 @@ from fastlsr.labels.methods import make_plan
 from fastlsr.labels.plan import Plan
 from fastlsr.labels.targets import Targets
 
-_KEYS = {"config", "decided", "model", "ema", "position", "targets"}
-
 
 @dataclass(frozen=True)
 class TrainedRun:
@@ -124,7 +122,7 @@ def read_checkpoint(path: Path) -> State:
     if not path.exists():
         raise InputError(f"{path} does not exist")
     state, remark = checkpoint.load_newest(path)
-    if not isinstance(state, dict) or not state.keys() >= _KEYS:
+    if not isinstance(state, dict) or not state.keys() >= set(checkpoint.FOR_ANALYSES):
         raise InputError(f"{path} holds no checkpoint of a run")
     if remark:
         print(f"warning: {remark}", file=sys.stderr)

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastlsr.data.prepare.encoding import Encoding
 from fastlsr.data.prepare.writing import Samples
-from fastlsr.errors import InputError
+from fastlsr.errors import InputError, unknown
 from fastlsr.rng import WriteStream, position_uniform
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -46,6 +46,22 @@ def subset(samples: Samples, size: int, seed: int) -> Samples:
     rank = np.empty(len(samples), dtype=np.int64)
     rank[by_class] = np.arange(len(samples)) - np.searchsorted(labels, labels)  # in its class
     return _chosen(samples, np.sort(np.lexsort((drawn, rank))[:size]))
+
+
+def of_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """The data set with these classes alone, and labels in the order of `names`.
+
+    Raises:
+        InputError: if it has no class of that name.
+    """
+    for name in names:
+        if name not in dataset.classes:
+            raise InputError(unknown("class", name, dataset.classes))
+    label = np.full(len(dataset.classes), -1)
+    label[[dataset.classes.index(name) for name in names]] = np.arange(len(names))
+    kept = {split: _chosen(samples, np.flatnonzero(label[samples.labels] >= 0))
+            for split, samples in dataset.splits.items()}  # fmt: skip
+    return Dataset(tuple(names), {split: Samples(each.images, label[each.labels]) for split, each in kept.items()})
 
 
 def read_digits(folder: Path, may_download: bool) -> Dataset:

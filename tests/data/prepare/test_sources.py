@@ -9,7 +9,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from fastlsr.data.prepare.sources import SOURCES, read_dataset, subset
+from fastlsr.data.prepare.sources import SOURCES, Dataset, of_classes, read_dataset, subset
 from fastlsr.data.prepare.writing import Samples
 from fastlsr.errors import InputError
 
@@ -254,6 +254,19 @@ def test_a_mat_list_whose_columns_differ_in_length_is_an_error(tmp_path):
     scipy.io.savemat(tmp_path / "train_list.mat", {"file_list": files, "labels": np.array([[1]])})
     with pytest.raises(InputError, match="2 files and 1 labels"):
         read("stanford_dogs", tmp_path)
+
+
+def test_chosen_classes_are_numbered_in_the_order_of_their_names():
+    labels = np.arange(12) % 4
+    samples = Samples(np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1), labels)
+    dataset = Dataset(("a", "b", "c", "d"), {"train": samples, "test": samples})
+    chosen = of_classes(dataset, ["d", "b"])
+    assert chosen.classes == ("d", "b") and chosen.splits.keys() == {"train", "test"}
+    for split in chosen.splits.values():
+        assert split.images.ravel().tolist() == [1, 3, 5, 7, 9, 11], "the order in the file stays"
+        assert [chosen.classes[label] for label in split.labels] == ["b", "d"] * 3
+    with pytest.raises(InputError, match="no such class"):
+        of_classes(dataset, ["a", "e"])
 
 
 def test_a_subset_is_a_function_of_the_seed_and_keeps_the_order():

@@ -562,6 +562,15 @@ def test_a_name_of_ones_own_is_that_of_the_files_and_of_the_manifest(photo_tree,
     assert read_manifest(tmp_path / "birds_train.beton").class_counts == (2, 2, 2, 2), "a subset is of all classes"
 
 
+def test_the_command_writes_chosen_classes_under_a_name_of_their_own(photo_tree, tmp_path):
+    words = ("folder", "--data-dir", photo_tree, "--out", tmp_path, "--classes", "class_3,class_1")
+    done = run(*words)
+    assert done.returncode == 2 and "--classes needs --name" in done.stderr and not list(tmp_path.iterdir())
+    assert run(*words, "--name", "two").returncode == 0
+    manifest = read_manifest(tmp_path / "two_train.beton")
+    assert (manifest.classes, manifest.class_counts) == (("class_3", "class_1"), (9, 9))
+
+
 def test_the_command_can_skip_choose_splits_and_draw_a_subset(photo_tree, tmp_path):
     tree, out = tmp_path / "tree", tmp_path / "out"
     shutil.copytree(photo_tree, tree)
