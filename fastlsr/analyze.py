@@ -1,7 +1,8 @@
-"""Analyses a trained run: python -m fastlsr.analyze KIND RUN [--OPTION=VALUE ...] [--data.dir=DIR].
+"""Analyses trained runs: python -m fastlsr.analyze KIND [RUN ...] [--OPTION=VALUE ...] [--out=DIR] [--data.dir=DIR].
 
-Each kind is a file of `fastlsr/analysis` with one function `analyze`, whose keyword arguments are its options; it
-returns the numbers that this command prints as one JSON object.
+A RUN is a run's folder, or one checkpoint that it kept (`run.keep`). What is found is printed and written to
+DIR/KIND.json, with a picture in DIR/KIND.svg and .png. DIR is the run's own folder `analysis`, or ./analysis for
+several runs or none. Runs that log to W&B get both there, too.
 """
 
 from __future__ import annotations
@@ -11,12 +12,20 @@ import inspect
 import json
 import pkgutil
 import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fastlsr import analysis
 from fastlsr.cli import exit_on_input_error, read_arguments
 from fastlsr.config import PLACES, check_places
 from fastlsr.errors import InputError, unknown
+
+_READ: dict[str, Callable[[str], Any]] = {
+    "int": int, "float": float, "bool": lambda text: {"true": True, "false": False}[text.lower()], "str": str
+}  # fmt: skip
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def kinds() -> list[str]:
@@ -25,42 +34,107 @@ def kinds() -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the numbers; returns the exit code."""
+    """Prints and writes what an analysis finds; returns the exit code."""
     with exit_on_input_error():
         words = sys.argv[1:] if arguments is None else arguments
         if "--help" in words:
             print(f"{__doc__}\nKinds: {', '.join(kinds())}")
             return 0
-        if len(words) < 2 or words[0].startswith("-") or words[1].startswith("-"):
-            raise InputError(f"usage: python -m fastlsr.analyze KIND RUN --OPTION=VALUE; kinds: {', '.join(kinds())}")
-        kind, path = words[0], Path(words[1])
-        if kind not in kinds():
-            raise InputError(unknown("kind of analysis", kind, kinds()))
-        path_of_config, options, _ = read_arguments(words[2:])
-        if path_of_config:
-            raise InputError("--cfg is no option here: a run has its own")
-        places = {key: options.pop(key) for key in list(options) if "." in key}
-        check_places(places)
-        if not path.exists():
-            raise InputError(f"{path} is not the folder of a run")
-        # Imported after these checks: it takes seconds.
-        from fastlsr.engine.trained import open_run
-
-        analyze = importlib.import_module(f"fastlsr.analysis.{kind}").analyze
-        _check_options(kind, options, inspect.signature(analyze))
-        print(json.dumps(analyze(open_run(path, places), **options), indent=2))
+        if not words or words[0].startswith("-"):
+            raise InputError(f"usage: python -m fastlsr.analyze KIND [RUN ...]; kinds: {', '.join(kinds())}")
+        if words[0] not in kinds():
+            raise InputError(unknown("kind of analysis", words[0], kinds()))
+        paths, options, places = _arguments(words[1:])
+        run_analysis(words[0], paths, options, places)
     return 0
 
 
-def _check_options(kind: str, options: dict[str, str], signature: inspect.Signature) -> None:
-    known = list(signature.parameters.values())[1:]  # after the run
+def run_analysis(kind: str, paths: Sequence[Path], options: dict[str, str], places: Mapping[str, str]) -> None:
+    """Runs one analysis of the runs at `paths`, prints what it finds and writes its files.
+
+    Args:
+        options: of the analysis, and `out`, as they were typed.
+        places: `section.key` to value of `config.PLACES`.
+
+    Raises:
+        InputError: for runs or options that do not fit; nothing is written then.
+    """
+    out = options.pop("out", "")
+    # Imported after the arguments were looked at: it takes seconds.
+    from fastlsr.engine.log import log_finding
+    from fastlsr.engine.trained import open_run
+
+    analyze = importlib.import_module(f"fastlsr.analysis.{kind}").analyze
+    first, *_ = [*inspect.signature(analyze).parameters, ""]
+    _check_runs(kind, first, paths)
+    chosen = _read_options(kind, options, analyze)
+    runs = [open_run(path, places) for path in paths]
+    finding = analyze(*([runs] if first == "runs" else runs), **chosen)
+    folder = Path(out) if out else runs[0].folder.path / "analysis" if len(runs) == 1 else Path("analysis")
+    print(finding.text)
+    files = _write(finding, folder / kind)
+    print(f"written: {', '.join(map(str, files))}")
+    for run in runs:
+        log_finding(run, kind, files)
+
+
+def _arguments(words: Sequence[str]) -> tuple[list[Path], dict[str, str], dict[str, str]]:
+    """(runs, options, places) of a command line, checked as far as the files can be looked at."""
+    count = next((at for at, word in enumerate(words) if word.startswith("-")), len(words))
+    path_of_config, options, _ = read_arguments(words[count:])
+    if path_of_config:
+        raise InputError("--cfg is no option here: a run has its own")
+    places = {key: options.pop(key) for key in list(options) if "." in key}
+    check_places(places)
+    paths = [Path(word) for word in words[:count]]
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path} is not the folder of a run")
+    return paths, options, places
+
+
+def _check_runs(kind: str, first: str, paths: Sequence[Path]) -> None:
+    if first == "run" and len(paths) != 1:
+        raise InputError(f"{kind} takes one run, and {len(paths)} are given")
+    if first == "runs" and not paths:
+        raise InputError(f"{kind} takes one or more runs: python -m fastlsr.analyze {kind} runs/NAME ...")
+    if first not in ("run", "runs") and paths:
+        raise InputError(f"{kind} takes no run; {paths[0]} is one")
+
+
+def _read_options(kind: str, options: Mapping[str, str], analyze: Callable[..., Any]) -> dict[str, Any]:
+    """Each option as the analysis annotates it."""
+    annotated = typing.get_type_hints(analyze)
+    known = [each for each in inspect.signature(analyze).parameters.values() if each.kind == each.KEYWORD_ONLY]
     for name in options:
         if name not in [option.name for option in known]:
-            names = [f"--{key}" for key in (*(option.name for option in known), *PLACES)]
+            names = [f"--{key}" for key in (*(option.name for option in known), "out", *PLACES)]
             raise InputError(unknown(f"option of {kind}", f"--{name}", names))
     for option in known:
         if option.default is option.empty and option.name not in options:
             raise InputError(f"{kind} needs --{option.name}=VALUE")
+    return {name: _value(name, text, annotated[name].__name__) for name, text in options.items()}
+
+
+def _value(name: str, text: str, type_: str) -> Any:
+    try:
+        return _READ[type_](text)
+    except (ValueError, KeyError):
+        raise InputError(f"--{name}={text}: expected {_KINDS[type_]}") from None
+
+
+def _write(finding: analysis.Finding, stem: Path) -> list[Path]:
+    """Writes the numbers and the picture; returns the files."""
+    from fastlsr.drawing import save_figure
+    from fastlsr.files import replace_text
+
+    numbers = stem.with_name(f"{stem.name}.json")
+    try:
+        numbers.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(numbers, json.dumps(finding.numbers, indent=2) + "\n")
+        return [numbers, *(save_figure(finding.picture, stem) if finding.picture else [])]
+    except OSError as error:
+        raise InputError(f"{numbers} cannot be written: {error.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -120,6 +120,11 @@ class RunFolder:
         """The checkpoint that `run.keep` has kept after so many epochs, for analyses."""
         return self.path / "checkpoints" / f"epoch_{epoch:04d}.pt"
 
+    def kept_checkpoints(self) -> dict[int, Path]:
+        """Epoch to file of the checkpoints that `run.keep` has kept, in order."""
+        files = sorted((self.path / "checkpoints").glob("epoch_*.pt"))
+        return {int(path.stem.removeprefix("epoch_")): path for path in files}
+
     def write_config(self, config: Config) -> None:
         """Writes the resolved options."""
         replace_text(self.path / "config.yaml", config.as_yaml())
@@ -196,6 +201,13 @@ class RunFolder:
         if not isinstance(value, dict):
             raise InputError(f"{self.path / name} is damaged: it holds {text[:20]!r}")
         return value
+
+
+def folder_of(path: Path) -> RunFolder:
+    """The folder of the run that `path`, a folder or one of its checkpoints, is of."""
+    if path.is_dir():
+        return RunFolder(path)
+    return RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
 
 
 def run_folder(config: Config) -> RunFolder:

@@ -59,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
                 teaching.teach(config, Path(out))
             else:
                 state = read_checkpoint(Path(run))
-                teaching.teach(opened(state, places(from_dict(state["config"]), path, options, model)), Path(out))
+                chosen = places(from_dict(state["config"]), path, options, model)
+                teaching.teach(opened(state, Path(run), chosen), Path(out))
     return 0
 
 

@@ -35,10 +35,12 @@ ALLOWED = {
     "labels": _VALUES,
     "data": _VALUES | {"labels"},
     "models": _VALUES | {"labels"},
+    "scores": _VALUES | {"logits"},
+    "drawing": _BASE,
     "engine": _CORE,
-    "analysis": _CORE,
-    "report": _VALUES | {"runs", "logits", "trials"},
-    **{name: _CORE | {"system", "trials", "analysis", "report"} | _ENTRY_POINTS for name in _ENTRY_POINTS},
+    "analysis": _CORE | {"trials", "scores", "drawing"},
+    "report": _VALUES | {"runs", "logits", "trials", "labels", "scores", "drawing"},
+    **{name: _CORE | {"system", "trials", "scores", "drawing", "analysis", "report"} | _ENTRY_POINTS for name in _ENTRY_POINTS},
 }
 # The only homes of these packages.
 HOMES = {"ffcv": "fastlsr/data/ffcv_parts.py", "wandb": "fastlsr/engine/log.py", "fastargs": "fastlsr/config.py"}

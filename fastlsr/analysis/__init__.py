@@ -1,1 +1,30 @@
-"""What trained networks have learnt, read from their checkpoints."""
+"""The papers' analyses and their kin: a kind is one file here, with one function.
+
+    def analyze(run: TrainedRun, *, classes: str, samples: int = 100) -> Finding: ...
+
+Its first parameter says what it takes: `run` one run, `runs` one or more (a list); without either it takes none. The
+keyword arguments are its options; the command reads them by their annotations, str, int, float or bool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an analysis found.
+
+    Attributes:
+        numbers: all of them, as JSON has it; whole tables and curves, too.
+        text: what a terminal shows of it.
+        picture: drawn with `fastlsr.drawing`; None where there is nothing to draw.
+    """
+
+    numbers: dict[str, Any]
+    text: str
+    picture: Figure | None = None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fastlsr.analysis import Finding
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError, unknown
 
@@ -25,7 +26,7 @@ def template_distances(templates: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def analyze(run: TrainedRun, *, classes: str) -> dict[str, float]:
+def analyze(run: TrainedRun, *, classes: str) -> Finding:
     """The distance of each pair of classes, under "A|B", and their mean, under "average".
 
     Args:
@@ -45,4 +46,5 @@ def analyze(run: TrainedRun, *, classes: str) -> dict[str, float]:
     distances = template_distances(run.network(side).penultimate(noise).templates)
     at = run.classes.index
     pairs = {f"{a}|{b}": distances[at(a), at(b)].item() for a, b in itertools.combinations(chosen, 2)}
-    return {**pairs, "average": sum(pairs.values()) / len(pairs)}
+    numbers = {**pairs, "average": sum(pairs.values()) / len(pairs)}
+    return Finding(numbers, "\n".join(f"{name}  {distance:.4f}" for name, distance in numbers.items()))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Literal, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import wandb
 from rich.console import Console
@@ -25,7 +27,13 @@ from fastlsr.config import Config
 from fastlsr.errors import InputError
 from fastlsr.runs import Row, RunFolder, Summary, compared_keys, epoch_line
 
+if TYPE_CHECKING:
+    from fastlsr.engine.trained import TrainedRun
+
 SECONDS_BETWEEN_LINES = 30.0
+_SECONDS_OF_FIRST = 3.0  # after which `tracked` estimates the rest
+_MINUTES_FROM = 60.0  # seconds left, from which it prints them
+Item = TypeVar("Item")
 WandbMode = Literal["online", "offline", "disabled"]
 _MODES = ("online", "offline", "disabled")
 
@@ -133,14 +141,58 @@ class RunLog:
                 self.wandb.finish(exit_code=exit_code)
 
 
+def log_finding(run: TrainedRun, kind: str, files: Sequence[Path]) -> None:
+    """Logs the numbers and the picture of an analysis to the W&B run that has the run's rows, where there is one.
+
+    Args:
+        files: of the finding: JSON, and PNG where there is a picture.
+    """
+    run_id = run.state.get("wandb_id")
+    mode = wandb_mode(run.config.log.wandb)
+    if not run_id or mode == "disabled":
+        return
+    numbers = next(path for path in files if path.suffix == ".json")
+    logged: dict[str, Any] = {f"analysis/{kind}": json.loads(numbers.read_text(encoding="utf-8"))}
+    try:
+        mirror = wandb.init(
+            project=run.config.log.project, dir=run.folder.path, mode=mode, id=run_id, resume="allow",
+            settings=wandb.Settings(silent=True),
+        )  # fmt: skip
+        mirror.summary.update(logged)
+        mirror.log({f"analysis/{kind}": wandb.Image(str(path)) for path in files if path.suffix == ".png"})
+        mirror.finish()
+    except wandb.Error as error:
+        print(f"warning: W&B did not take the analysis: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+
+
+def tracked(items: Iterable[Item], name: str, *, steps: int) -> Iterator[Item]:
+    """The items, while progress is shown; once the first have shown that all take minutes, how many is printed.
+
+    Args:
+        name: of what is done with them.
+        steps: how many items there are.
+    """
+    console, start, said = terminal(stderr=True), time.monotonic(), False
+    with progress(console, name, steps=steps) as advance:
+        for done, item in enumerate(items, start=1):
+            yield item
+            advance(done, "")
+            seconds = time.monotonic() - start
+            if not said and seconds > _SECONDS_OF_FIRST:
+                said, left = True, seconds / done * (steps - done)
+                if left > _MINUTES_FROM:
+                    console.print(f"{name}: about {left / 60:.0f} more minutes", markup=False)
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         raise
 
 
-def terminal() -> Console:
+def terminal(*, stderr: bool = False) -> Console:
     """A console for lines that are never cut off."""
-    return _Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+    stream = sys.stderr if stderr else sys.stdout
+    return _Console(width=None if stream.isatty() else 160, highlight=False, soft_wrap=True, stderr=stderr)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from fastlsr.errors import InputError
 from fastlsr.labels.methods import make_plan
 from fastlsr.labels.plan import Plan
 from fastlsr.labels.targets import Targets
+from fastlsr.runs import RunFolder, folder_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class TrainedRun:
         position: how far it was trained.
         decided: as in `Session`.
         state: the whole checkpoint, on the CPU.
+        folder: of the run.
     """
 
     config: Config
@@ -43,6 +45,7 @@ class TrainedRun:
     position: Position
     decided: dict[str, Any]
     state: State
+    folder: RunFolder
 
     @property
     def classes(self) -> list[str]:
@@ -108,7 +111,7 @@ def open_run(path: Path, overrides: Mapping[str, Any] | None = None) -> TrainedR
     Raises:
         InputError: if there is no checkpoint of a run, or an option may not change.
     """
-    return opened(read_checkpoint(path), overrides or {})
+    return opened(read_checkpoint(path), path, overrides or {})
 
 
 def read_checkpoint(path: Path) -> State:
@@ -129,11 +132,11 @@ def read_checkpoint(path: Path) -> State:
     return state
 
 
-def opened(state: State, overrides: Mapping[str, Any]) -> TrainedRun:
-    """A checkpoint, opened for reading; sets torch up for it. Arguments and exceptions as for `open_run`."""
+def opened(state: State, path: Path, overrides: Mapping[str, Any]) -> TrainedRun:
+    """A checkpoint that was read from `path`, opened for reading. Arguments and exceptions as for `open_run`."""
     check_places(overrides)
     config = from_dict(state["config"], overrides)
     device = choose_device(config.train.device)
     set_up_torch(device, deterministic=config.train.deterministic)
     plan = make_plan(config.method, config.train.epochs)
-    return TrainedRun(config, plan, device, Position(*state["position"]), state["decided"], state)
+    return TrainedRun(config, plan, device, Position(*state["position"]), state["decided"], state, folder_of(path))
