@@ -1,0 +1,199 @@
+"""Figures of kept logits that a run's rows lack: proper scores, calibration, selective classification. Loads no torch.
+
+Of one set of predictions, before and after temperature scaling. A score is one function here; by that it appears in
+reports and in docs/reports.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.optimize import brentq
+
+from fastlsr.metrics import ECE_BINS
+
+_TEMPERATURES = (0.01, 100.0)  # the range that is searched
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A network's predictions on N samples of K classes.
+
+    Attributes:
+        logits: float[N, K], finite.
+        labels: int64[N].
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray
+
+    @cached_property
+    def log_probabilities(self) -> np.ndarray:
+        """float32[N, K]: log softmax."""
+        shifted = self.logits.astype(np.float32)
+        shifted -= shifted.max(1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """float32[N, K]: softmax."""
+        return np.exp(self.log_probabilities)
+
+    @cached_property
+    def correct(self) -> np.ndarray:
+        """bool[N]: whether the label has the highest logit, the first of equal ones."""
+        return self.logits.argmax(1) == self.labels
+
+    @cached_property
+    def confidence(self) -> np.ndarray:
+        """float32[N]: the highest probability."""
+        return self.probabilities.max(1)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure of predictions; lower is better.
+
+    Attributes:
+        name: its key in tables and files.
+        title: its name in the head of a table.
+        unit: "" where it has none.
+        meaning: a phrase for a table of scores.
+        format: how a table shows it, as for `format`.
+        value: the figure.
+    """
+
+    name: str
+    title: str
+    unit: str
+    meaning: str
+    format: str
+    value: Callable[[Predictions], float]
+
+
+SCORES: dict[str, Score] = {}
+
+
+def score(title: str, unit: str, meaning: str, *, format: str = ".4f") -> Callable[[Callable], Callable]:
+    """Makes a function of `Predictions` a score of its name."""
+
+    def register(value: Callable[[Predictions], float]) -> Callable[[Predictions], float]:
+        name = value.__name__
+        SCORES[name] = Score(name, title, unit, meaning, format, value)
+        return value
+
+    return register
+
+
+@score("NLL", "nats", "hard cross-entropy at temperature 1")
+def nll(predictions: Predictions) -> float:
+    """Mean of -log p(label)."""
+    rows = np.arange(len(predictions.labels))
+    return float(-predictions.log_probabilities[rows, predictions.labels].mean(dtype=np.float64))
+
+
+@score("Brier", "", "mean squared distance of the probabilities from the one-hot label, 0 to 2")
+def brier(predictions: Predictions) -> float:
+    """Mean of sum_k (p_k - [k = label])^2 (Brier 1950)."""
+    p = predictions.probabilities
+    own = p[np.arange(len(p)), predictions.labels]
+    squares = np.einsum("nk,nk->n", p, p)
+    return float((squares - 2 * own + 1).mean(dtype=np.float64))
+
+
+@score("ECE", "", "expected calibration error over 15 equal bins of confidence")
+def ece(predictions: Predictions) -> float:
+    """Sum over bins of |sum of confidences - correct predictions| / N (Guo et al. 2017)."""
+    _, confidence, correct = reliability(predictions)
+    return float(np.abs(confidence - correct).sum() / len(predictions.labels))
+
+
+def reliability(predictions: Predictions) -> np.ndarray:
+    """float64[3, 15]: samples, sum of confidences and correct predictions in each bin (b/15, (b + 1)/15]."""
+    bins = _bins(predictions.confidence)
+    columns = np.ones(len(bins)), predictions.confidence, predictions.correct
+    return np.stack([np.bincount(bins, weights=column, minlength=ECE_BINS) for column in columns])
+
+
+@score("adaptive ECE", "", "the same over 15 bins of equally many samples")
+def adaptive_ece(predictions: Predictions) -> float:
+    """ECE with bins that hold equally many samples, to one, in the order of confidence (Nguyen and O'Connor 2015)."""
+    order = np.argsort(predictions.confidence, kind="stable")
+    gaps = (predictions.confidence - predictions.correct.astype(np.float64))[order]
+    return float(sum(abs(part.sum()) for part in np.array_split(gaps, ECE_BINS)) / len(gaps))
+
+
+@score("classwise ECE", "", "calibration error of each class's probability, over 15 equal bins; the mean over classes")
+def classwise_ece(predictions: Predictions) -> float:
+    """Mean over classes of the ECE of p_k against [k = label] (Nixon et al. 2019's static error, Kull et al. 2019)."""
+    p, labels = predictions.probabilities, predictions.labels
+    cells = _bins(p) + ECE_BINS * np.arange(p.shape[1], dtype=np.int32)
+    mass = np.bincount(cells.ravel(), weights=p.ravel(), minlength=ECE_BINS * p.shape[1])
+    hits = np.bincount(cells[np.arange(len(p)), labels], minlength=len(mass))
+    return float(np.abs(mass - hits).sum() / p.size)
+
+
+@score("AURC", "10^-3", "area under the risk-coverage curve, times 1000", format=".2f")
+def aurc(predictions: Predictions) -> float:
+    """1000 x the mean of the selective risk over all coverages 1/N .. 1 (Geifman et al. 2019)."""
+    _, risk = risk_coverage(predictions.confidence, predictions.correct)
+    return float(1000 * risk.mean())
+
+
+def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(coverage, risk), float64[N] each: the share of errors among the share of samples with the highest confidence.
+
+    Samples of equal confidence count as in random order, in expectation, so that no tie depends on the file's order.
+
+    Args:
+        confidence: float[N]; any score that is higher where the prediction is trusted more.
+        correct: bool[N].
+    """
+    _, group, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
+    errors = np.bincount(group, weights=~correct) / sizes
+    taken = np.arange(1, len(correct) + 1)
+    return taken / len(correct), np.cumsum(np.repeat(errors, sizes)) / taken
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature from 0.01 to 100 that minimises the mean cross-entropy of logits / T (Guo et al. 2017).
+
+    The cross-entropy is convex in b = 1/T, with the slope  mean(E_p[z] - z_label),  p = softmax(b z).
+    """
+    shifted = logits.astype(np.float32)
+    shifted -= shifted.max(1, keepdims=True)
+    own = shifted[np.arange(len(labels)), labels].mean(dtype=np.float64)
+
+    def slope(log_temperature: float) -> float:
+        p = np.exp(shifted * np.float32(np.exp(-log_temperature)))
+        expected = np.einsum("nk,nk->n", p, shifted) / p.sum(1)
+        return float(expected.mean(dtype=np.float64) - own)
+
+    low, high = np.log(_TEMPERATURES)
+    if slope(low) <= 0:  # still falling where b is largest: all right, and the more so the colder
+        return float(_TEMPERATURES[0])
+    if slope(high) >= 0:
+        return float(_TEMPERATURES[1])
+    return float(np.exp(brentq(slope, low, high, xtol=1e-5)))
+
+
+def temperature_scaled(logits: np.ndarray, labels: np.ndarray, index: np.ndarray) -> tuple[Predictions, list[float]]:
+    """(predictions, the two temperatures): each half of the samples scaled by the temperature fitted on the other.
+
+    Args:
+        logits: float[N, K].
+        labels: int64[N].
+        index: int64[N]; the halves are the even and the odd positions in the file.
+    """
+    odd = index % 2 == 1
+    temperatures = [fit_temperature(logits[half], labels[half]) if half.any() else 1.0 for half in (odd, ~odd)]
+    divisor = np.where(odd, temperatures[1], temperatures[0]).astype(np.float32)
+    return Predictions(logits.astype(np.float32) / divisor[:, None], labels), temperatures
+
+
+def _bins(probability: np.ndarray) -> np.ndarray:
+    """int32: the bin, 0 to 14, of each probability; bin b holds (b/15, (b + 1)/15], as `metrics.confidence_bins`."""
+    return np.clip(np.ceil(probability * np.float32(ECE_BINS)) - 1, 0, ECE_BINS - 1).astype(np.int32)
