@@ -25,10 +25,11 @@ from fastlsr.labels.methods import METHODS, options_of
 from fastlsr.metrics import METRICS
 from fastlsr.report.papers import QuotedFigure, quoted_figures
 from fastlsr.runs import COLUMNS, KEYS
+from fastlsr.scores import SCORES
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(?P<begin><!-- generated: (?P<name>[\w-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
-DESCRIBED = ("labels", "data", "data/prepare", "engine")  # folders of fastlsr/ whose files a page lists
+DESCRIBED = ("labels", "data", "data/prepare", "engine", "report")  # folders of fastlsr/ whose files a page lists
 GENERATED: dict[str, Callable[[], str]] = {}
 
 
@@ -195,6 +196,25 @@ def _stored(encoding) -> str:
     side = f", at most {encoding.max_resolution} pixels" if encoding.max_resolution else ""
     share = f" {encoding.compress_probability:g}" if encoding.mode == "proportion" else ""
     return f"{encoding.mode}{share}{side}"
+
+
+@generated
+def scores() -> str:
+    """The scores that a report computes from kept logits."""
+    return markdown_table(["column", "unit", "meaning"], ([s.title, s.unit, s.meaning] for s in SCORES.values()))
+
+
+@generated
+def analyses() -> str:
+    """The kinds of analysis, what each takes, and its options."""
+    rows = []
+    for path in sorted((ROOT / "fastlsr/analysis").glob("[!_]*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        (made,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "analyze")
+        takes = {"run": "one run", "runs": "runs"}.get(made.args.args[0].arg if made.args.args else "", "no run")
+        options = " ".join(f"`--{option.arg}`" for option in made.args.kwonlyargs)
+        rows.append([f"`{path.stem}`", takes, options, (ast.get_docstring(tree) or "").partition("\n")[0]])
+    return markdown_table(["kind", "of", "options", "what it shows"], rows)
 
 
 def _files_of(folder: str) -> Callable[[], str]:

@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastlsr import train
+from fastlsr import analysis, analyze, train
 from fastlsr.config import load
 from fastlsr.data.prepare.writing import Samples, write_beton
 from fastlsr.labels import methods
+from fastlsr.logits import read_logits
 from fastlsr.runs import RunFolder
 
 ROOT = Path(__file__).parents[1]
@@ -132,11 +133,29 @@ def test_a_sweep_s_command_plans_its_trials(words, here, capsys):
     assert "trial 1:" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [*of_module("fastlsr.evaluate"), *of_module("fastlsr.analyze")])
+@pytest.mark.parametrize("words", of_module("fastlsr.evaluate"))
 def test_a_command_about_a_run_prints_json(words, here, capsys):
-    name = "evaluate" if len(words) == 1 else "analyze"
-    assert importlib.import_module(f"fastlsr.{name}").main(list(words)) == 0
+    assert importlib.import_module("fastlsr.evaluate").main(list(words)) == 0
     assert json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("words", of_module("fastlsr.analyze"))
+def test_an_analysis_of_the_pages_writes_its_numbers(words, here, tmp_path, capsys):
+    assert analyze.main([*words, f"--out={tmp_path}"]) == 0
+    assert json.loads((tmp_path / f"{words[0]}.json").read_text()) and capsys.readouterr().out
+
+
+def test_the_example_of_an_analysis_counts_what_the_network_confuses(here, tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/analyses.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "confusions.py").write_text(code, encoding="utf-8")
+    monkeypatch.setattr(analysis, "__path__", [*analysis.__path__, str(tmp_path)])
+    assert analyze.main(["confusions", "runs/NAME", "--pairs=100", f"--out={tmp_path}"]) == 0
+    counts = json.loads((tmp_path / "confusions.json").read_text())
+    last = RunFolder(here / "runs/NAME").read_summary()["last"]
+    samples = len(read_logits(RunFolder(here / "runs/NAME").logits("last")).labels)
+    assert sum(counts.values()) == round((100 - last["test/top1"]) / 100 * samples)
+    assert analyze.main(["--help"]) == 0
+    assert "confusions" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,10 @@ ALLOWED = {
     "engine": _CORE,
     "analysis": _CORE | {"trials", "scores", "drawing"},
     "report": _VALUES | {"runs", "logits", "trials", "labels", "scores", "drawing"},
-    **{name: _CORE | {"system", "trials", "scores", "drawing", "analysis", "report"} | _ENTRY_POINTS for name in _ENTRY_POINTS},
+    **{
+        name: _CORE | {"system", "trials", "scores", "drawing", "analysis", "report"} | _ENTRY_POINTS
+        for name in _ENTRY_POINTS
+    },
 }
 # The only homes of these packages.
 HOMES = {"ffcv": "fastlsr/data/ffcv_parts.py", "wandb": "fastlsr/engine/log.py", "fastargs": "fastlsr/config.py"}
