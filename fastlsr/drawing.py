@@ -79,9 +79,10 @@ def heat_map(axes: Axes, values: ArrayLike, names: Sequence[str], **limits: Any)
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
     if len(names) <= MOST_VALUES:
+        shades = np.asarray(image.norm(table))
         for (row, column), value in np.ndenumerate(table):
-            colour = "white" if image.norm(value) < 0.5 else "black"
-            axes.text(column, row, f"{value:.2f}", color=colour, size=5.5, ha="center", va="center")
+            text, colour = f"{value:.2f}".lstrip("0"), "white" if shades[row, column] < 0.5 else "black"
+            axes.text(column, row, text, color=colour, size=6, ha="center", va="center")
     return image
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fastlsr.analysis import Finding
-from fastlsr.drawing import heat_map, method_colour, panels, style
+from fastlsr.drawing import BLACK, MOST_NAMES, heat_map, method_colour, panels, style
 from fastlsr.engine.features import split_features
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_NAME = 26  # characters of a line
 _PAIRS = 10  # distances of templates that the text shows one by one
 # Key in the numbers: (title in a picture, head of a column).
 _FIGURES = {
@@ -202,40 +204,46 @@ def _shown(value: float | None) -> str:
 
 @style()
 def _heat_maps(names: Sequence[str], found: Mapping[str, Any]) -> Figure:
-    """ADT and ADC of one run: rows of panels are splits, as in COLAM's Fig. 3 one colour scale for all."""
-    side = max(2.6, 0.26 * min(len(names), 20) + 1.2)
+    """ADT and ADC of one run, as COLAM's Fig. 3: a column of panels for each, with colours of its own."""
+    side = max(2.6, 0.26 * min(len(names), MOST_NAMES) + 1.2)
     figure, axes = panels(2, 2, width=side, height=side)
-    tables = [(name, split, found[split][name]) for split in _SPLITS for name in ("adt", "adc")]
-    highest = max(max(map(max, table)) for _, _, table in tables)
-    for panel, (name, split, table) in zip(axes, tables, strict=True):
-        image = heat_map(panel, table, names, vmin=0, vmax=highest)
-        panel.set(title=f"{name.upper()}, {split}", ylabel={"adt": "template of", "adc": "centroid of"}[name])
-        panel.set_xlabel("samples of")
-    figure.colorbar(image, ax=axes, label="mean distance", shrink=0.6)
+    for column, (key, row) in enumerate((("adt", "template of"), ("adc", "centroid of"))):
+        tables = [torch.tensor(found[split][key]) for split in _SPLITS]
+        low, high = torch.stack(tables).aminmax()
+        for panel, split, table in zip(axes[column::2], _SPLITS, tables, strict=True):
+            image = heat_map(panel, table, names, vmin=low.item(), vmax=high.item())
+            panel.set(title=f"{key.upper()}, {split}", xlabel="samples of", ylabel=row)
+        figure.colorbar(image, ax=axes[column::2], label="mean distance", location="bottom", shrink=0.7)
     return figure
 
 
 @style()
 def _bars(found: Sequence[Mapping[str, Any]]) -> Figure:
     """Each figure in a panel of its own: a bar for a setting's mean and split, a dot for each of its runs."""
-    figure, axes = panels(3, 3, width=3.0, height=2.2)
     settings: dict[str, list[Mapping[str, Any]]] = {}
     for each in found:
         settings.setdefault(each["setting"], []).append(each)
-    for panel, (key, (title, _)) in zip(axes, _FIGURES.items(), strict=True):
-        _draw_bars(panel, settings, key)
+    figure, axes = panels(3, 3, width=2.8, height=0.4 * len(settings) + 0.8)
+    for at, (panel, (key, (title, _))) in enumerate(zip(axes, _FIGURES.items(), strict=True)):
+        _draw_bars(panel, list(settings.values()), key)
+        names = [textwrap.fill(name, _NAME) for name in settings] if at % 3 == 0 else []
+        panel.set_yticks(range(len(settings)), names or [""] * len(settings))
         panel.set_title(title)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles[:2], labels[:2], loc="outside lower center", ncols=2)
     return figure
 
 
-def _draw_bars(panel: Axes, settings: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> None:
-    for at, repeats in enumerate(settings.values()):
+def _draw_bars(panel: Axes, settings: Sequence[Sequence[Mapping[str, Any]]], key: str) -> None:
+    for at, repeats in enumerate(settings):
         colour = method_colour(repeats[0]["method"])
-        for split, shift, opacity in (("train", -0.2, 1.0), ("test", 0.2, 0.45)):
+        for split, shift, opacity in zip(_SPLITS, (-0.2, 0.2), (1.0, 0.4), strict=True):
             values = [each[split][key] for each in repeats if each[split][key] is not None]
             if values:
-                panel.bar(at + shift, sum(values) / len(values), 0.36, color=colour, alpha=opacity)
-                panel.scatter([at + shift] * len(values), values, s=5, color="#777777", zorder=3)
-    panel.set_xticks(range(len(settings)), settings, rotation=30, ha="right", rotation_mode="anchor")
-    panel.grid(visible=False, axis="x")
+                mean = sum(values) / len(values)
+                panel.barh(at + shift, mean, 0.36, color=colour, alpha=opacity, label=split)
+                panel.scatter(
+                    values, [at + shift] * len(values), s=9, color=BLACK, edgecolors="white", linewidths=0.5, zorder=3
+                )
+    panel.invert_yaxis()
+    panel.grid(visible=False, axis="y")
