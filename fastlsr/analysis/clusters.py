@@ -128,18 +128,24 @@ def analyze(runs: Sequence[TrainedRun], *, classes: str = "") -> Finding:
             The other figures are of all classes.
 
     Raises:
-        InputError: if a class is not of each run, there are fewer than two, or a split has no image of a class.
+        InputError: if a class is not of each run, there are fewer than two, the runs differ in classes and none are
+            chosen, or a split has no image of a class.
     """
+    for run in runs:
+        if not classes and run.classes != runs[0].classes:
+            raise InputError(
+                f"{run.folder.path} has other classes than {runs[0].folder.path}: choose some, --classes=A,B"
+            )
     labels = [run.labels_named(classes) if classes else list(range(len(run.classes))) for run in runs]
     if len(labels[0]) < 2:
         raise InputError("a distance takes two classes: --classes=A,B")
     names = [runs[0].classes[label] for label in labels[0]]
     configs = [run.config for run in runs]
-    titles = zip(run_labels(configs), setting_labels(configs), configs, strict=True)
+    titles = zip(run_labels(configs), setting_labels(configs), strict=True)
     found = [
-        {"label": label, "setting": setting, "method": config.method.name, "run": str(run.folder.path)}
-        | _of_run(run, chosen, names)
-        for (label, setting, config), run, chosen in zip(titles, runs, labels, strict=True)
+        {"label": label + run.at_epoch, "setting": setting + run.at_epoch, "method": run.config.method.name}
+        | {"run": str(run.folder.path), **_of_run(run, chosen, names)}
+        for (label, setting), run, chosen in zip(titles, runs, labels, strict=True)
     ]
     picture = _heat_maps(names, found[0]) if len(found) == 1 else _bars(found)
     return Finding({"classes": names, "runs": found}, _text(found), picture)

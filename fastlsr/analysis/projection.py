@@ -104,7 +104,7 @@ def analyze(runs: Sequence[TrainedRun], *, classes: str, samples: int = 100) -> 
     names = [runs[0].classes[label] for label in labels[0]]
     titles = run_labels([run.config for run in runs])
     found = [
-        {"label": title, "run": str(run.folder.path), **_projected(run, chosen, samples)}
+        {"label": title + run.at_epoch, "run": str(run.folder.path), **_projected(run, chosen, samples)}
         for run, title, chosen in zip(runs, titles, labels, strict=True)
     ]
     numbers = {"classes": names, "samples": samples, "runs": found}

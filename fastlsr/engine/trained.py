@@ -52,6 +52,11 @@ class TrainedRun:
         """The names of its classes; the position is the label."""
         return self.decided["classes"]
 
+    @property
+    def at_epoch(self) -> str:
+        """What a picture adds to the run's label: ", epoch 40" for a checkpoint before the run's end, else ""."""
+        return f", epoch {self.position.epochs}" if self.position.epochs < self.plan.epochs else ""
+
     def labels_named(self, names: str) -> list[int]:
         """The labels of classes, "man,palm_tree"; each once, in the order of their names.
 

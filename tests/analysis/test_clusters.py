@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from fastlsr.analysis import clusters
 from fastlsr.engine import checkpoint
 from fastlsr.engine.features import split_features
 from fastlsr.engine.trained import open_run
+from fastlsr.errors import InputError
+from fastlsr.runs import RunFolder
 
 seeds = st.integers(0, 2**32 - 1)
 E1, E2, E3 = torch.eye(3)
@@ -128,11 +131,11 @@ def test_the_size_of_all_features_does_not_matter(seed, size):
 @pytest.fixture(scope="module")
 def runs(digits_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    options = {"data.dataset": "digits", "data.dir": digits_dir, "model.name": "resnet8", "train.epochs": 1,
+    options = {"data.dataset": "digits", "data.dir": digits_dir, "model.name": "resnet8",
                "train.compile": "off", "train.precision": "fp32", "log.wandb": "disabled",
                "run.dir": folder}  # fmt: skip
     for seed in (0, 1):
-        words = {**options, "run.name": seed, "train.seed": seed}
+        words = {**options, "run.name": seed, "train.seed": seed, "train.epochs": 2, "run.keep": 1}
         assert train.main([f"--{name}={value}" for name, value in words.items()]) == 0
     return [folder / "0", folder / "1"]
 
@@ -178,6 +181,19 @@ def test_repeats_are_dots_of_one_bar(runs):
         train_dots, test_dots = (dots.get_offsets()[:, 0].tolist() for dots in panel.collections)
         assert [len(train_dots), len(test_dots)] == [2, 2]
         assert [bar.get_width() for bar in panel.patches] == pytest.approx([np.mean(train_dots), np.mean(test_dots)])
+
+
+def test_earlier_checkpoints_of_a_run_are_no_repeats_of_it(runs):
+    paths = [*RunFolder(runs[0]).kept_checkpoints().values(), runs[1]]
+    found = clusters.analyze([open_run(path) for path in paths]).numbers["runs"]
+    assert [each["setting"] for each in found] == ["hard, epoch 1", "hard", "hard"]
+
+
+def test_runs_with_other_classes_are_compared_on_chosen_ones_alone(runs):
+    one = open_run(runs[0])
+    other = replace(one, decided={**one.decided, "classes": one.classes[::-1]})
+    with pytest.raises(InputError, match="choose some, --classes=A,B"):
+        clusters.analyze([one, other])
 
 
 @pytest.mark.parametrize(
