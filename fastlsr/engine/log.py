@@ -177,9 +177,11 @@ def tracked(items: Iterable[Item], name: str, *, steps: int) -> Iterator[Item]:
         for done, item in enumerate(items, start=1):
             yield item
             advance(done, "")
+            if done == 1:  # it warms up what the others find warm
+                start = time.monotonic()
             seconds = time.monotonic() - start
             if not said and seconds > _SECONDS_OF_FIRST:
-                said, left = True, seconds / done * (steps - done)
+                said, left = True, seconds / (done - 1) * (steps - done)
                 if left > _MINUTES_FROM:
                     console.print(f"{name}: about {left / 60:.0f} more minutes", markup=False)
 
