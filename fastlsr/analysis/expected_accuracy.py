@@ -186,6 +186,7 @@ def _picture(run: TrainedRun, found: Sequence[Mapping[str, Any]]) -> Figure:
         for row in found:
             if not row["stage"]:
                 axis.axhline(row["expected_top1"], color=drawing.method_colour("hard"), linestyle=":", label="hard")
+        axis.locator_params(axis="x", integer=True)
         axis.set(xlabel="epoch at which the stage ends", ylabel="test top-1, %")
         figure.legend(loc="outside lower center")
     return figure
