@@ -1,8 +1,8 @@
 """Analyses trained runs: python -m fastlsr.analyze KIND [RUN ...] [--OPTION=VALUE ...] [--out=DIR] [--data.dir=DIR].
 
 A RUN is a run's folder, or one checkpoint that it kept (`run.keep`). What is found is printed and written to
-DIR/KIND.json, with a picture in DIR/KIND.svg and .png. DIR is the run's own folder `analysis`, or ./analysis for
-several runs or none. Runs that log to W&B get both there, too.
+DIR/KIND.json, with a picture in DIR/KIND.svg and .png. DIR is the run's own folder `analysis`, also for several of its
+checkpoints, or ./analysis for several runs or none. Runs that log to W&B get both there, too.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def run_analysis(kind: str, paths: Sequence[Path], options: dict[str, str], plac
     chosen = _read_options(kind, options, analyze)
     runs = [open_run(path, places) for path in paths]
     finding = analyze(*([runs] if first == "runs" else runs), **chosen)
-    folder = Path(out) if out else runs[0].folder.path / "analysis" if len(runs) == 1 else Path("analysis")
+    of_runs = {run.folder.path for run in runs}
+    folder = Path(out) if out else of_runs.pop() / "analysis" if len(of_runs) == 1 else Path("analysis")
     print(finding.text)
     files = _write(finding, folder / kind)
     print(f"written: {', '.join(map(str, files))}")

@@ -39,20 +39,6 @@ _STYLE: Any = {
 }  # fmt: skip
 
 
-def panels(rows: int = 1, columns: int = 1, *, width: float = 4.2, height: float = 3.0) -> tuple[Figure, list[Axes]]:
-    """A figure of rows x columns panels, each width x height inches, and its axes in reading order.
-
-    Text, axes and grid are grey on no background, so that one picture can be read on a light and on a dark page.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
-    return figure, list(axes.flat)
-
-
 @contextmanager
 def style() -> Iterator[None]:
     """The style of titles, legends and texts made within, which `panels` cannot set; also a decorator, `@style()`."""
@@ -60,6 +46,19 @@ def style() -> Iterator[None]:
 
     with matplotlib.rc_context(_STYLE):
         yield
+
+
+def panels(rows: int = 1, columns: int = 1, *, width: float = 4.2, height: float = 3.0) -> tuple[Figure, list[Axes]]:
+    """A figure of rows x columns panels, each width x height inches, and its axes in reading order.
+
+    Text, axes and grid are grey on no background, so that one picture can be read on a light and on a dark page.
+    """
+    from matplotlib.figure import Figure
+
+    with style():
+        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)
 
 
 def heat_map(axes: Axes, values: ArrayLike, names: Sequence[str], **limits: Any) -> AxesImage:
@@ -103,10 +102,8 @@ def line_styles(methods: Sequence[str]) -> list[dict[str, str]]:
 
 def svg(figure: Figure) -> str:
     """The figure as an SVG document without prolog; the same figure gives the same text."""
-    import matplotlib
-
     text = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
+    with style():
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     document = text.getvalue()
     return document[document.index("<svg") :]
@@ -114,10 +111,8 @@ def svg(figure: Figure) -> str:
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Writes STEM.svg and STEM.png, 200 dots an inch on white; returns their paths."""
-    import matplotlib
-
     picture, vector = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
-    with matplotlib.rc_context(_STYLE):
+    with style():
         replace_file(picture, lambda path: figure.savefig(path, format="png", dpi=200, facecolor="white"))
     replace_file(vector, lambda path: path.write_text(svg(figure), encoding="utf-8"))
     return [vector, picture]

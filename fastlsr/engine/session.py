@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from fastlsr.config import Config, Data
 from fastlsr.data.loader import Batch, Loader
 from fastlsr.data.manifest import Manifest
 from fastlsr.data.soft_labels import SampleLabels, class_labels, sample_labels
-from fastlsr.data.splits import fold_name, held_out_subset, split_paths, training_subset
+from fastlsr.data.splits import Subset, fold_name, held_out_subset, split_paths, training_subset, whole
 from fastlsr.engine import distributed
 from fastlsr.engine.checkpoint import State
 from fastlsr.engine.classifier import Classifier, MovingAverage
@@ -59,18 +60,26 @@ class EpochEnd:
     learned: LearnedLabels | None
 
 
-def training_loader(config: Config, device: torch.device, *, plain: bool = False, paired: bool = False) -> Loader:
+def training_loader(
+    config: Config, device: torch.device, *, plain: bool = False, paired: bool = False, chosen: Subset = whole
+) -> Loader:
     """The batches to train on.
 
     Args:
         plain: the same samples in the file's order and not augmented.
         paired: each sample with another of its class.
+        chosen: takes some of the samples, from the labels of all of them.
 
     Raises:
         InputError: for files or options that do not fit.
     """
     train, _ = split_paths(config)
-    seed, subset = config.train.seed, training_subset(config.data)
+    seed, of_split = config.train.seed, training_subset(config.data)
+
+    def subset(labels: np.ndarray) -> np.ndarray:
+        samples = of_split(labels)
+        return samples[chosen(labels[samples])]
+
     return Loader(train, config.data, train=not plain, seed=seed, device=device, subset=subset, paired=paired)
 
 

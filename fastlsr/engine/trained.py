@@ -12,7 +12,7 @@ import torch
 
 from fastlsr.config import Config, check_places, from_dict
 from fastlsr.data.loader import Loader
-from fastlsr.data.splits import split_paths
+from fastlsr.data.splits import Subset, split_paths, whole
 from fastlsr.engine import checkpoint
 from fastlsr.engine.classifier import Classifier
 from fastlsr.engine.evaluation import evaluate
@@ -77,13 +77,16 @@ class TrainedRun:
         """
         return self._checked(evaluation_loader(self.config, self.device))
 
-    def plain_training_loader(self) -> Loader:
+    def plain_training_loader(self, chosen: Subset = whole) -> Loader:
         """The samples that the run trained on, in the file's order and not augmented.
+
+        Args:
+            chosen: takes some of them, from the labels of all of them.
 
         Raises:
             InputError: for files that do not fit, or other data than the run was trained on.
         """
-        loader = self._checked(training_loader(self.config, self.device, plain=True))
+        loader = self._checked(training_loader(self.config, self.device, plain=True, chosen=chosen))
         if loader.manifest.digest != self.decided["data"][0]:
             raise InputError(f"the run was trained on other data than {split_paths(self.config)[0]}")
         return loader

@@ -1,0 +1,30 @@
+"""Where the command writes what an analysis finds."""
+
+import pytest
+
+from fastlsr import analyze, train
+
+
+@pytest.fixture(scope="module")
+def run(digits_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    options = {"data.dataset": "digits", "data.dir": digits_dir, "model.name": "resnet8", "train.epochs": 2,
+               "train.compile": "off", "train.precision": "fp32", "log.wandb": "disabled", "run.dir": folder,
+               "run.name": "a", "run.keep": 1}  # fmt: skip
+    assert train.main([f"--{name}={value}" for name, value in options.items()]) == 0
+    return folder / "a"
+
+
+def test_checkpoints_of_one_run_are_analysed_into_its_folder(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kept = sorted(map(str, (run / "checkpoints").iterdir()))
+    assert analyze.main(["variance", *kept, "--parameters=head", "--samples=20"]) == 0
+    assert (run / "analysis" / "variance.json").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_of_no_run_is_written_where_the_command_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = "--smoothness=1 --pl=0.1 --sigma2=1 --delta=0.1 --loss=10 --epsilon=0.5".split()
+    assert analyze.main(["theory", *words]) == 0
+    assert (tmp_path / "analysis" / "theory.json").exists()
