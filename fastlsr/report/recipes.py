@@ -61,7 +61,7 @@ class PaperTable:
 
     @property
     def metrics(self) -> list[str]:
-        """ "top1" and "top5", as far as the table has them."""
+        """Those of "top1" and "top5" that the table has."""
         return [name for name in _MEASURED if any(name in row.figures for row in self.rows)]
 
 
@@ -108,7 +108,7 @@ def _recipe(figure: QuotedFigure) -> tuple[Config | None, str]:
         for variant in ({}, *variants):
             config = load(path, {**variant, **figure.options})
             if (config.data.dataset, _plain(config.model.name)) == (figure.dataset, figure.model):
-                return config, f"configs/{path.name}: {said['expected']}"
+                return config, f"configs/{path.name}: {said['expected'].partition(' for ')[0]}"
     return None, ""
 
 
