@@ -11,7 +11,7 @@ from fastlsr.report.collect import Collection, ReportedSetting
 from fastlsr.report.columns import ACCURACIES, COLUMNS, RAW, SCALED_SCORES, TEMPERATURES, ReportColumn, full_title
 from fastlsr.report.comparisons import Comparison, carried_winners
 from fastlsr.report.comparisons import notes as comparison_notes
-from fastlsr.report.recipes import PaperRow, PaperTable, recipe_notes
+from fastlsr.report.recipes import PaperRow, PaperTable, label_beside, recipe_notes
 from fastlsr.runs import KINDS, Kind
 
 NONE, NOT_RUN = "-", "not run"
@@ -38,12 +38,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a title above and notes below. The first column names the row; `name` is that of its files."""
+    """A table, with a title and the lines of `lead` above, and notes below; the first column names the row."""
 
     name: str
     title: str
     heads: tuple[Head, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    lead: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -79,15 +80,18 @@ def _accuracies(settings: Sequence[ReportedSetting], column: str, bold: set[str]
             columns.append(_figures(settings, kind, each, bold if (kind, each.key) == ("last", column) else set()))
     heads.append(Head("hours", "", "of all epochs of a run, with their evaluation"))
     columns.append(_cells([[run.hours for run in setting.runs] for setting in settings], 3, settings))
-    rows, notes = list(zip(*columns, strict=True)), list[str]()
+    rows, lead = list(zip(*columns, strict=True)), list[str]()
     if paper:
         heads += [Head(COLUMNS[name].title, f"quoted, {paper.name}", "not measured here") for name in paper.metrics]
         matches = [paper.row_of(setting) for setting in settings]
         rows = [(*row, *_quoted(match, paper)) for row, match in zip(rows, matches, strict=True)]
-        blank = [Cell("0", 0), *[Cell(NOT_RUN)] * (len(columns) - 2)]
-        rows += [(Cell(row.label), *blank, *_quoted(row, paper)) for row in paper.rows if row not in matches]
-        notes = recipe_notes(paper, settings)
-    return Table("accuracy", "Accuracy in %", tuple(heads), tuple(rows), tuple(notes))
+        blank = [Cell("0", 0), Cell(NOT_RUN), *[Cell(NONE)] * (len(columns) - 3)]
+        missing = [row for row in paper.rows if row not in matches]
+        rows += [(Cell(label_beside(row, settings)), *blank, *_quoted(row, paper)) for row in missing]
+        lead = recipe_notes(paper, settings)
+    notes = ("Mean ± standard deviation (n - 1) over seeds and folds. Best: the epoch with the highest test top-1, "
+             "chosen on the evaluation split itself.")  # fmt: skip
+    return Table("accuracy", "Accuracy in %", tuple(heads), tuple(rows), tuple(lead), (notes,))
 
 
 def _name_heads() -> list[Head]:
@@ -150,7 +154,7 @@ def comparison_table(settings: Sequence[ReportedSetting], comparisons: Sequence[
     )  # fmt: skip
     rows = tuple(tuple(_comparison_cells(each)) for each in comparisons)
     return Table("comparisons", f"Differences of {title}, last epoch: one - other", heads, rows,
-                 tuple(comparison_notes(settings, comparisons)))  # fmt: skip
+                 notes=tuple(comparison_notes(settings, comparisons)))  # fmt: skip
 
 
 def _comparison_cells(each: Comparison) -> Iterator[Cell]:
@@ -160,3 +164,10 @@ def _comparison_cells(each: Comparison) -> Iterator[Cell]:
     low_high = " to ".join(f"{end:+.{decimals}f}" for end in each.interval) if each.interval else NONE
     yield Cell(low_high, each.interval[0] if each.interval else None)
     yield from (Cell(f"{each.p:.2g}", each.p), Cell(f"{each.p_holm:.2g}", each.p_holm), Cell(each.claim))
+
+
+def aside_table(collection: Collection) -> Table:
+    """The folders that are not, or not wholly, in the tables."""
+    heads = tuple(Head(title, is_text=True) for title in ("folder", "what it is", "why"))
+    rows = tuple((Cell(str(each.path)), Cell(each.what), Cell(each.reason)) for each in collection.aside)
+    return Table("aside", "Folders set aside", heads, rows)
