@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
@@ -10,9 +11,9 @@ from rich.markup import escape
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from fastlsr.report.tables import Cell, Head, Table
+from fastlsr.report.tables import NONE, Cell, Head, Table
 
-_GAP = 3  # spaces between columns on the terminal
+_GAP = 2  # spaces between columns on the terminal
 
 
 def markdown(table: Table) -> str:
@@ -81,10 +82,13 @@ def print_table(console: Console, table: Table) -> None:
         has_groups = any(table.heads[column].group for column in columns)
         for column in columns:
             head = table.heads[column]
-            title = f"{head.group}\n{head.title}".replace(", ", ",\n") if has_groups else head.title
-            shown.add_column(escape(title), justify="left" if head.is_text else "right", no_wrap=True)
+            title = f"{head.group}\n{head.title}" if has_groups else head.title
+            shown.add_column(
+                escape(title), justify="left" if head.is_text else "right", overflow="fold", no_wrap=column > 0
+            )
         for row in table.rows:
-            shown.add_row(*(_styled(row[column]) for column in columns))
+            if any(row[column].text != NONE for column in columns[1:]):
+                shown.add_row(*(_styled(row[column]) for column in columns))
         console.print(shown)
     print_lines(console, table.notes)
 
@@ -100,18 +104,21 @@ def _styled(cell: Cell) -> str:
 
 
 def _fitting(table: Table, width: int) -> Iterator[list[int]]:
-    """The columns of each part of a table that fits the width; the first column is in all."""
-    widths = [max(len(text) for text in _texts(table, column)) + _GAP for column in range(len(table.heads))]
-    part, used = [0], widths[0]
-    for column in range(1, len(widths)):
-        if used + widths[column] > width and len(part) > 1:
-            yield part
-            part, used = [0], widths[0]
-        part.append(column)
-        used += widths[column]
-    yield part
+    """The columns of each part of a table that fits the width; the first one is in all, groups stay together."""
+    widths = [max(map(len, _texts(table, column))) + _GAP for column in range(len(table.heads))]
+    room = width + _GAP - min(widths[0], width // 2)  # longer names are folded
+    part: list[int] = []
+    for _, group in itertools.groupby(range(1, len(widths)), key=lambda column: table.heads[column].group or column):
+        columns = list(group)
+        fits = sum(widths[column] for column in columns) <= room
+        for piece in [columns] if fits else [[column] for column in columns]:
+            if part and sum(widths[column] for column in [*part, *piece]) > room:
+                yield [0, *part]
+                part = []
+            part += piece
+    yield [0, *part]
 
 
 def _texts(table: Table, column: int) -> Iterator[str]:
-    yield from (table.heads[column].title, *table.heads[column].group.split(", "))
+    yield from (table.heads[column].title, table.heads[column].group)
     yield from (row[column].text for row in table.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -74,24 +75,25 @@ def setting_tables(
 def _accuracies(settings: Sequence[ReportedSetting], column: str, bold: set[str], paper: PaperTable | None) -> Table:
     """Accuracies and hours; and what a paper quotes, whose rows that were not run stand below the settings."""
     heads, columns = _name_heads(), _names(settings)
-    for kind in KINDS:
-        for each in ACCURACIES:
-            heads.append(Head(each.title, f"{kind} epoch", each.meaning))
+    matches = [paper.row_of(setting) if paper else None for setting in settings]
+    missing = [row for row in paper.rows if row not in matches] if paper else []
+    for each in ACCURACIES:
+        for kind in KINDS:
+            heads.append(Head(f"{kind} epoch", each.title, each.meaning))
             columns.append(_figures(settings, kind, each, bold if (kind, each.key) == ("last", column) else set()))
+        if paper and each.key in paper.metrics:
+            heads.append(Head(f"quoted, {paper.name}", each.title, "as the paper prints it, not measured"))
+            columns.append([_quoted(row, each.key) for row in (*matches, *missing)])
     heads.append(Head("hours", "", "of all epochs of a run, with their evaluation"))
     columns.append(_cells([[run.hours for run in setting.runs] for setting in settings], 3, settings))
-    rows, lead = list(zip(*columns, strict=True)), list[str]()
-    if paper:
-        heads += [Head(COLUMNS[name].title, f"quoted, {paper.name}", "not measured here") for name in paper.metrics]
-        matches = [paper.row_of(setting) for setting in settings]
-        rows = [(*row, *_quoted(match, paper)) for row, match in zip(rows, matches, strict=True)]
-        blank = [Cell("0", 0), Cell(NOT_RUN), *[Cell(NONE)] * (len(columns) - 3)]
-        missing = [row for row in paper.rows if row not in matches]
-        rows += [(Cell(label_beside(row, settings)), *blank, *_quoted(row, paper)) for row in missing]
-        lead = recipe_notes(paper, settings)
+    columns[0] += [Cell(label_beside(row, settings)) for row in missing]
+    columns[1] += [Cell("0", 0)] * len(missing)
+    columns[2] += [Cell(NOT_RUN)] * len(missing)
+    rows = tuple(itertools.zip_longest(*columns, fillvalue=Cell(NONE)))
     notes = ("Mean ± standard deviation (n - 1) over seeds and folds. Best: the epoch with the highest test top-1, "
              "chosen on the evaluation split itself.")  # fmt: skip
-    return Table("accuracy", "Accuracy in %", tuple(heads), tuple(rows), tuple(lead), (notes,))
+    lead = tuple(recipe_notes(paper, settings)) if paper else ()
+    return Table("accuracy", "Accuracy in %", tuple(heads), rows, lead, (notes,))
 
 
 def _name_heads() -> list[Head]:
@@ -131,9 +133,9 @@ def mean_std(numbers: Sequence[float], decimals: int) -> str:
     return f"{mean} ± {statistics.stdev(numbers):.{decimals}f}" if len(numbers) > 1 else mean
 
 
-def _quoted(row: PaperRow | None, paper: PaperTable) -> list[Cell]:
-    figures = [row.figures.get(name) if row else None for name in paper.metrics]
-    return [Cell(str(figure), figure.mean) if figure else Cell(NONE) for figure in figures]
+def _quoted(row: PaperRow | None, name: str) -> Cell:
+    figure = row.figures.get(name) if row else None
+    return Cell(str(figure), figure.mean) if figure else Cell(NONE)
 
 
 def _notes(table: Table, bold: set[str]) -> Iterator[str]:
