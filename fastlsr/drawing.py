@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from fastlsr.files import replace_file
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+    from numpy.typing import ArrayLike
 
 # Okabe and Ito's colours, which most colour-blind readers can tell apart; their yellow is too light for lines.
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
@@ -25,6 +28,7 @@ METHOD_COLOURS = {
     "tsla_pre": "#3b6ea8", "table": "#9c755f",
 }  # fmt: skip
 DASHES = ("-", "--", ":", "-.")  # of settings of one method
+MOST_NAMES, MOST_VALUES = 20, 10  # classes that a heat map names, and whose values it prints
 
 _STYLE: Any = {
     "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -47,6 +51,38 @@ def panels(rows: int = 1, columns: int = 1, *, width: float = 4.2, height: float
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
     return figure, list(axes.flat)
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The style of titles, legends and texts made within, which `panels` cannot set; also a decorator, `@style()`."""
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def heat_map(axes: Axes, values: ArrayLike, names: Sequence[str], **limits: Any) -> AxesImage:
+    """A table of classes as colours, the first row at the top; for a colour bar.
+
+    Args:
+        values: [K, K]. Few enough are printed in their cells.
+        names: of the K classes, along both axes where they are few enough to be read.
+        limits: `vmin` and `vmax`, or a `norm`, as for `Axes.imshow`.
+    """
+    import numpy as np
+
+    table = np.asarray(values)
+    image = axes.imshow(table, cmap="cividis", **limits)  # dark to light for colour-blind readers, too
+    axes.grid(visible=False)
+    if len(names) <= MOST_NAMES:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    if len(names) <= MOST_VALUES:
+        for (row, column), value in np.ndenumerate(table):
+            colour = "white" if image.norm(value) < 0.5 else "black"
+            axes.text(column, row, f"{value:.2f}", color=colour, size=5.5, ha="center", va="center")
+    return image
 
 
 def method_colour(method: str) -> str:

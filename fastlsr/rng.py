@@ -74,7 +74,7 @@ def folds_generator() -> np.random.Generator:
 
 
 def named_generator(name: str, number: int) -> np.random.Generator:
-    """The generator of one parameter in one trial of a random search."""
+    """The generator of one parameter in one trial of a random search, or of an analysis's draws by their name."""
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     return np.random.Generator(np.random.Philox(key=[key, number]))
 

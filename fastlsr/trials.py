@@ -91,14 +91,22 @@ def varying(settings: Sequence[Setting]) -> list[str]:
     return _varying([setting.trials[0].config for setting in settings])
 
 
+def setting_labels(configs: Sequence[Config]) -> list[str]:
+    """What a picture calls each run's setting, such as "lsr smoothing=0.2": equal for repeats, and for them alone.
+
+    The method's name, then the options besides `REPEATS` in which the configs differ, where they are not the default.
+    """
+    keys = [key for key in _varying(configs) if key != "method.name"]
+    return [" ".join([config.method.name, *_set_options(config, keys)]) for config in configs]
+
+
 def run_labels(configs: Sequence[Config]) -> list[str]:
     """What a picture calls each run beside the others, such as "lsr smoothing=0.2" or "hard, seed 3".
 
-    The method's name, then the options besides `REPEATS` in which the configs differ, where they are not the default;
-    runs that share these are told apart by seed, and by fold where theirs differ. Only equal runs have equal labels.
+    The label of its setting; repeats are told apart by seed, and by fold where theirs differ. Only equal runs have
+    equal labels.
     """
-    keys = [key for key in _varying(configs) if key != "method.name"]
-    names = [" ".join([config.method.name, *_set_options(config, keys)]) for config in configs]
+    names = setting_labels(configs)
     folds = {name: {c.data.fold for c, other in zip(configs, names, strict=True) if other == name} for name in names}
     return [
         name

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fastlsr.data.manifest import Manifest
@@ -165,7 +165,26 @@ def class_labels(path: Path, manifest: Manifest, *, fold: str = "") -> Tensor:
         if name is None:
             raise InputError(f"{path} has no soft labels by class; it has {', '.join(file.keys())}")
         table = file.get_tensor(name).float()
-    classes = len(manifest.classes)
+    return _checked_table(path, table, len(manifest.classes))
+
+
+def stage_labels(path: Path, classes: int) -> Tensor:
+    """float32[K, K]: the soft labels that a run keeps of one of its stages, rows summing to 1. Needs no data.
+
+    Args:
+        classes: K of the run.
+
+    Raises:
+        InputError: the file cannot be read, or holds no such table.
+    """
+    try:
+        table = load_file(path)["soft_labels"].float()
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InputError(f"{path} cannot be read as a stage's soft labels: {str(error).splitlines()[0]}") from None
+    return _checked_table(path, table, classes)
+
+
+def _checked_table(path: Path, table: Tensor, classes: int) -> Tensor:
     if table.shape != (classes, classes):
         raise InputError(f"{path} is for {'x'.join(map(str, table.shape))} soft labels, the data has {classes} classes")
     _check_distributions(path, table)

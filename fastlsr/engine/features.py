@@ -37,11 +37,12 @@ class Features:
 
 
 @torch.inference_mode()
-def split_features(run: TrainedRun, loader: Loader, name: str) -> Features:
-    """The features of all samples of a loader that belongs to the run.
+def split_features(run: TrainedRun, loader: Loader, name: str, chosen: Tensor | None = None) -> Features:
+    """The features of the samples of a loader that belongs to the run.
 
     Args:
         name: of the split, for the progress that is shown.
+        chosen: int64, the index of one or more samples to take alone, which saves the network the others; None: all.
 
     Raises:
         InputError: if the network's logits are not linear in the inputs of its classifier.
@@ -49,7 +50,13 @@ def split_features(run: TrainedRun, loader: Loader, name: str) -> Features:
     network = run.network(loader.resolution)
     parts = []
     for batch in tracked(loader.epoch(0), f"{run.config.run_name()}: features, {name}", steps=len(loader)):
-        found = network.penultimate(batch.images)
-        parts.append((found.features.float().cpu(), batch.labels.clone().cpu(), batch.index.clone().cpu()))
+        images, labels, index = batch.images, batch.labels, batch.index
+        if chosen is not None:
+            taken = torch.isin(index, chosen.to(index.device))
+            if not taken.any():
+                continue
+            images, labels, index = images[taken], labels[taken], index[taken]
+        found = network.penultimate(images)
+        parts.append((found.features.float().cpu(), labels.clone().cpu(), index.clone().cpu()))
     values, labels, index = (torch.cat(column) for column in zip(*parts, strict=True))
     return Features(values, labels, index, found.templates.float().cpu(), found.bias.float().cpu())

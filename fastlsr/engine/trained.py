@@ -18,7 +18,7 @@ from fastlsr.engine.classifier import Classifier
 from fastlsr.engine.evaluation import evaluate
 from fastlsr.engine.runtime import choose_device, set_up_torch
 from fastlsr.engine.session import Position, State, build_network, classifier_of, evaluation_loader, training_loader
-from fastlsr.errors import InputError
+from fastlsr.errors import InputError, unknown
 from fastlsr.labels.methods import make_plan
 from fastlsr.labels.plan import Plan
 from fastlsr.labels.targets import Targets
@@ -51,6 +51,18 @@ class TrainedRun:
     def classes(self) -> list[str]:
         """The names of its classes; the position is the label."""
         return self.decided["classes"]
+
+    def labels_named(self, names: str) -> list[int]:
+        """The labels of classes, "man,palm_tree"; each once, in the order of their names.
+
+        Raises:
+            InputError: for a class that is not the run's.
+        """
+        chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+        for name in chosen:
+            if name not in self.classes:
+                raise InputError(unknown("class of the run", name, self.classes))
+        return [self.classes.index(name) for name in chosen]
 
     def evaluation_loader(self) -> Loader:
         """The batches that the run evaluates on.
