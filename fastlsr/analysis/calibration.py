@@ -161,5 +161,6 @@ def _draw_shares(panel: Axes, bins: Sequence[Mapping[str, Any]], **look: Any) ->
 def _draw_accuracies(panel: Axes, bins: Sequence[Mapping[str, Any]], colour: str, **look: Any) -> None:
     drawn = [each for each in bins if each["share"] >= _LEAST_SHARE and each["low"] is not None]
     x, y, low, high = ([each[key] for each in drawn] for key in ("confidence", "accuracy", "low", "high"))
-    reach = np.subtract(y, low), np.subtract(high, y)
+    told = [np.nan if each["runs"] == 2 else 1.0 for each in drawn]  # of two runs they would cross the whole panel
+    reach = np.multiply(told, np.subtract(y, low)), np.multiply(told, np.subtract(high, y))
     panel.errorbar(x, y, reach, color=colour, marker="o", markersize=4, elinewidth=0.9, linewidth=1, **look)
