@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +98,23 @@ def line_styles(methods: Sequence[str]) -> list[dict[str, str]]:
         at = seen[method] = seen.get(method, -1) + 1
         styles.append({"color": method_colour(method), "linestyle": DASHES[at % len(DASHES)]})
     return styles
+
+
+def draw_band(axes: Axes, x: ArrayLike, curves: Sequence[ArrayLike], label: str, line: Mapping[str, Any]) -> None:
+    """Draws the mean of one or more curves over `x`, and a band of one sample standard deviation if there are several.
+
+    Args:
+        curves: each as long as `x`.
+        line: its style, of `line_styles`.
+    """
+    import numpy as np
+
+    values = np.array(curves, dtype=float)
+    mean = values.mean(0)
+    axes.plot(x, mean, label=label, **line)
+    if len(values) > 1:
+        spread = values.std(0, ddof=1)
+        axes.fill_between(x, mean - spread, mean + spread, color=line["color"], alpha=0.15, linewidth=0)
 
 
 def svg(figure: Figure) -> str:

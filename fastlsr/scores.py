@@ -15,6 +15,7 @@ from scipy.optimize import brentq
 
 from fastlsr.metrics import ECE_BINS
 
+NORMS = tuple(range(10))  # that `normalised_confidence` chooses from
 _TEMPERATURES = (0.01, 100.0)  # the range that is searched
 
 
@@ -32,10 +33,13 @@ class Predictions:
 
     @cached_property
     def log_probabilities(self) -> np.ndarray:
-        """float32[N, K]: log softmax."""
+        """float32[N, K]: log softmax; the highest one of a row keeps its digits where its probability rounds to 1."""
         shifted = self.logits.astype(np.float32)
         shifted -= shifted.max(1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+        others = np.exp(shifted)
+        others[np.arange(len(others)), self._predicted] = 0
+        shifted -= np.log1p(others.sum(1, keepdims=True))
+        return shifted
 
     @cached_property
     def probabilities(self) -> np.ndarray:
@@ -45,12 +49,21 @@ class Predictions:
     @cached_property
     def correct(self) -> np.ndarray:
         """bool[N]: whether the label has the highest logit, the first of equal ones."""
-        return self.logits.argmax(1) == self.labels
+        return self._predicted == self.labels
+
+    @cached_property
+    def log_confidence(self) -> np.ndarray:
+        """float32[N]: the logarithm of the highest probability; tells apart what is so sure that it rounds to 1."""
+        return self.log_probabilities.max(1)
 
     @cached_property
     def confidence(self) -> np.ndarray:
         """float32[N]: the highest probability."""
-        return self.probabilities.max(1)
+        return np.exp(self.log_confidence)
+
+    @cached_property
+    def _predicted(self) -> np.ndarray:
+        return self.logits.argmax(1)
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,9 @@ class Score:
 SCORES: dict[str, Score] = {}
 
 
-def score(title: str, unit: str, meaning: str, *, format: str = ".4f") -> Callable[[Callable], Callable]:
+def score(
+    title: str, unit: str, meaning: str, *, format: str = ".4f"
+) -> Callable[[Callable[[Predictions], float]], Callable[[Predictions], float]]:
     """Makes a function of `Predictions` a score of its name."""
 
     def register(value: Callable[[Predictions], float]) -> Callable[[Predictions], float]:
@@ -120,9 +135,13 @@ def reliability(predictions: Predictions) -> np.ndarray:
 
 @score("adaptive ECE", "", "the same over 15 bins of equally many samples")
 def adaptive_ece(predictions: Predictions) -> float:
-    """ECE with bins that hold equally many samples, to one, in the order of confidence (Nguyen and O'Connor 2015)."""
-    order = np.argsort(predictions.confidence, kind="stable")
-    gaps = (predictions.confidence - predictions.correct.astype(np.float64))[order]
+    """ECE with bins that hold equally many samples, to one, in the order of confidence (Nguyen and O'Connor 2015).
+
+    Where a bin ends among samples of equal confidence, each part has their share of correct ones, so that no tie
+    depends on the file's order.
+    """
+    confidence, correct, sizes = _by_value(predictions.confidence, predictions.correct)
+    gaps = np.repeat(confidence - correct, sizes)
     return float(sum(abs(part.sum()) for part in np.array_split(gaps, ECE_BINS)) / len(gaps))
 
 
@@ -139,9 +158,16 @@ def classwise_ece(predictions: Predictions) -> float:
 
 @score("AURC", "10^-3", "area under the risk-coverage curve, times 1000", format=".2f")
 def aurc(predictions: Predictions) -> float:
-    """1000 x the mean of the selective risk over all coverages 1/N .. 1 (Geifman et al. 2019)."""
-    _, risk = risk_coverage(predictions.confidence, predictions.correct)
-    return float(1000 * risk.mean())
+    """1000 x the mean of the selective risk over all coverages 1/N .. 1 (Geifman et al. 2019).
+
+    The confidence is the highest probability, ordered by its logarithm.
+    """
+    return area_under_risk(predictions.log_confidence, predictions.correct)
+
+
+def area_under_risk(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """1000 x the mean risk of `risk_coverage`, whatever the confidence is."""
+    return float(1000 * risk_coverage(confidence, correct)[1].mean())
 
 
 def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -153,8 +179,7 @@ def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarr
         confidence: float[N]; any score that is higher where the prediction is trusted more.
         correct: bool[N].
     """
-    _, group, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
-    errors = np.bincount(group, weights=~correct) / sizes
+    _, errors, sizes = _by_value(-confidence, ~correct)
     taken = np.arange(1, len(correct) + 1)
     return taken / len(correct), np.cumsum(np.repeat(errors, sizes)) / taken
 
@@ -195,6 +220,59 @@ def temperature_scaled(logits: np.ndarray, labels: np.ndarray, index: np.ndarray
     temperatures = [fit_temperature(logits[half], labels[half]) if half.any() else 1.0 for half in (odd, ~odd)]
     divisor = np.where(odd, temperatures[1], temperatures[0]).astype(np.float32)
     return Predictions(logits.astype(np.float32) / divisor[:, None], labels), temperatures
+
+
+def max_logit_norm(logits: np.ndarray, p: int) -> np.ndarray:
+    """float32[N]: max_k c_k / |c|_p, where c are a sample's logits less their mean (Cattelan and Silva 2024).
+
+    With p = 0 it is max_k c_k, not divided. Equal logits have 0.
+
+    Args:
+        logits: float[N, K], finite.
+    """
+    centred = logits.astype(np.float32)
+    centred -= centred.mean(1, keepdims=True)
+    highest = centred.max(1)
+    if not p:
+        return highest
+    largest = np.maximum(np.abs(centred).max(1), np.finfo(np.float32).tiny)  # its powers would overflow
+    return highest / largest / np.maximum(np.linalg.norm(centred / largest[:, None], ord=p, axis=1), 1)
+
+
+def normalised_confidence(
+    logits: np.ndarray, labels: np.ndarray, index: np.ndarray
+) -> tuple[np.ndarray, list[int | None]]:
+    """(confidence float64[N], the two norms): `max_logit_norm` with the p that orders the other half best.
+
+    Of p = 0 .. 9 and the highest probability (None) that one is taken for a half which has the least AURC on the other
+    half; the halves are those of `temperature_scaled`. Norms differ in scale: a sample's confidence is its rank in its
+    half, from 0 to 1, so that each coverage takes the same share of both halves.
+
+    Args:
+        logits: float[N, K].
+        labels: int64[N].
+        index: int64[N]; the halves are the even and the odd positions in the file.
+    """
+    predictions, odd = Predictions(logits, labels), index % 2 == 1
+    choices = {None: predictions.log_confidence} | {p: max_logit_norm(logits, p) for p in NORMS}
+    norms, ranks = [], np.empty(len(labels))
+    for half in (odd, ~odd):
+        areas = {p: area_under_risk(each[half], predictions.correct[half]) for p, each in choices.items() if half.any()}
+        norms.append(min(areas, key=lambda p: areas[p], default=None))
+        ranks[~half] = _ranks(choices[norms[-1]][~half])
+    return ranks, norms
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """float64[N]: the share of values that are smaller, with half of the equal ones."""
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    return ((np.cumsum(sizes) - sizes / 2) / len(values))[group]
+
+
+def _by_value(values: np.ndarray, marks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(the different values, ascending; the share of marks, bool[N], at each; how many samples have it)."""
+    different, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    return different, np.bincount(group, weights=marks) / sizes, sizes
 
 
 def _bins(probability: np.ndarray) -> np.ndarray:

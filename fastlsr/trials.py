@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastlsr.config import Config
+from fastlsr.errors import InputError
 from fastlsr.runs import Kind, RunFolder, Summary
 
 REPEATS = ("train.seed", "data.fold")  # trials that differ in nothing else are repeats of one setting
@@ -114,6 +115,28 @@ def run_labels(configs: Sequence[Config]) -> list[str]:
         + (f", fold {config.data.fold}" if len(folds[name]) > 1 else "")
         for name, config in zip(names, configs, strict=True)
     ]
+
+
+def grouped(configs: Sequence[Config], epochs: Sequence[int]) -> dict[str, list[int]]:
+    """The label of each setting to the positions of its runs, both in the order in which they come.
+
+    Args:
+        epochs: that each run's network was trained for; those of one setting with different ones are groups of their
+            own, as "lsr, epoch 30".
+
+    Raises:
+        InputError: if two runs of a group have the same seed and fold.
+    """
+    labels = setting_labels(configs)
+    groups: dict[str, list[int]] = {}
+    trained = {label: {each for each, other in zip(epochs, labels, strict=True) if other == label} for label in labels}
+    for at, (label, epoch) in enumerate(zip(labels, epochs, strict=True)):
+        groups.setdefault(label + (f", epoch {epoch}" if len(trained[label]) > 1 else ""), []).append(at)
+    for label, members in groups.items():
+        repeats = {(configs[at].train.seed, configs[at].data.fold) for at in members}
+        if len(repeats) < len(members):
+            raise InputError(f"{len(members)} runs of {label} have {len(repeats)} seeds and folds: one is given twice")
+    return groups
 
 
 def _set_options(config: Config, keys: Sequence[str]) -> list[str]:

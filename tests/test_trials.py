@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from fastlsr.config import Config, differences, load
 from fastlsr.errors import InputError
 from fastlsr.runs import RunFolder
-from fastlsr.trials import REPEATS, Setting, Trial, mean_and_std, read_trial, run_labels, settings_of, varying
+from fastlsr.trials import (
+    REPEATS,
+    Setting,
+    Trial,
+    grouped,
+    mean_and_std,
+    read_trial,
+    run_labels,
+    settings_of,
+    varying,
+)
 
 OPTIONS = {
     "optim.lr": [0.1, 0.2],
@@ -203,3 +213,17 @@ def test_reading_runs_loads_no_torch():
     code = "import sys, json, fastlsr.trials, fastlsr.sweep.__main__; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "ffcv", "wandb"}.isdisjoint(json.loads(done.stdout))
+
+
+def test_runs_are_grouped_by_setting_and_by_epoch_where_one_has_several():
+    chosen = [("hard", 0, 9), ("lsr", 0, 9), ("hard", 1, 9), ("lsr", 0, 3)]
+    configs = [load(overrides={"method.name": method, "train.seed": seed}) for method, seed, _ in chosen]
+    expected = {"hard": [0, 2], "lsr, epoch 9": [1], "lsr, epoch 3": [3]}
+    assert grouped(configs, [epoch for *_, epoch in chosen]) == expected
+
+
+def test_grouped_runs_differ_in_seed_or_fold():
+    folds = [load(overrides={"data.folds": 2, "data.fold": fold}) for fold in (0, 1)]
+    assert grouped(folds, [9, 9]) == {"hard": [0, 1]}
+    with pytest.raises(InputError, match="3 runs of hard have 2 seeds and folds"):
+        grouped([*folds, folds[0]], [9, 9, 9])

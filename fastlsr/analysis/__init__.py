@@ -8,6 +8,7 @@ keyword arguments are its options; the command reads them by their annotations, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,3 +29,11 @@ class Finding:
     numbers: dict[str, Any]
     text: str
     picture: Figure | None = None
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A line for each row of a table; its first column is flush left, the others are flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    first = widths[0]
+    return "\n".join(f"{row[0]:{first}}{line[first:]}".rstrip() for row, line in zip(rows, lines, strict=True))

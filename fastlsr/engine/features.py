@@ -37,19 +37,22 @@ class Features:
 
 
 @torch.inference_mode()
-def split_features(run: TrainedRun, loader: Loader, name: str, chosen: Tensor | None = None) -> Features:
-    """The features of the samples of a loader that belongs to the run.
+def split_features(
+    run: TrainedRun, loader: Loader, name: str, chosen: Tensor | None = None, *, quiet: bool = False
+) -> Features:
+    """The features of the samples of a loader, whose images may be others than the run's.
 
     Args:
         name: of the split, for the progress that is shown.
         chosen: int64, the index of one or more samples to take alone, which saves the network the others; None: all.
+        quiet: whether no progress is shown.
 
     Raises:
         InputError: if the network's logits are not linear in the inputs of its classifier.
     """
     network = run.network(loader.resolution)
-    parts = []
-    for batch in tracked(loader.epoch(0), f"{run.config.run_name()}: features, {name}", steps=len(loader)):
+    parts, batches, title = [], loader.epoch(0), f"{run.config.run_name()}: features, {name}"
+    for batch in batches if quiet else tracked(batches, title, steps=len(loader)):
         images, labels, index = batch.images, batch.labels, batch.index
         if chosen is not None:
             taken = torch.isin(index, chosen.to(index.device))

@@ -17,17 +17,15 @@ from fastlsr.config import Config
 from fastlsr.data.loader import Batch, Loader
 from fastlsr.data.manifest import digest_of
 from fastlsr.data.soft_labels import TeacherRows
-from fastlsr.data.splits import data_digests, fold_name, fold_of_sample, split_paths
+from fastlsr.data.splits import data_digests, fold_name, split_paths
 from fastlsr.engine.classifier import Classifier
+from fastlsr.engine.linear_probe import fit_head
 from fastlsr.engine.log import progress, terminal
 from fastlsr.engine.runtime import choose_device, choose_precision, set_up_torch
 from fastlsr.engine.session import build_network, classifier_of, evaluation_loader, training_loader
 from fastlsr.engine.trained import TrainedRun
-from fastlsr.errors import InputError
 from fastlsr.models import expected_normalization
-from fastlsr.models.linear_head import fit_linear_head
 
-HELD_OUT = 10  # one in so many training images chooses the head's penalty
 _HALF = torch.finfo(torch.float16).max
 
 
@@ -129,13 +127,10 @@ def teacher_of_model(config: Config, train: Loader, console: Console) -> Teacher
     network, made = pretrained_network(config, train, console)
     note_resolution(network, train, console)
     features = features_of(network, watched(train, "training images", console), len(train.indices))
-    if not features.isfinite().all():
-        raise InputError(f"--model={config.model.name}: its features are not finite")
-    labels = train.labels[train.indices]
-    columns = (train.indices, labels, fold_of_sample(labels, HELD_OUT) == 0)
-    index, targets, held_out = (torch.from_numpy(column).to(device) for column in columns)
+    columns = train.indices, train.labels[train.indices]
+    index, targets = (torch.from_numpy(column).to(device) for column in columns)
     with progress(console, "linear head") as advance:
-        head = fit_linear_head(features, targets, held_out, classes=classes, advance=advance)
+        head = fit_head(features, targets, classes=classes, advance=advance)
     report(console, f"linear head: l2 {head.l2:g} on {features.shape[1]} features of {len(features):,} images")
     blocks = zip(*(column.split(config.data.batch_size) for column in (index, targets, features)), strict=True)
     predictions = (Predictions(some, of_them, head(part)) for some, of_them, part in blocks)
