@@ -1,0 +1,433 @@
+"""Figures of a report, each with the numbers behind it. matplotlib is loaded when the first one is drawn."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastlsr.drawing import INK, line_styles, method_colour, panels
+from fastlsr.report.collect import ReportedRun, ReportedSetting
+from fastlsr.runs import COLUMNS, Kind
+from fastlsr.trials import REPEATS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MOST_LINES = 8  # in one panel
+_MOST_POINTS = 200  # of a line; a longer one is thinned
+_MOST_CHANGES = 20  # of targets in a run that are marked: `online` would have one after each epoch
+_CURVES = (("test/top1", "Test top-1"), ("test/nll", "Test NLL"), ("train/top1", "Train top-1"),
+           ("target_entropy", "Entropy of the training targets"))  # fmt: skip
+_UNITS = {column.key: column.unit for column in COLUMNS}
+_SHOWN: Kind = "last"  # the epoch of every figure that is no curve
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """One figure of a report.
+
+    Attributes:
+        name: of its files, without ending.
+        group: the heading that it stands under.
+        title: short and unique in the report.
+        caption: one to three sentences on what is shown.
+        figure: the drawing.
+        csv: the numbers that are drawn, with a header.
+    """
+
+    name: str
+    group: str
+    title: str
+    caption: str
+    figure: Figure
+    csv: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A setting's numbers along x, over its runs.
+
+    Attributes:
+        setting: whose they are.
+        x: float64[X].
+        values: float64[R, X], NaN where a run has none.
+        marks: values of x that are marked.
+    """
+
+    setting: ReportedSetting
+    x: np.ndarray
+    values: np.ndarray
+    marks: Sequence[float] = ()
+
+    @cached_property
+    def count(self) -> np.ndarray:
+        """int64[X]: runs with a number."""
+        return np.isfinite(self.values).sum(0)
+
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """float64[X]: over these runs."""
+        return np.nansum(self.values, 0) / np.where(self.count, self.count, np.nan)
+
+    @cached_property
+    def std(self) -> np.ndarray:
+        """float64[X]: sample standard deviation (n - 1); NaN for fewer than two runs."""
+        squares = np.nansum((self.values - self.mean) ** 2, 0)
+        return np.sqrt(squares / np.where(self.count > 1, self.count - 1, np.nan))
+
+    @cached_property
+    def band(self) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high), float64[X] each: mean ± std; for two runs the lower and the higher; NaN for one."""
+        half = np.where(self.count == 2, self.std / math.sqrt(2), self.std)  # |a - b| / 2 is std / sqrt(2)
+        return self.mean - half, self.mean + half
+
+    def thinned(self) -> Line:
+        """The line at no more than some `_MOST_POINTS` evenly chosen x, and at its marks."""
+        if len(self.x) <= _MOST_POINTS:
+            return self
+        even = np.linspace(0, len(self.x) - 1, _MOST_POINTS).round().astype(int)
+        kept = np.union1d(even, np.flatnonzero(np.isin(self.x, self.marks)))
+        return Line(self.setting, self.x[kept], self.values[:, kept], self.marks)
+
+
+def curve_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
+    """Accuracies, loss and target entropy against the epoch (TSLA Figs. 1 to 3, COLAM Fig. 1a)."""
+    figures = []
+    for key, title in _CURVES:
+        lines = [curve(setting, key) for setting in settings]
+        lines = [line for line in lines if line.count.any()]
+        if key == "target_entropy" and not any(line.mean[line.count > 0].any() for line in lines):
+            continue  # hard labels throughout
+        marks = " A dot marks each change of a method's targets." if any(line.marks for line in lines) else ""
+        caption = f"{title} after each epoch: {_band_words(lines)}.{marks}"
+        figures += _line_figures(key.replace("/", "-"), "Curves", title, caption, lines, "epoch", _UNITS[key])
+    return figures
+
+
+def curve(setting: ReportedSetting, key: str) -> Line:
+    """A column of the rows against the epoch; a change of targets is marked at the last epoch before it."""
+    epochs = max((row["epoch"] for run in setting.runs for row in run.rows), default=0)
+    values = np.full((len(setting.runs), epochs), np.nan)
+    for run, line in zip(setting.runs, values, strict=True):
+        for row in run.rows:
+            line[row["epoch"] - 1] = math.nan if row.get(key) is None else row[key]
+    values[~np.isfinite(values)] = np.nan
+    return Line(setting, np.arange(1.0, epochs + 1), values, _changes(setting)).thinned()
+
+
+def _changes(setting: ReportedSetting) -> tuple[int, ...]:
+    """The epochs after which the targets change; () where they do so too often to be marked."""
+    ends = tuple(itertools.accumulate(phase.epochs for phase in setting.plan.phases))[:-1]
+    return ends if len(ends) <= _MOST_CHANGES else ()
+
+
+def risk_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
+    """Selective risk against coverage."""
+    lines = []
+    for setting in settings:
+        risks = [run.risk for run in setting.runs if run.risk is not None]
+        if risks:
+            lines.append(Line(setting, np.linspace(1, 100, len(risks[0])), 100 * np.stack(risks)))
+    caption = (
+        "Errors among the predictions that are kept when the least confident are left out, after the last epoch: "
+        f"{_band_words(lines)}. Lower is better; the area below is AURC."
+    )
+    return _line_figures("risk-coverage", "Trust", "Risk and coverage", caption, lines, "coverage (%)", "%", "risk")
+
+
+def _line_figures(
+    name: str, group: str, title: str, caption: str, lines: Sequence[Line], x: str, unit: str, y: str = ""
+) -> list[ReportFigure]:
+    """One figure of all lines, or several with equal axes where one would hold too many."""
+    parts = split_by_method([line.setting for line in lines])
+    limits = _limits(lines)
+    figures = []
+    for methods, indices in parts:
+        part = [lines[at] for at in indices]
+
+        def draw(axes: Axes, part: Sequence[Line] = part) -> None:
+            styles = _styles([line.setting for line in part])
+            for line, style in zip(part, styles, strict=True):
+                _draw_line(axes, line, style)
+            axes.set(xlabel=x, ylabel=f"{y or title} ({unit})" if unit else y or title, ylim=limits)
+
+        suffix, of = (f"-{'-'.join(methods)}", f": {', '.join(methods)}") if len(parts) > 1 else ("", "")
+        figures.append(_figure(name + suffix, group, title + of, caption, draw, _lines_csv(x, part)))
+    return figures
+
+
+def split_by_method(settings: Sequence[ReportedSetting]) -> list[tuple[list[str], list[int]]]:
+    """(methods, indices of settings) of each panel; a method is wholly in one, and the only `hard` setting in each.
+
+    A panel holds no more than eight settings, unless one method alone has more.
+    """
+    names = [setting.config.method.name for setting in settings]
+    everywhere = [at for at, name in enumerate(names) if name == "hard"]
+    if len(settings) <= _MOST_LINES:
+        return [(list(dict.fromkeys(names)), list(range(len(settings))))] if settings else []
+    everywhere = everywhere if len(everywhere) == 1 else []
+    parts: list[tuple[list[str], list[int]]] = []
+    for method in dict.fromkeys(names):
+        own = [at for at, name in enumerate(names) if name == method and at not in everywhere]
+        if parts and len(parts[-1][1]) + len(own) <= _MOST_LINES:
+            parts[-1] = [*parts[-1][0], method], [*parts[-1][1], *own]
+        elif own:
+            parts.append(([method], [*everywhere, *own]))
+    return parts
+
+
+def _styles(settings: Sequence[ReportedSetting]) -> list[dict[str, Any]]:
+    """How `Axes.plot` draws the settings of one panel; dashes tell those of a method apart up to eight."""
+    methods = [setting.config.method.name for setting in settings]
+    crowded = {method for method in methods if methods.count(method) > _MOST_LINES}
+    return [
+        {"color": style["color"], "linewidth": 0.7, "alpha": 0.5} if method in crowded else style
+        for method, style in zip(methods, line_styles(methods), strict=True)
+    ]
+
+
+def _draw_line(axes: Axes, line: Line, style: dict[str, Any]) -> None:
+    name = line.setting.label if "alpha" not in style else f"{line.setting.config.method.name} (thin lines)"
+    taken = {drawn.get_label() for drawn in axes.lines}
+    axes.plot(line.x, line.mean, label=name if name not in taken else None, **style)
+    if "alpha" not in style:
+        axes.fill_between(line.x, *line.band, color=style["color"], alpha=0.15, linewidth=0)
+        marked = np.flatnonzero(np.isin(line.x, line.marks))
+        axes.plot(line.x[marked], line.mean[marked], "o", color=style["color"], markersize=3.5, gid="changes")
+
+
+def _limits(lines: Sequence[Line]) -> tuple[float, float] | None:
+    """The range of y: all of the means but their most extreme hundredths, as of a first epoch that fails."""
+    values = np.concatenate([np.concatenate([line.mean, *(band[-1:] for band in line.band)]) for line in lines] or [[]])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    low, high = np.percentile(values, [0.5, 99])
+    ends = [value for line in lines for value in (line.band[0][-1], line.band[1][-1], line.mean[-1])]
+    low, high = np.nanmin([low, *ends]), np.nanmax([high, *ends])
+    margin = 0.05 * (high - low) or 1
+    return float(low - margin), float(high + margin)
+
+
+def _band_words(lines: Iterable[Line]) -> str:
+    runs = {len(line.values) for line in lines}
+    if runs <= {1}:
+        return "one run each"
+    words = ["the mean over the runs of a setting"]
+    words += ["the band is ± one standard deviation"] if max(runs, default=0) > 2 else []
+    words += ["from the lower to the higher run where there are two"] if 2 in runs else []
+    return ", ".join([*words, *(["none where there is one"] if 1 in runs else [])])
+
+
+def _lines_csv(x: str, lines: Sequence[Line]) -> str:
+    xs = sorted({float(value) for line in lines for value in line.x})
+    header = [x, *(f"{line.setting.label}: {what}" for line in lines for what in ("mean", "std", "n"))]
+    columns = []
+    for line in lines:
+        at = {float(value): position for position, value in enumerate(line.x)}
+        for numbers in (line.mean, line.std, line.count):
+            columns.append([numbers[at[value]] if value in at else math.nan for value in xs])
+    return csv_text([header, *zip(xs, *columns, strict=True)])
+
+
+def reliability_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
+    """Accuracy against confidence, in bins, over all runs of a setting together."""
+    drawn = [(setting, bins) for setting in settings if (bins := _bins(setting)) is not None]
+    rows: list[Sequence[Any]] = [("setting", "bin", "samples", "mean confidence", "accuracy")]
+    rows += [(setting.label, at, *point) for setting, bins in drawn for at, point in enumerate(bins.T, 1)]
+    figures = []
+    parts = split_by_method([setting for setting, _ in drawn])
+    for methods, indices in parts:
+        part = [drawn[at] for at in indices]
+
+        def draw(axes: Axes, part: Sequence[tuple[ReportedSetting, np.ndarray]] = part) -> None:
+            axes.plot([0, 100], [0, 100], color=INK, linewidth=0.8, linestyle=":")
+            for (setting, bins), style in zip(part, _styles([setting for setting, _ in part]), strict=True):
+                samples, confidence, accuracy = bins
+                axes.plot(100 * confidence, 100 * accuracy, label=setting.label, **style)
+                sizes = 60 * samples / samples.sum()
+                axes.scatter(100 * confidence, 100 * accuracy, s=sizes, color=style["color"], linewidth=0)
+            axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100))
+
+        suffix, of = (f"-{'-'.join(methods)}", f": {', '.join(methods)}") if len(parts) > 1 else ("", "")
+        labels = {setting.label for setting, _ in part}
+        numbers = csv_text([rows[0], *(row for row in rows[1:] if row[0] in labels)])
+        figures.append(_figure("reliability" + suffix, "Trust", "Reliability" + of, _RELIABILITY, draw, numbers))
+    return figures
+
+
+_RELIABILITY = (
+    "Accuracy of the predictions in each of 15 equal bins of confidence after the last epoch, without temperature "
+    "scaling, over all runs of a setting together; the larger the dot, the more predictions. Calibrated predictions "
+    "lie on the diagonal, overconfident ones below it."
+)
+
+
+def _bins(setting: ReportedSetting) -> np.ndarray | None:
+    """float64[3, bins]: samples, mean confidence and accuracy of each bin, over all runs; NaN in an empty one."""
+    of_runs = [run.reliability for run in setting.runs if run.reliability is not None]
+    if not of_runs:
+        return None
+    samples, confidence, correct = np.sum(of_runs, axis=0)
+    divisor = np.where(samples > 0, samples, np.nan)
+    return np.stack([samples, confidence / divisor, correct / divisor])
+
+
+def option_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
+    """Accuracy against the numeric options of a method that vary: a line for one, a heat map for two (COLAM Fig. 4)."""
+    figures = []
+    for method in dict.fromkeys(setting.config.method.name for setting in settings):
+        own = [setting for setting in settings if setting.config.method.name == method]
+        keys = varying_numbers(own)
+        points = {tuple(_value(setting, key) for key in keys): setting for setting in own}
+        if len(points) == len(own) and len(keys) == 1:
+            figures.append(_option_line(method, keys[0], {at[0]: setting for at, setting in points.items()}))
+        elif len(points) == len(own) and len(keys) == 2:
+            figures.append(_heat_map(method, keys, points))
+    return figures
+
+
+def varying_numbers(settings: Sequence[ReportedSetting]) -> list[str]:
+    """The `section.key` names in which the settings differ; () where one of them is no number."""
+    options = [setting.config.decisive() for setting in settings]
+    keys = [key for key in options[0] if key not in REPEATS and len({each[key] for each in options}) > 1]
+    return keys if not any(isinstance(each[key], str | bool) for each in options for key in keys) else []
+
+
+def _value(setting: ReportedSetting, key: str) -> float:
+    """An option as a number on an axis: of what stands for another number, that one."""
+    value = setting.config.flat()[key]
+    if (key, value) == ("method.drop_epoch", -1):
+        return setting.plan.phases[0].epochs
+    return math.inf if (key, value) == ("method.peers", 0) else value
+
+
+def _value_name(value: float) -> str:
+    return "all" if math.isinf(value) else f"{value:g}"
+
+
+def _option_line(method: str, key: str, points: dict[float, ReportedSetting]) -> ReportFigure:
+    values = sorted(points)
+    lines = [_at_end(points[value], "top1") for value in values]
+    even = math.isinf(values[-1])
+    x = list(range(len(values))) if even else values
+
+    def draw(axes: Axes) -> None:
+        means, spreads = [line.mean[0] for line in lines], [line.band[1][0] - line.mean[0] for line in lines]
+        axes.errorbar(x, means, np.nan_to_num(spreads), color=method_colour(method), marker="o", markersize=4, capsize=3)
+        if not even and values[0] > 0 and values[-1] >= 10 * values[0]:
+            axes.set_xscale("log")
+        if len(values) <= 10:
+            axes.set_xticks(x, [_value_name(value) for value in values])
+            axes.minorticks_off()
+        axes.set(xlabel=key, ylabel="Test top-1 (%)")
+
+    caption = f"Test top-1 of {method} after the last epoch against {key}: {_band_words(lines).replace('band', 'bar')}."
+    rows = [(key, "mean", "std", "n"), *((_value_name(value), line.mean[0], line.std[0], line.count[0])
+                                         for value, line in zip(values, lines, strict=True))]  # fmt: skip
+    return _figure(f"option-{method}", "Options", f"{method}: {key}", caption, draw, csv_text(rows))
+
+
+def _heat_map(method: str, keys: Sequence[str], points: dict[tuple[float, ...], ReportedSetting]) -> ReportFigure:
+    across, down = (sorted({at[axis] for at in points}) for axis in range(2))
+    means = np.full((len(down), len(across)), np.nan)
+    rows: list[Sequence[Any]] = [(*keys, "mean", "std", "n")]
+    for (x, y), setting in sorted(points.items(), key=lambda item: item[0]):
+        line = _at_end(setting, "top1")
+        means[down.index(y), across.index(x)] = line.mean[0]
+        rows.append((_value_name(x), _value_name(y), line.mean[0], line.std[0], line.count[0]))
+
+    def draw(axes: Axes) -> None:
+        image = axes.imshow(means, cmap="cividis", origin="lower", aspect="auto")
+        axes.set_xticks(range(len(across)), [_value_name(value) for value in across])
+        axes.set_yticks(range(len(down)), [_value_name(value) for value in down])
+        axes.set(xlabel=keys[0], ylabel=keys[1])
+        axes.grid(False)
+        if means.size <= 100:
+            for (y, x), mean in np.ndenumerate(means):
+                shade = "#000000" if image.norm(mean) > 0.5 else "#ffffff"
+                axes.text(x, y, f"{mean:.1f}" * math.isfinite(mean), ha="center", va="center", color=shade, fontsize=8)
+        assert axes.figure
+        axes.figure.colorbar(image, ax=axes, label="Test top-1 (%)").outline.set_visible(False)  # type: ignore
+
+    caption = f"Test top-1 of {method} after the last epoch, the mean over the runs of a setting; empty: not run."
+    title = f"{method}: {keys[0]} and {keys[1]}"
+    return _figure(f"heat-map-{method}", "Options", title, caption, draw, csv_text(rows))
+
+
+def cost_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
+    """Accuracy against the hours that a run took."""
+    hours = {setting.label: Line(setting, np.zeros(1), np.array([[run.hours] for run in setting.runs]))
+             for setting in settings}  # fmt: skip
+    accuracy = {setting.label: _at_end(setting, "top1") for setting in settings}
+    rows: list[Sequence[Any]] = [("setting", "hours", "hours std", "top1", "top1 std", "n")]
+    for setting in settings:
+        x, y = hours[setting.label], accuracy[setting.label]
+        rows.append((setting.label, x.mean[0], x.std[0], y.mean[0], y.std[0], len(setting.runs)))
+
+    def draw(axes: Axes) -> None:
+        markers = {}
+        for setting in settings:
+            method = setting.config.method.name
+            markers[method] = markers.get(method, -1) + 1
+            x, y = hours[setting.label], accuracy[setting.label]
+            spread_x, spread_y = (np.nan_to_num(line.band[1] - line.mean) for line in (x, y))
+            axes.errorbar(
+                x.mean, y.mean, spread_y, spread_x, fmt="os^Dv<>P"[markers[method] % 8], markersize=5,
+                elinewidth=1, color=method_colour(method), label=setting.label,
+            )  # fmt: skip
+        axes.set(xlabel="hours", ylabel="Test top-1 (%)")
+        axes.set_xlim(left=0)
+
+    if len(settings) < 2:
+        return []
+    caption = (
+        "Test top-1 after the last epoch against the hours that the run's epochs took, as it ran: "
+        f"{_band_words([*accuracy.values()]).replace('band', 'bar')}."
+    )
+    return [_figure("cost", "Cost", "Accuracy and time", caption, draw, csv_text(rows))]
+
+
+def _at_end(setting: ReportedSetting, figure: str) -> Line:
+    numbers = [[run.figures[_SHOWN].get(figure, math.nan)] for run in setting.runs]
+    return Line(setting, np.zeros(1), np.array(numbers, float))
+
+
+def _figure(
+    name: str, group: str, title: str, caption: str, draw: Callable[[Axes], None], numbers: str, *, height: float = 3.0
+) -> ReportFigure:
+    """A figure of one panel with its legend below, where it hides no line."""
+    import matplotlib.style  # noqa: F401
+
+    figure, (axes,) = panels(width=4.6, height=height)
+    draw(axes)
+    axes.set_title(title, loc="left")
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        columns = max(1, min(4, len(labels), 60 // (max(map(len, labels)) + 7)))
+        rows = -(-len(labels) // columns)
+        figure.set_figheight(height + 0.18 * rows)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    return ReportFigure(name, group, title, caption, figure, numbers)
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV; numbers with six digits, nothing for one that is not finite."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return f"{value:.6g}" if math.isfinite(value) else ""
+    return str(value)
