@@ -88,7 +88,41 @@ def _setting(group: Sequence[Trial]) -> Setting:
 
 def varying(settings: Sequence[Setting]) -> list[str]:
     """The `section.key` names, in the order of the options, of which the settings have more than one value."""
-    options = [_options_of_setting(setting.trials[0].config) for setting in settings]
+    return _varying([setting.trials[0].config for setting in settings])
+
+
+def run_labels(configs: Sequence[Config]) -> list[str]:
+    """What a picture calls each run beside the others, such as "lsr smoothing=0.2" or "hard, seed 3".
+
+    The method's name, then the options besides `REPEATS` in which the configs differ, where they are not the default;
+    runs that share these are told apart by seed, and by fold where theirs differ. Only equal runs have equal labels.
+    """
+    keys = [key for key in _varying(configs) if key != "method.name"]
+    names = [" ".join([config.method.name, *_set_options(config, keys)]) for config in configs]
+    folds = {name: {c.data.fold for c, other in zip(configs, names, strict=True) if other == name} for name in names}
+    return [
+        name
+        + (f", seed {config.train.seed}" if names.count(name) > 1 else "")
+        + (f", fold {config.data.fold}" if len(folds[name]) > 1 else "")
+        for name, config in zip(names, configs, strict=True)
+    ]
+
+
+def _set_options(config: Config, keys: Sequence[str]) -> list[str]:
+    """KEY=VALUE, as the command line spells the value, of each option of `keys` that is not at its default."""
+    options, defaults = config.decisive(), Config().decisive()
+    values = {key: options[key] for key in keys if options[key] != defaults[key]}
+    return [f"{_short(key)}={str(each).lower() if isinstance(each, bool) else each}" for key, each in values.items()]
+
+
+def _short(key: str) -> str:
+    """An option's name without its section: "smoothing" of method.smoothing, and "model" of model.name."""
+    section, name = key.split(".")
+    return section if name == "name" else name
+
+
+def _varying(configs: Sequence[Config]) -> list[str]:
+    options = [_options_of_setting(config) for config in configs]
     return [key for key in _options_of_setting(Config()) if len({each[key] for each in options}) > 1]
 
 

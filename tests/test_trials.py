@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fastlsr.config import Config, differences, load
 from fastlsr.errors import InputError
 from fastlsr.runs import RunFolder
-from fastlsr.trials import REPEATS, Setting, Trial, mean_and_std, read_trial, settings_of, varying
+from fastlsr.trials import REPEATS, Setting, Trial, mean_and_std, read_trial, run_labels, settings_of, varying
 
 OPTIONS = {
     "optim.lr": [0.1, 0.2],
@@ -82,6 +82,48 @@ def test_what_varies_is_named_in_the_order_of_the_options_without_repeats_and_pl
     ]
     assert varying(settings_of(trials)) == ["optim.lr", "train.epochs"]
     assert varying(settings_of(trials[:1])) == varying([]) == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "labels"),
+    [
+        ([], []),
+        ([{"method.name": "lsr", "method.smoothing": "0.4"}], ["lsr"]),
+        ([{}, {"method.name": "tsla"}], ["hard", "tsla"]),
+        (
+            [{"method.name": "lsr", "method.smoothing": "0.2", "data.flip": "false"}, {"method.name": "lsr"}, {}],
+            ["lsr flip=false smoothing=0.2", "lsr", "hard"],
+        ),
+        ([{"model.name": "resnet8"}, {"run.dir": "elsewhere"}], ["hard model=resnet8", "hard"]),
+        (
+            [{"train.seed": "3"}, {"method.name": "lsr", "train.seed": "3"}, {}],
+            ["hard, seed 3", "lsr", "hard, seed 0"],
+        ),
+        (
+            [{"data.folds": "2", "data.fold": fold, "train.seed": seed} for fold in "01" for seed in "01"],
+            [f"hard, seed {seed}, fold {fold}" for fold in "01" for seed in "01"],
+        ),
+        ([{}, {"data.workers": "2"}], ["hard, seed 0", "hard, seed 0"]),
+    ],
+)
+def test_a_run_is_labelled_by_its_method_and_what_tells_it_from_the_others(chosen, labels):
+    assert run_labels([load(overrides=each) for each in chosen]) == labels
+
+
+@settings(deadline=None)
+@given(st.lists(overrides, max_size=8))
+def test_runs_with_equal_labels_are_equal_in_all_that_decides(chosen):
+    configs = [load(overrides=each) for each in chosen]
+    labels = run_labels(configs)
+    for one, config in zip(labels, configs, strict=True):
+        for other, another in zip(labels, configs, strict=True):
+            assert (one == other) == (config.decisive() == another.decisive())
+
+
+def test_runs_that_differ_in_any_one_option_have_labels_of_their_own():
+    keys = [key.split(".") for key in Config().decisive()]
+    changed = [replace(Config(), **{part: replace(getattr(Config(), part), **{name: "x"})}) for part, name in keys]
+    assert len(set(run_labels(changed))) == len(keys)
 
 
 def test_every_repeat_is_an_option_that_decides():

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from fastlsr.config import Config
+from fastlsr.config import Config, load
+from fastlsr.errors import InputError
+from fastlsr.files import is_in_use
+from fastlsr.labels.methods import make_plan
 from fastlsr.labels.plan import Plan
-from fastlsr.runs import Kind, Row
-from fastlsr.trials import Trial
+from fastlsr.logits import EvaluationLogits, read_logits
+from fastlsr.runs import BEST, KINDS, Kind, Row, RunFolder, Summary, best_of
+from fastlsr.scores import SCORES, Predictions, nll, reliability, risk_coverage, temperature_scaled
+from fastlsr.trials import REPEATS, Setting, Trial, read_trial, run_labels, settings_of, varying
 
 SCALED = "scaled/"  # in front of a score's name: after temperature scaling
+TEMPERATURE = "temperature"  # a run's figure: the mean of the two that were fitted, each on a half
+COVERAGES = np.arange(1, 101) / 100  # at which `ReportedRun.risk` is known
+
+_OF_ROWS = ("top1", "top5", "nll", "ece")  # figures that a row has, of the logits as they were before float16
+_MARKS = ("config.yaml", "environment.json", "metrics.jsonl", "summary.json", "checkpoint.pt")  # one makes it a run
+_MOST_THREADS = 8  # each holds some float32 copies of a run's logits: 200 MB for one of ImageNet's
+_SOURCES = ("train_data", "test_data", "teacher")  # of the digests in `Trial.data` here
 
 
 @dataclass(frozen=True)
@@ -21,13 +39,13 @@ class ReportedRun:
     """One finished run.
 
     Attributes:
-        trial: its options, summary and folder.
+        trial: its options, summary and folder; its `data` has the teacher's digest as a third one where there is one.
         rows: of its epochs.
         figures: of the last and of the best epoch: "top1", "top5" and the names of `scores.SCORES`, of these also with
-            `SCALED` in front. What needs logits is missing where the run kept none.
+            `SCALED` in front, and `TEMPERATURE`. What needs logits is missing where the run kept none.
         hours: that its epochs took.
         reliability: float64[3, 15] of the last epoch, as `scores.reliability`; None without logits.
-        risk: float64[100], the selective risk of the last epoch at coverage 1%, 2% .. 100%; None without logits.
+        risk: float64[100], the selective risk of the last epoch at `COVERAGES`; None without logits.
     """
 
     trial: Trial
@@ -36,6 +54,11 @@ class ReportedRun:
     hours: float
     reliability: np.ndarray | None
     risk: np.ndarray | None
+
+    @property
+    def repeat(self) -> tuple[int, int]:
+        """(seed, fold): runs of two settings that share it saw the same images in the same order."""
+        return self.trial.config.train.seed, self.trial.config.data.fold
 
 
 @dataclass(frozen=True)
@@ -54,6 +77,10 @@ class ReportedSetting:
     plan: Plan
     runs: tuple[ReportedRun, ...]
 
+    def numbers(self, kind: Kind, figure: str) -> list[float]:
+        """The figure, a key of `ReportedRun.figures`, of each run that has it."""
+        return [run.figures[kind][figure] for run in self.runs if figure in run.figures[kind]]
+
 
 @dataclass(frozen=True)
 class SetAside:
@@ -61,7 +88,8 @@ class SetAside:
 
     Attributes:
         path: the folder.
-        what: "broken", "running", "stopped", "copy", "no run" or "incomplete" (in the tables, but not with all figures).
+        what: "broken" (unreadable), "mixed" (its files are not of one run), "running", "stopped", "copy" (of another
+            folder's run), "no run", or "incomplete" (in the tables, but not with all figures).
         reason: a line.
     """
 
@@ -88,9 +116,182 @@ class Collection:
 
 
 def collect(paths: Sequence[Path]) -> Collection:
-    """What the folders hold.
+    """What the folders hold; what an unchanged folder gave before is not computed again.
+
+    Args:
+        paths: run folders, and folders of run folders.
 
     Raises:
-        InputError: if there is no finished run among them.
+        InputError: if a path does not exist, or there is no finished run among them.
     """
-    raise NotImplementedError
+    folders = list({folder.resolve(): folder for path in paths for folder in _folders_of(path)}.values())
+    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MOST_THREADS)) as pool:
+        readings = list(pool.map(_look_at, folders))
+    runs = {run.trial.folder.path: run for run, _ in readings if run}
+    aside = [each for _, found in readings for each in found]
+    if not runs:
+        first = f" ({aside[0].path}: {aside[0].what}, {aside[0].reason})" if aside else ""
+        raise InputError(f"there is no finished run among {len(folders)} folders{first}")
+    settings = settings_of(run.trial for run in runs.values())
+    aside += [
+        SetAside(copy.folder.path, "copy", "another folder has the same options, seed and data")
+        for setting in settings
+        for copy in setting.copies
+    ]
+    differing = tuple(varying(settings))
+    options = settings[0].trials[0].config.decisive()
+    common = {key: value for key, value in options.items() if key not in (*differing, *REPEATS)}
+    return Collection(tuple(_reported(settings, runs)), tuple(aside), common, differing)
+
+
+def _folders_of(path: Path) -> list[Path]:
+    """The path itself, or its subfolders if one of them is a run."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    if not path.is_dir() or _has_begun(path):
+        return [path]
+    inside = sorted(each for each in path.glob("[!.]*") if each.is_dir())
+    return inside if any(map(_has_begun, inside)) else [path]
+
+
+def _has_begun(path: Path) -> bool:
+    return any((path / name).exists() for name in _MARKS)
+
+
+def _reported(settings: Sequence[Setting], runs: Mapping[Path, ReportedRun]) -> Iterator[ReportedSetting]:
+    for label, setting in zip(_labels(settings), settings, strict=True):
+        repeats = sorted((runs[trial.folder.path] for trial in setting.trials), key=lambda run: run.repeat)
+        config = repeats[0].trial.config
+        yield ReportedSetting(label, config, make_plan(config.method, config.train.epochs), tuple(repeats))
+
+
+def _labels(settings: Sequence[Setting]) -> list[str]:
+    """A label of each setting; those of equal options on other data, or with another teacher, show their digests."""
+    configs = [_without_repeats(setting.trials[0].config) for setting in settings]
+    distinct = [config for at, config in enumerate(configs) if config not in configs[:at]]
+    names = run_labels(distinct)
+    labels = []
+    for config, setting in zip(configs, settings, strict=True):
+        same = [other.trials[0].data for other, its in zip(settings, configs, strict=True) if its == config]
+        digests = itertools.zip_longest(_SOURCES, setting.trials[0].data, *same, fillvalue="")
+        shown = [f" {name}={own[:6] or 'unknown'}" for name, own, *others in digests if set(others) != {own}]
+        labels.append(names[distinct.index(config)] + "".join(shown))
+    return labels
+
+
+def _without_repeats(config: Config) -> Config:
+    """The options of a setting alone, so that equal settings have equal ones."""
+    kept = {key: value for key, value in config.decisive().items() if key not in REPEATS}
+    return load(overrides=kept)
+
+
+def _look_at(path: Path) -> tuple[ReportedRun | None, list[SetAside]]:
+    """(the finished run, what is wrong with the folder) of one folder."""
+    run, what, reason = _read(path, _stamp(path))
+    if not run and path.is_dir() and is_in_use(path):
+        what = "running"
+    return run, [SetAside(path, what, reason)] if what else []
+
+
+def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of each file of a run that a report may read; equal as long as nothing was written."""
+    files = [*path.glob("*.json*"), *path.glob("*.yaml"), *path.glob("logits/*")]
+    return tuple(sorted((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _read(path: Path, stamp: object) -> tuple[ReportedRun | None, str, str]:
+    """(the finished run, what is wrong, why) of the folder in the state of its files that `stamp` tells from others."""
+    if not _has_begun(path):
+        return None, "no run", "it has none of a run's files" if path.is_dir() else "it is a file"
+    folder = RunFolder(path)
+    try:
+        trial = read_trial(folder)
+        plan = make_plan(trial.config.method, trial.config.train.epochs)
+        rows = folder.read_rows() if trial.summary or (path / "metrics.jsonl").exists() else []
+    except InputError as error:
+        return None, "broken", str(error)
+    if trial.summary is None:
+        return None, "stopped", f"after {len(rows)} of {plan.epochs} epochs"
+    if problem := _misfit(rows, trial.summary, plan):
+        return None, "mixed", problem
+    teacher = folder.read_environment().get("teacher")
+    return _finished(replace(trial, data=(*trial.data, *([teacher] if teacher else []))), rows)
+
+
+def _misfit(rows: Sequence[Row], summary: Summary, plan: Plan) -> str:
+    """In which way a finished run's rows, summary and options are not of one run; "" if they are."""
+    if [row.get("epoch") for row in rows] != list(range(1, plan.epochs + 1)):
+        return f"metrics.jsonl does not have the rows of the {plan.epochs} epochs that config.yaml requests"
+    if any(not isinstance(row.get(BEST), int | float) for row in rows):
+        return f"metrics.jsonl has rows without {BEST}"
+    expected: dict[Kind, Row] = {"last": rows[-1], "best": best_of(rows)}
+    for kind, row in expected.items():
+        if json.dumps(row, sort_keys=True) != json.dumps(summary[kind], sort_keys=True):  # texts, as NaN is not itself
+            return f"the {kind} row of summary.json is not that of metrics.jsonl"
+    return ""
+
+
+def _finished(trial: Trial, rows: Sequence[Row]) -> tuple[ReportedRun | None, str, str]:
+    """As `_read`, of a finished run whose rows fit."""
+    summary, requested = trial.summary, trial.config.run.logits
+    assert summary is not None
+    scored: dict[int, _Scored] = {}  # by epoch, since the last one may be the best
+    what, reasons = "", list[str]()
+    for kind in KINDS:
+        row = summary[kind]
+        if requested not in (kind, "both") or row["epoch"] in scored:
+            continue
+        try:
+            logits = read_logits(trial.folder.logits(kind))
+        except InputError as error:
+            what, reasons = what or "incomplete", [*reasons, str(error)]
+            continue
+        predictions = Predictions(logits.logits, logits.labels)
+        if problem := _logits_misfit(logits, predictions, row, trial):
+            what, reasons = "mixed", [*reasons, f"logits/{kind}.safetensors {problem}; it is not used"]
+        else:
+            scored[row["epoch"]] = _scored(predictions, logits.index)
+    missing = [kind for kind in KINDS if summary[kind]["epoch"] not in scored]
+    if missing and not reasons:
+        what, reasons = "incomplete", [f"run.logits={requested} kept no logits of the {' and '.join(missing)} epoch"]
+    figures = {kind: _figures_of(summary[kind], scored.get(summary[kind]["epoch"])) for kind in KINDS}
+    last = scored.get(summary["last"]["epoch"])
+    hours = sum(row.get("seconds") or 0.0 for row in rows) / 3600
+    curves = (last.reliability, last.risk) if last else (None, None)
+    return ReportedRun(trial, rows, figures, hours, *curves), what, "; ".join(reasons)
+
+
+def _logits_misfit(logits: EvaluationLogits, predictions: Predictions, row: Row, trial: Trial) -> str:
+    """Why logits are not those of the row's epoch; "" if they are."""
+    if logits.epoch != row["epoch"]:
+        return f"is of epoch {logits.epoch}, its row of epoch {row['epoch']}"
+    if logits.data not in trial.data[1:2] and trial.data:
+        return f"is of other data ({logits.data[:6]}) than environment.json has ({trial.data[1][:6]})"
+    kept, logged = nll(predictions), row.get("test/nll", math.nan)
+    if abs(kept - logged) > 0.01 + 0.02 * logged:  # float16 rounds logits to 3 digits
+        return f"has NLL {kept:.4f}, its row {logged:.4f}"
+    return ""
+
+
+@dataclass(frozen=True)
+class _Scored:
+    figures: dict[str, float]
+    reliability: np.ndarray
+    risk: np.ndarray
+
+
+def _scored(predictions: Predictions, index: np.ndarray) -> _Scored:
+    """What logits of `index` int64[N] give."""
+    scaled, temperatures = temperature_scaled(predictions.logits, predictions.labels, index)
+    figures = {name: score.value(predictions) for name, score in SCORES.items()}
+    figures |= {SCALED + name: score.value(scaled) for name, score in SCORES.items()}
+    figures[TEMPERATURE] = sum(temperatures) / len(temperatures)
+    _, risk = risk_coverage(predictions.confidence, predictions.correct)
+    return _Scored(figures, reliability(predictions), risk[np.ceil(COVERAGES * len(risk)).astype(int) - 1])
+
+
+def _figures_of(row: Row, scored: _Scored | None) -> dict[str, float]:
+    """The figures of a row, and those of its epoch's logits that it lacks."""
+    own = {name: row[f"test/{name}"] for name in _OF_ROWS if isinstance(row.get(f"test/{name}"), int | float)}
+    return {**(scored.figures if scored else {}), **own}

@@ -1,0 +1,98 @@
+"""Run folders as training leaves them, written in milliseconds by the package's own writers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastlsr.config import load
+from fastlsr.labels.methods import make_plan
+from fastlsr.logits import EvaluationLogits
+from fastlsr.runs import KEYS, KINDS, RunFolder
+from fastlsr.scores import Predictions, ece, nll
+
+
+def _write_run(
+    folder: Path,
+    options: dict[str, object] | None = None,
+    *,
+    top1: float | Sequence[float] | None = None,
+    sharpness: float = 3.0,
+    samples: int = 120,
+    classes: int = 10,
+    done: int | None = None,
+    data: Sequence[str] = ("a1" * 32, "b2" * 32),
+) -> Path:
+    """Writes a run's folder, without checkpoints; returns it.
+
+    The logits of epoch e are `sharpness * e / epochs` in favour of the label, in noise that the seed decides. Rows have
+    the accuracy, NLL and ECE of these logits, unless `top1` is given: of each epoch, or of all.
+
+    Args:
+        options: `section.key` to value; by default 4 epochs.
+        done: epochs after which the run was stopped; None for a finished one.
+        data: digests of the training and the evaluation file.
+    """
+    config = load(overrides={"train.epochs": 4, **(options or {})})
+    plan = make_plan(config.method, config.train.epochs)
+    evaluations = [_logits(config.train.seed, epoch, plan.epochs, sharpness, samples, classes, data[1])
+                   for epoch in range(1, (plan.epochs if done is None else done) + 1)]  # fmt: skip
+    rows = [_row(plan, each) for each in evaluations]
+    if top1 is not None:
+        for row, value in zip(rows, [top1] * len(rows) if isinstance(top1, int | float) else top1, strict=True):
+            row["test/top1"] = value
+    run = RunFolder(folder)
+    folder.mkdir(parents=True)
+    run.write_config(config)
+    run.write_environment({"data": list(data), "teacher": None})
+    run.write_rows(rows)
+    if rows:
+        summary = run.write_summary(rows, finished=done is None)
+        for kind in KINDS:
+            if config.run.logits in (kind, "both") and (kind == "best" or summary["finished"]):
+                evaluations[summary[kind]["epoch"] - 1].write(run.logits(kind))
+    return folder
+
+
+def _logits(seed: int, epoch: int, epochs: int, sharpness: float, samples: int, classes: int, data: str):
+    rng = np.random.default_rng([seed, epoch])
+    labels = np.arange(samples) % classes
+    logits = rng.normal(size=(samples, classes)) + sharpness * epoch / epochs * np.eye(classes)[labels]
+    return EvaluationLogits(logits.astype(np.float16), labels, np.arange(samples), epoch, data)
+
+
+def _row(plan, kept: EvaluationLogits):
+    predictions = Predictions(kept.logits, kept.labels)
+    top5 = (np.argsort(-kept.logits, axis=1)[:, :5] == kept.labels[:, None]).any(1)
+    values = {
+        "epoch": kept.epoch,
+        "phase": plan.at(kept.epoch - 1).number + 1,
+        "test/nll": nll(predictions),
+        "test/loss": nll(predictions),
+        "test/ece": ece(predictions),
+        "test/top1": 100 * float(predictions.correct.mean()),
+        "test/top5": 100 * float(top5.mean()),
+        "train/top1": 100 - 50 / kept.epoch,
+        "train/loss": 2 / kept.epoch,
+        "target_entropy": 0.0,
+        "seconds": 36.0,
+    }
+    assert values.keys() <= set(KEYS)
+    return {key: values.get(key, 1.0) for key in KEYS}
+
+
+@pytest.fixture(scope="session")
+def write_run():
+    """The function `_write_run`: (folder, options, ...) -> the folder with a run in it."""
+    return _write_run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder with two settings of three seeds each, `hard` and `lsr`. Only to be read."""
+    folder = tmp_path_factory.mktemp("reported") / "runs"
+    for method in ("hard", "lsr"):
+        for seed in range(3):
+            _write_run(folder / f"{method}{seed}", {"method.name": method, "train.seed": seed})
+    return folder
