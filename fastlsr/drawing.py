@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,15 +41,21 @@ _STYLE: Any = {
 }  # fmt: skip
 
 
+def style() -> AbstractContextManager[None]:
+    """A context in which artists get this look as they are made: legends, colour bars and texts need it."""
+    import matplotlib
+
+    return matplotlib.rc_context(_STYLE)
+
+
 def panels(rows: int = 1, columns: int = 1, *, width: float = 4.2, height: float = 3.0) -> tuple[Figure, list[Axes]]:
     """A figure of rows x columns panels, each width x height inches, and its axes in reading order.
 
     Text, axes and grid are grey on no background, so that one picture can be read on a light and on a dark page.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with style():
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
     return figure, list(axes.flat)
@@ -71,10 +78,8 @@ def line_styles(methods: Sequence[str]) -> list[dict[str, Any]]:
 
 def svg(figure: Figure) -> str:
     """The figure as an SVG document without prolog; the same figure gives the same text."""
-    import matplotlib
-
     text = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
+    with style():
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     document = text.getvalue()
     return document[document.index("<svg") :]
@@ -82,10 +87,8 @@ def svg(figure: Figure) -> str:
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Writes STEM.svg and STEM.png, 200 dots an inch on white; returns their paths."""
-    import matplotlib
-
     picture, vector = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
-    with matplotlib.rc_context(_STYLE):
+    with style():
         replace_file(picture, lambda path: figure.savefig(path, format="png", dpi=200, facecolor="white"))
     replace_file(vector, lambda path: path.write_text(svg(figure), encoding="utf-8"))
     return [vector, picture]

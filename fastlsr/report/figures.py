@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastlsr.drawing import INK, line_styles, method_colour, panels
+from fastlsr.drawing import INK, line_styles, method_colour, panels, style
 from fastlsr.report.collect import ReportedRun, ReportedSetting
 from fastlsr.runs import COLUMNS, Kind
 from fastlsr.trials import REPEATS
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _MOST_LINES = 8  # in one panel
 _MOST_POINTS = 200  # of a line; a longer one is thinned
+CHANGES = "changes"  # the gid of the dots that mark changes of a method's targets
 _MOST_CHANGES = 20  # of targets in a run that are marked: `online` would have one after each epoch
 _CURVES = (("test/top1", "Test top-1"), ("test/nll", "Test NLL"), ("train/top1", "Train top-1"),
            ("target_entropy", "Entropy of the training targets"))  # fmt: skip
@@ -155,12 +156,11 @@ def _line_figures(
         part = [lines[at] for at in indices]
 
         def draw(axes: Axes, part: Sequence[Line] = part) -> None:
-            styles = _styles([line.setting for line in part])
-            for line, style in zip(part, styles, strict=True):
-                _draw_line(axes, line, style)
+            for line, look in zip(part, _looks([line.setting for line in part]), strict=True):
+                _draw_line(axes, line, look)
             axes.set(xlabel=x, ylabel=f"{y or title} ({unit})" if unit else y or title, ylim=limits)
 
-        suffix, of = (f"-{'-'.join(methods)}", f": {', '.join(methods)}") if len(parts) > 1 else ("", "")
+        suffix, of = _suffixes(methods, parts)
         figures.append(_figure(name + suffix, group, title + of, caption, draw, _lines_csv(x, part)))
     return figures
 
@@ -185,37 +185,45 @@ def split_by_method(settings: Sequence[ReportedSetting]) -> list[tuple[list[str]
     return parts
 
 
-def _styles(settings: Sequence[ReportedSetting]) -> list[dict[str, Any]]:
-    """How `Axes.plot` draws the settings of one panel; dashes tell those of a method apart up to eight."""
+def _suffixes(methods: Sequence[str], parts: Sequence[object]) -> tuple[str, str]:
+    """What the name and the title of one of these parts of a figure end with."""
+    return (f"-{'-'.join(methods)}", f": {', '.join(methods)}") if len(parts) > 1 else ("", "")
+
+
+def _looks(settings: Sequence[ReportedSetting]) -> list[dict[str, Any]]:
+    """Label, colour and dashes, as `Axes.plot` takes them, of the settings of one panel.
+
+    The settings of a method of which there are more than eight get thin lines and one label for all.
+    """
     methods = [setting.config.method.name for setting in settings]
-    crowded = {method for method in methods if methods.count(method) > _MOST_LINES}
-    return [
-        {"color": style["color"], "linewidth": 0.7, "alpha": 0.5} if method in crowded else style
-        for method, style in zip(methods, line_styles(methods), strict=True)
-    ]
+    looks = []
+    for setting, method, line in zip(settings, methods, line_styles(methods), strict=True):
+        if (count := methods.count(method)) > _MOST_LINES:
+            line = {"color": line["color"], "linewidth": 0.7, "alpha": 0.5}
+            first = setting is settings[methods.index(method)]
+            looks.append({"label": f"{method}: {count} settings" if first else "_nolegend_", **line})
+        else:
+            looks.append({"label": setting.label, "linewidth": 1.2, **line})
+    return looks
 
 
-def _draw_line(axes: Axes, line: Line, style: dict[str, Any]) -> None:
-    name = line.setting.label if "alpha" not in style else f"{line.setting.config.method.name} (thin lines)"
-    taken = {drawn.get_label() for drawn in axes.lines}
-    axes.plot(line.x, line.mean, label=name if name not in taken else None, **style)
-    if "alpha" not in style:
-        axes.fill_between(line.x, *line.band, color=style["color"], alpha=0.15, linewidth=0)
+def _draw_line(axes: Axes, line: Line, look: dict[str, Any]) -> None:
+    axes.plot(line.x, line.mean, **look)
+    if "alpha" not in look:
+        axes.fill_between(line.x, *line.band, color=look["color"], alpha=0.15, linewidth=0)
         marked = np.flatnonzero(np.isin(line.x, line.marks))
-        axes.plot(line.x[marked], line.mean[marked], "o", color=style["color"], markersize=3.5, gid="changes")
+        axes.plot(line.x[marked], line.mean[marked], "o", color=look["color"], markersize=4, gid=CHANGES)
 
 
 def _limits(lines: Sequence[Line]) -> tuple[float, float] | None:
-    """The range of y: all of the means but their most extreme hundredths, as of a first epoch that fails."""
-    values = np.concatenate([np.concatenate([line.mean, *(band[-1:] for band in line.band)]) for line in lines] or [[]])
+    """The range of y that shows the means after the first tenth of x, and the bands' ends: what starts far off is cut."""
+    later = [line.mean[line.x >= line.x[-1] / 10] for line in lines]
+    values = np.concatenate([*later, *(np.stack(line.band)[:, -1] for line in lines)]) if lines else np.empty(0)
     values = values[np.isfinite(values)]
     if not len(values):
         return None
-    low, high = np.percentile(values, [0.5, 99])
-    ends = [value for line in lines for value in (line.band[0][-1], line.band[1][-1], line.mean[-1])]
-    low, high = np.nanmin([low, *ends]), np.nanmax([high, *ends])
-    margin = 0.05 * (high - low) or 1
-    return float(low - margin), float(high + margin)
+    margin = 0.05 * (values.max() - values.min()) or 1
+    return float(values.min() - margin), float(values.max() + margin)
 
 
 def _band_words(lines: Iterable[Line]) -> str:
@@ -251,24 +259,27 @@ def reliability_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigur
 
         def draw(axes: Axes, part: Sequence[tuple[ReportedSetting, np.ndarray]] = part) -> None:
             axes.plot([0, 100], [0, 100], color=INK, linewidth=0.8, linestyle=":")
-            for (setting, bins), style in zip(part, _styles([setting for setting, _ in part]), strict=True):
-                samples, confidence, accuracy = bins
-                axes.plot(100 * confidence, 100 * accuracy, label=setting.label, **style)
-                sizes = 60 * samples / samples.sum()
-                axes.scatter(100 * confidence, 100 * accuracy, s=sizes, color=style["color"], linewidth=0)
+            for (_, bins), look in zip(part, _looks([setting for setting, _ in part]), strict=True):
+                shown = bins[0] >= _FEWEST * bins[0].sum()
+                samples, confidence, accuracy = bins[:, shown]
+                axes.plot(100 * confidence, 100 * accuracy, **look)
+                if "alpha" not in look:
+                    sizes = 60 * samples / samples.sum()
+                    axes.scatter(100 * confidence, 100 * accuracy, s=sizes, color=look["color"], linewidth=0)
             axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100))
 
-        suffix, of = (f"-{'-'.join(methods)}", f": {', '.join(methods)}") if len(parts) > 1 else ("", "")
+        suffix, of = _suffixes(methods, parts)
         labels = {setting.label for setting, _ in part}
         numbers = csv_text([rows[0], *(row for row in rows[1:] if row[0] in labels)])
         figures.append(_figure("reliability" + suffix, "Trust", "Reliability" + of, _RELIABILITY, draw, numbers))
     return figures
 
 
+_FEWEST = 0.005  # of all predictions: bins with fewer are not drawn
 _RELIABILITY = (
     "Accuracy of the predictions in each of 15 equal bins of confidence after the last epoch, without temperature "
-    "scaling, over all runs of a setting together; the larger the dot, the more predictions. Calibrated predictions "
-    "lie on the diagonal, overconfident ones below it."
+    "scaling, over all runs of a setting together; the larger the dot, the more predictions, and bins with less than "
+    f"{_FEWEST:.1%} of them are left out. Calibrated predictions lie on the diagonal, overconfident ones below it."
 )
 
 
@@ -322,8 +333,8 @@ def _option_line(method: str, key: str, points: dict[float, ReportedSetting]) ->
     x = list(range(len(values))) if even else values
 
     def draw(axes: Axes) -> None:
-        means, spreads = [line.mean[0] for line in lines], [line.band[1][0] - line.mean[0] for line in lines]
-        axes.errorbar(x, means, np.nan_to_num(spreads), color=method_colour(method), marker="o", markersize=4, capsize=3)
+        means, halves = [line.mean[0] for line in lines], [_half_band(line)[0] for line in lines]
+        axes.errorbar(x, means, halves, color=method_colour(method), marker="o", markersize=4, capsize=3)
         if not even and values[0] > 0 and values[-1] >= 10 * values[0]:
             axes.set_xscale("log")
         if len(values) <= 10:
@@ -357,7 +368,7 @@ def _heat_map(method: str, keys: Sequence[str], points: dict[tuple[float, ...], 
                 shade = "#000000" if image.norm(mean) > 0.5 else "#ffffff"
                 axes.text(x, y, f"{mean:.1f}" * math.isfinite(mean), ha="center", va="center", color=shade, fontsize=8)
         assert axes.figure
-        axes.figure.colorbar(image, ax=axes, label="Test top-1 (%)").outline.set_visible(False)  # type: ignore
+        axes.figure.colorbar(image, ax=axes, label="Test top-1 (%)", fraction=0.06).outline.set_visible(False)  # type: ignore
 
     caption = f"Test top-1 of {method} after the last epoch, the mean over the runs of a setting; empty: not run."
     title = f"{method}: {keys[0]} and {keys[1]}"
@@ -366,35 +377,43 @@ def _heat_map(method: str, keys: Sequence[str], points: dict[tuple[float, ...], 
 
 def cost_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
     """Accuracy against the hours that a run took."""
-    hours = {setting.label: Line(setting, np.zeros(1), np.array([[run.hours] for run in setting.runs]))
-             for setting in settings}  # fmt: skip
-    accuracy = {setting.label: _at_end(setting, "top1") for setting in settings}
-    rows: list[Sequence[Any]] = [("setting", "hours", "hours std", "top1", "top1 std", "n")]
-    for setting in settings:
-        x, y = hours[setting.label], accuracy[setting.label]
-        rows.append((setting.label, x.mean[0], x.std[0], y.mean[0], y.std[0], len(setting.runs)))
-
-    def draw(axes: Axes) -> None:
-        markers = {}
-        for setting in settings:
-            method = setting.config.method.name
-            markers[method] = markers.get(method, -1) + 1
-            x, y = hours[setting.label], accuracy[setting.label]
-            spread_x, spread_y = (np.nan_to_num(line.band[1] - line.mean) for line in (x, y))
-            axes.errorbar(
-                x.mean, y.mean, spread_y, spread_x, fmt="os^Dv<>P"[markers[method] % 8], markersize=5,
-                elinewidth=1, color=method_colour(method), label=setting.label,
-            )  # fmt: skip
-        axes.set(xlabel="hours", ylabel="Test top-1 (%)")
-        axes.set_xlim(left=0)
-
     if len(settings) < 2:
         return []
+    points = []
+    for setting in settings:
+        hours = Line(setting, np.zeros(1), np.array([[run.hours] for run in setting.runs]))
+        points.append((hours, _at_end(setting, "top1")))
     caption = (
         "Test top-1 after the last epoch against the hours that the run's epochs took, as it ran: "
-        f"{_band_words([*accuracy.values()]).replace('band', 'bar')}."
+        f"{_band_words([accuracy for _, accuracy in points]).replace('band', 'bar')}."
     )
-    return [_figure("cost", "Cost", "Accuracy and time", caption, draw, csv_text(rows))]
+    limit = 1.08 * max(float(hours.values.max()) for hours, _ in points)
+    figures = []
+    parts = split_by_method(settings)
+    for methods, indices in parts:
+        part = [points[at] for at in indices]
+
+        def draw(axes: Axes, part: Sequence[tuple[Line, Line]] = part) -> None:
+            methods: list[str] = []
+            for (hours, accuracy), look in zip(part, _looks([each.setting for each, _ in part]), strict=True):
+                marker = "os^Dv<>P"[methods.count(hours.setting.config.method.name) % _MOST_LINES]
+                methods.append(hours.setting.config.method.name)
+                axes.errorbar(
+                    hours.mean, accuracy.mean, _half_band(accuracy), _half_band(hours), fmt="." if "alpha" in look else marker,
+                    markersize=6, elinewidth=1, **{key: look[key] for key in ("label", "color", "alpha") if key in look},
+                )  # fmt: skip
+            axes.set(xlabel="hours", ylabel="Test top-1 (%)", xlim=(0, limit))
+
+        rows: list[Sequence[Any]] = [("setting", "hours", "hours std", "top1", "top1 std", "n")]
+        rows += [(x.setting.label, x.mean[0], x.std[0], y.mean[0], y.std[0], y.count[0]) for x, y in part]
+        suffix, of = _suffixes(methods, parts)
+        figures.append(_figure("cost" + suffix, "Cost", "Accuracy and time" + of, caption, draw, csv_text(rows)))
+    return figures
+
+
+def _half_band(line: Line) -> np.ndarray:
+    """float64[X]: half of the band's width; 0 where there is none."""
+    return np.nan_to_num(line.band[1] - line.mean)
 
 
 def _at_end(setting: ReportedSetting, figure: str) -> Line:
@@ -406,17 +425,15 @@ def _figure(
     name: str, group: str, title: str, caption: str, draw: Callable[[Axes], None], numbers: str, *, height: float = 3.0
 ) -> ReportFigure:
     """A figure of one panel with its legend below, where it hides no line."""
-    import matplotlib.style  # noqa: F401
-
     figure, (axes,) = panels(width=4.6, height=height)
-    draw(axes)
-    axes.set_title(title, loc="left")
-    handles, labels = axes.get_legend_handles_labels()
-    if labels:
-        columns = max(1, min(4, len(labels), 60 // (max(map(len, labels)) + 7)))
-        rows = -(-len(labels) // columns)
-        figure.set_figheight(height + 0.18 * rows)
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    with style():
+        draw(axes)
+        axes.set_title(title, loc="left")
+        handles, labels = axes.get_legend_handles_labels()
+        if labels:
+            columns = max(1, min(4, len(labels), 64 // (max(map(len, labels)) + 7)))
+            figure.set_figheight(height + 0.17 * -(-len(labels) // columns))
+            figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
     return ReportFigure(name, group, title, caption, figure, numbers)
 
 
