@@ -130,7 +130,8 @@ def adaptive_ece(predictions: Predictions) -> float:
 def classwise_ece(predictions: Predictions) -> float:
     """Mean over classes of the ECE of p_k against [k = label] (Nixon et al. 2019's static error, Kull et al. 2019)."""
     p, labels = predictions.probabilities, predictions.labels
-    cells = _bins(p) + ECE_BINS * np.arange(p.shape[1], dtype=np.int32)
+    cells = _bins(p)
+    cells += ECE_BINS * np.arange(p.shape[1])
     mass = np.bincount(cells.ravel(), weights=p.ravel(), minlength=ECE_BINS * p.shape[1])
     hits = np.bincount(cells[np.arange(len(p)), labels], minlength=len(mass))
     return float(np.abs(mass - hits).sum() / p.size)
@@ -167,8 +168,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     shifted -= shifted.max(1, keepdims=True)
     own = shifted[np.arange(len(labels)), labels].mean(dtype=np.float64)
 
+    p = np.empty_like(shifted)  # allocated once: fresh memory takes longer than the arithmetic
+
     def slope(log_temperature: float) -> float:
-        p = np.exp(shifted * np.float32(np.exp(-log_temperature)))
+        np.exp(np.multiply(shifted, np.float32(np.exp(-log_temperature)), out=p), out=p)
         expected = np.einsum("nk,nk->n", p, shifted) / p.sum(1)
         return float(expected.mean(dtype=np.float64) - own)
 
@@ -195,5 +198,7 @@ def temperature_scaled(logits: np.ndarray, labels: np.ndarray, index: np.ndarray
 
 
 def _bins(probability: np.ndarray) -> np.ndarray:
-    """int32: the bin, 0 to 14, of each probability; bin b holds (b/15, (b + 1)/15], as `metrics.confidence_bins`."""
-    return np.clip(np.ceil(probability * np.float32(ECE_BINS)) - 1, 0, ECE_BINS - 1).astype(np.int32)
+    """int: the bin, 0 to 14, of each probability; bin b holds (b/15, (b + 1)/15], as `metrics.confidence_bins`."""
+    bins = probability * np.float32(ECE_BINS)
+    np.subtract(np.ceil(bins, out=bins), 1, out=bins)
+    return np.clip(bins, 0, ECE_BINS - 1, out=bins).astype(np.intp)

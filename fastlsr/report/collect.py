@@ -247,7 +247,7 @@ def _finished(trial: Trial, rows: Sequence[Row]) -> tuple[ReportedRun | None, st
         except InputError as error:
             what, reasons = what or "incomplete", [*reasons, str(error)]
             continue
-        predictions = Predictions(logits.logits, logits.labels)
+        predictions = Predictions(logits.logits.astype(np.float32), logits.labels)  # numpy is slow in float16
         if problem := _logits_misfit(logits, predictions, row, trial):
             what, reasons = "mixed", [*reasons, f"logits/{kind}.safetensors {problem}; it is not used"]
         else:
