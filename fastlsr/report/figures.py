@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlsr.drawing import INK, line_styles, method_colour, panels, style
-from fastlsr.report.collect import ReportedRun, ReportedSetting
-from fastlsr.runs import COLUMNS, Kind
+from fastlsr.report.collect import Collection, ReportedSetting
+from fastlsr.report.columns import COLUMNS, full_title
+from fastlsr.report.comparisons import Comparison
+from fastlsr.runs import COLUMNS as ROW_COLUMNS
+from fastlsr.runs import Kind
 from fastlsr.trials import REPEATS
 
 if TYPE_CHECKING:
@@ -23,12 +26,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_LINES = 8  # in one panel
-_MOST_POINTS = 200  # of a line; a longer one is thinned
+_MOST_POINTS = 200  # of a line; a longer one is thinned,
+_MOST_OF_ALL = 8000  # and all the more where there are many, so that files stay small
 CHANGES = "changes"  # the gid of the dots that mark changes of a method's targets
+DIFFERENCE = "difference"  # and that of the dots of mean differences
+_MOST_DIFFERENCES = 40  # in one figure
 _MOST_CHANGES = 20  # of targets in a run that are marked: `online` would have one after each epoch
 _CURVES = (("test/top1", "Test top-1"), ("test/nll", "Test NLL"), ("train/top1", "Train top-1"),
            ("target_entropy", "Entropy of the training targets"))  # fmt: skip
-_UNITS = {column.key: column.unit for column in COLUMNS}
+_UNITS = {column.key: column.unit for column in ROW_COLUMNS}
 _SHOWN: Kind = "last"  # the epoch of every figure that is no curve
 
 
@@ -91,24 +97,25 @@ class Line:
         half = np.where(self.count == 2, self.std / math.sqrt(2), self.std)  # |a - b| / 2 is std / sqrt(2)
         return self.mean - half, self.mean + half
 
-    def thinned(self) -> Line:
-        """The line at no more than some `_MOST_POINTS` evenly chosen x, and at its marks."""
-        if len(self.x) <= _MOST_POINTS:
+    def thinned(self, points: int) -> Line:
+        """The line at so many evenly chosen x, or at all if it has no more, and at its marks."""
+        if len(self.x) <= points:
             return self
-        even = np.linspace(0, len(self.x) - 1, _MOST_POINTS).round().astype(int)
+        even = np.linspace(0, len(self.x) - 1, points).round().astype(int)
         kept = np.union1d(even, np.flatnonzero(np.isin(self.x, self.marks)))
         return Line(self.setting, self.x[kept], self.values[:, kept], self.marks)
 
 
 def curve_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
     """Accuracies, loss and target entropy against the epoch (TSLA Figs. 1 to 3, COLAM Fig. 1a)."""
+    points = max(50, min(_MOST_POINTS, _MOST_OF_ALL // max(1, len(settings))))
     figures = []
     for key, title in _CURVES:
-        lines = [curve(setting, key) for setting in settings]
+        lines = [curve(setting, key).thinned(points) for setting in settings]
         lines = [line for line in lines if line.count.any()]
         if key == "target_entropy" and not any(line.mean[line.count > 0].any() for line in lines):
             continue  # hard labels throughout
-        marks = " A dot marks each change of a method's targets." if any(line.marks for line in lines) else ""
+        marks = " A dot, and a tick below, mark each change of a method's targets." if any(line.marks for line in lines) else ""
         caption = f"{title} after each epoch: {_band_words(lines)}.{marks}"
         figures += _line_figures(key.replace("/", "-"), "Curves", title, caption, lines, "epoch", _UNITS[key])
     return figures
@@ -122,7 +129,7 @@ def curve(setting: ReportedSetting, key: str) -> Line:
         for row in run.rows:
             line[row["epoch"] - 1] = math.nan if row.get(key) is None else row[key]
     values[~np.isfinite(values)] = np.nan
-    return Line(setting, np.arange(1.0, epochs + 1), values, _changes(setting)).thinned()
+    return Line(setting, np.arange(1.0, epochs + 1), values, _changes(setting))
 
 
 def _changes(setting: ReportedSetting) -> tuple[int, ...]:
@@ -213,6 +220,8 @@ def _draw_line(axes: Axes, line: Line, look: dict[str, Any]) -> None:
         axes.fill_between(line.x, *line.band, color=look["color"], alpha=0.15, linewidth=0)
         marked = np.flatnonzero(np.isin(line.x, line.marks))
         axes.plot(line.x[marked], line.mean[marked], "o", color=look["color"], markersize=4, gid=CHANGES)
+        foot = {"transform": axes.get_xaxis_transform(), "clip_on": False, "in_layout": False}
+        axes.plot(line.x[marked], np.zeros(len(marked)), "|", color=look["color"], markersize=9, **foot)
 
 
 def _limits(lines: Sequence[Line]) -> tuple[float, float] | None:
@@ -238,13 +247,13 @@ def _band_words(lines: Iterable[Line]) -> str:
 
 def _lines_csv(x: str, lines: Sequence[Line]) -> str:
     xs = sorted({float(value) for line in lines for value in line.x})
-    header = [x, *(f"{line.setting.label}: {what}" for line in lines for what in ("mean", "std", "n"))]
-    columns = []
+    header, columns = [x], [xs]
     for line in lines:
         at = {float(value): position for position, value in enumerate(line.x)}
-        for numbers in (line.mean, line.std, line.count):
-            columns.append([numbers[at[value]] if value in at else math.nan for value in xs])
-    return csv_text([header, *zip(xs, *columns, strict=True)])
+        for what, numbers in (("mean", line.mean), ("std", line.std), ("n", line.count))[: 3 if len(line.values) > 1 else 1]:
+            header.append(f"{line.setting.label}: {what}" if len(line.values) > 1 else line.setting.label)
+            columns.append([float(numbers[at[value]]) if value in at else math.nan for value in xs])
+    return csv_text([header, *zip(*columns, strict=True)])
 
 
 def reliability_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
@@ -291,6 +300,47 @@ def _bins(setting: ReportedSetting) -> np.ndarray | None:
     samples, confidence, correct = np.sum(of_runs, axis=0)
     divisor = np.where(samples > 0, samples, np.nan)
     return np.stack([samples, confidence / divisor, correct / divisor])
+
+
+def difference_figures(
+    settings: Sequence[ReportedSetting], comparisons: Sequence[Comparison]
+) -> list[ReportFigure]:
+    """Mean differences with their intervals, a figure for each column that is compared."""
+    colours = {setting.label: method_colour(setting.config.method.name) for setting in settings}
+    figures = []
+    for key in dict.fromkeys(each.column for each in comparisons):
+        own = [each for each in comparisons if each.column == key and each.mean is not None]
+        if not own:
+            continue
+        title, better = full_title(key), {1: "right", -1: "left"}.get(COLUMNS[key].sign)
+        shown = sorted(own, key=lambda each: each.p_holm)[:_MOST_DIFFERENCES] if len(own) > _MOST_DIFFERENCES else own
+        caption = (
+            f"Mean difference in {title} at the last epoch over equal seeds, with its 95% bootstrap interval. "
+            "Filled: the test decides, after Holm's correction over all comparisons; open: it does not."
+            + (f" The first setting is the better one to the {better} of zero." if better else "")
+            + (f" Of {len(own)} comparisons, the {len(shown)} with the smallest p." if len(shown) < len(own) else "")
+        )
+        rows: list[Sequence[Any]] = [("one", "other", "n", "mean", "low", "high", "p", "p after Holm", "decided")]
+        for each in shown:
+            ends = each.interval or (math.nan, math.nan)
+            numbers = (each.mean, *ends, each.p, each.p_holm, each.decided)
+            rows.append((each.one, each.other, len(each.differences), *numbers))
+
+        def draw(axes: Axes, shown: Sequence[Comparison] = shown, title: str = title) -> None:
+            axes.axvline(0, color=INK, linewidth=0.8)
+            for at, each in enumerate(shown):
+                colour = colours.get(each.one, INK)
+                axes.plot(each.interval or [each.mean] * 2, [at, at], color=colour, linewidth=1.4)
+                face = colour if each.decided else "none"
+                axes.plot([each.mean], [at], "o", color=colour, markerfacecolor=face, markersize=6, gid=DIFFERENCE)
+                axes.text(0, at - 0.3, f"{each.one} − {each.other}", transform=axes.get_yaxis_transform(), fontsize=8)
+            axes.set(yticks=[], ylim=(len(shown) - 0.5, -0.8), xlabel=f"difference in {title}")
+            axes.spines["left"].set_visible(False)
+
+        height = 0.8 + 0.36 * len(shown)
+        name = f"differences-{key.replace('/', '-')}"
+        figures.append(_figure(name, "Differences", title, caption, draw, csv_text(rows), height=height))
+    return figures
 
 
 def option_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
@@ -358,17 +408,18 @@ def _heat_map(method: str, keys: Sequence[str], points: dict[tuple[float, ...], 
         rows.append((_value_name(x), _value_name(y), line.mean[0], line.std[0], line.count[0]))
 
     def draw(axes: Axes) -> None:
-        image = axes.imshow(means, cmap="cividis", origin="lower", aspect="auto")
-        axes.set_xticks(range(len(across)), [_value_name(value) for value in across])
-        axes.set_yticks(range(len(down)), [_value_name(value) for value in down])
+        cells = axes.pcolormesh(means, cmap="cividis", edgecolors="face", linewidth=0.3)
+        axes.set_xticks(np.arange(len(across)) + 0.5, [_value_name(value) for value in across])
+        axes.set_yticks(np.arange(len(down)) + 0.5, [_value_name(value) for value in down])
         axes.set(xlabel=keys[0], ylabel=keys[1])
         axes.grid(False)
         if means.size <= 100:
             for (y, x), mean in np.ndenumerate(means):
-                shade = "#000000" if image.norm(mean) > 0.5 else "#ffffff"
-                axes.text(x, y, f"{mean:.1f}" * math.isfinite(mean), ha="center", va="center", color=shade, fontsize=8)
+                shade = "#000000" if cells.norm(mean) > 0.5 else "#ffffff"
+                text = f"{mean:.1f}" if math.isfinite(mean) else ""
+                axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=shade, fontsize=8)
         assert axes.figure
-        axes.figure.colorbar(image, ax=axes, label="Test top-1 (%)", fraction=0.06).outline.set_visible(False)  # type: ignore
+        axes.figure.colorbar(cells, ax=axes, label="Test top-1 (%)", fraction=0.06).outline.set_visible(False)  # type: ignore
 
     caption = f"Test top-1 of {method} after the last epoch, the mean over the runs of a setting; empty: not run."
     title = f"{method}: {keys[0]} and {keys[1]}"

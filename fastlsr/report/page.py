@@ -1,0 +1,260 @@
+"""The report as one HTML page that needs nothing beside it: text, tables, figures and the numbers behind them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+from urllib.parse import quote
+
+from fastlsr.drawing import INK, svg
+from fastlsr.report.collect import Collection, ReportedSetting, SetAside
+from fastlsr.report.columns import full_title
+from fastlsr.report.comparisons import Comparison, notes
+from fastlsr.report.figures import ReportFigure
+
+_MOST_CLAIMS = 8  # undecided ones that are shown at once
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a page's table: what it shows, and what it is sorted by where that is another thing."""
+
+    text: str
+    value: float | None = None
+    classes: str = ""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a column of a page's table: text, unit, a phrase for it, and whether a group of columns begins."""
+
+    text: str
+    unit: str = ""
+    meaning: str = ""
+    first: bool = False
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table of a page.
+
+    Attributes:
+        title: of the region that it scrolls in, and its heading.
+        columns: their heads.
+        rows: each as long as `columns`; the first cell heads its row.
+        groups: (text, columns that it spans), above the heads; () for none.
+        note: below it.
+    """
+
+    title: str
+    columns: Sequence[Head]
+    rows: Sequence[Sequence[Cell]]
+    groups: Sequence[tuple[str, int]] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class TableSection:
+    """Tables under one heading, with what is to be read before them."""
+
+    anchor: str
+    title: str
+    tables: Sequence[PageTable]
+    paragraphs: Sequence[str] = ()
+
+
+def page_html(
+    collection: Collection,
+    comparisons: Sequence[Comparison],
+    tables: Sequence[TableSection],
+    figures: Sequence[ReportFigure],
+    *,
+    command: str,
+    refresh: int = 0,
+) -> str:
+    """The page; equal arguments give equal text.
+
+    Args:
+        command: that made it.
+        refresh: seconds after which the page renews itself; 0 where it does not.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    groups = [_figure_group(*group) for group in itertools.groupby(figures, key=lambda figure: figure.group)]
+    sections = [("claims", "What may be claimed"), *((table.anchor, table.title) for table in tables),
+                *((group["anchor"], group["title"]) for group in groups), ("made", "How it was made"),
+                ("aside", "Folders set aside")]  # fmt: skip
+    return template.render(
+        title=_title(collection), subtitle=_subtitle(collection), sections=sections, refresh=refresh,
+        live=_live(collection), claims=_claims(comparisons), tables=tables, figures=groups, command=command,
+        claims_note=" ".join(notes(collection.settings, comparisons)) if comparisons else "",
+        origin=_origin(collection), aside=_aside_table(collection.aside),
+    )  # fmt: skip
+
+
+def _title(collection: Collection) -> str:
+    named = [collection.common.get(key) for key in ("data.dataset", "model.name")]
+    return "Report" + (f": {', '.join(str(name) for name in named if name)}" if any(named) else "")
+
+
+def _subtitle(collection: Collection) -> str:
+    runs = sum(len(setting.runs) for setting in collection.settings)
+    seeds = {run.trial.config.train.seed for setting in collection.settings for run in setting.runs}
+    epochs = sorted({setting.plan.epochs for setting in collection.settings})
+    lengths = f", {' or '.join(map(str, epochs))} epochs" if 0 < len(epochs) < 4 else ""
+    return f"{_count(len(collection.settings), 'setting')}, {_count(runs, 'finished run')}, {_count(len(seeds), 'seed')}{lengths}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _live(collection: Collection) -> str:
+    running = Counter(each.what for each in collection.aside)["running"]
+    return f"{_count(running, 'run')} under way." if running else "No run is under way."
+
+
+def _claims(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """What the comparisons carry, decided ones first; most of many undecided ones folded away."""
+    decided = [each for each in comparisons if each.decided]
+    open_ = [each for each in comparisons if not each.decided]
+    shown = max(0, _MOST_CLAIMS - len(decided))
+    shown = len(open_) if len(open_) <= shown + 2 else shown
+    return {
+        "column": full_title(comparisons[0].column) if comparisons else "",
+        "decided": [each.claim for each in decided],
+        "open": [f"{each.one} and {each.other}: {each.claim}" for each in open_[:shown]],
+        "folded": [f"{each.one} and {each.other}: {each.claim}" for each in open_[shown:]],
+    }
+
+
+def _figure_group(title: str, figures: Iterable[ReportFigure]) -> dict[str, Any]:
+    from markupsafe import Markup, escape
+
+    drawn = [
+        {
+            "name": figure.name,
+            "caption": figure.caption,
+            "svg": Markup(inline_svg(svg(figure.figure), figure.name, escape(figure.title))),
+            "csv": data_uri(figure.csv),
+        }
+        for figure in figures
+    ]
+    return {"anchor": re.sub(r"\W+", "-", title.lower()), "title": title, "figures": drawn}
+
+
+def inline_svg(document: str, name: str, label: str) -> str:
+    """A figure's SVG document as a part of a page: scaled to its box, in the page's colour and font.
+
+    Numbers are rounded to hundredths of a point. Ids that nothing refers to go, and the others begin with `name`, so
+    that they are unique in the page.
+
+    Args:
+        name: unique in the page.
+        label: the figure in words, escaped for HTML.
+    """
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", document, flags=re.DOTALL)
+    body = body.replace("xlink:href", "href").replace(INK, "currentColor")
+    body = re.sub(r"font-family: [^;\"]*;? ?| ?transform=\"rotate\(-?0 [^\"]*\"", "", body)
+    body = _NUMBER.sub(lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), body)
+    used = set(_REFERENCE.findall(body))
+    body = _ID.sub(lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", body)
+    body = _REFERENCE.sub(lambda found: found[0].replace(f"#{found[1]}", f"#{name}-{found[1]}"), body)
+    box = re.search(r'viewBox="([^"]*)"', body)
+    assert box is not None
+    inner = re.sub(r"\s+", " ", body[body.index(">") + 1 :]).replace("> <", "><").replace("<defs></defs>", "")
+    return f'<svg viewBox="{box[1]}" role="img" aria-label="{label}">{inner}'
+
+
+_NUMBER = re.compile(r"-?\d+\.\d{3,}")
+_ID = re.compile(r' id="([^"]*)"')
+_REFERENCE = re.compile(r'(?:url\(#|href="#)([^")]+)')
+
+
+def data_uri(text: str) -> str:
+    """CSV as the address of a link that downloads it."""
+    return "data:text/csv;charset=utf-8," + quote(text, safe=" ,;:/=().±")
+
+
+def _origin(collection: Collection) -> dict[str, Any]:
+    """How the runs were made: settings with their seeds and targets, machines and versions, options, commands."""
+    environments = {
+        setting.label: [run.trial.folder.read_environment() for run in setting.runs] for setting in collection.settings
+    }
+    return {
+        "settings": _settings_table(collection.settings),
+        "facts": _facts([each for of_setting in environments.values() for each in of_setting]),
+        "commands": [f"{label}: {_command(first)}" for label, (first, *_) in environments.items() if _command(first)],
+        "varying": ", ".join(collection.varying),
+        "common": [(key, str(value)) for key, value in collection.common.items()],
+    }
+
+
+def _command(environment: Mapping[str, Any]) -> str:
+    return " ".join(environment.get("command") or ())
+
+
+def _settings_table(settings: Sequence[ReportedSetting]) -> PageTable:
+    rows = []
+    for setting in settings:
+        seeds = [run.trial.config.train.seed for run in setting.runs]
+        phases = [(text, len(list(same))) for text, same in itertools.groupby(map(str, setting.plan.phases))]
+        targets = "; ".join(f"{count} × {text}" if count > 1 else text for text, count in phases)
+        rows.append([Cell(setting.label), Cell(str(len(seeds))), Cell(_ranges(seeds)), Cell(targets, classes="text")])
+    heads = (Head("setting"), Head("n"), Head("seeds"), Head("trained for"))
+    return PageTable("Settings and their runs", heads, rows)
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers in words: "0 to 7, 11"."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
+def _facts(environments: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(name, the runs' values, with how many have each where they differ) of what produced the runs."""
+    facts: dict[str, Counter[str]] = {}
+    for environment in environments:
+        for name, value in _facts_of(environment):
+            facts.setdefault(name, Counter())[value] += 1
+    return [
+        (name, "; ".join(f"{value} ({_count(runs, 'run')})" if len(counts) > 1 else value for value, runs in counts.items()))
+        for name, counts in facts.items()
+    ]
+
+
+def _facts_of(environment: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    if git := environment.get("git"):
+        yield "commit", git["commit"][:12] + (", with uncommitted changes" if git["changed"] else "")
+    if "device" in environment:
+        yield "device", f"{environment['device']}, {environment['cores']} cores, {_count(environment['threads'], 'thread')}"
+    if "platform" in environment:
+        yield "platform", environment["platform"]
+    if "python" in environment:
+        versions = {"fastlsr": environment["fastlsr"], "python": environment["python"], **environment["versions"]}
+        yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
+    for name, digest in zip(("training data", "evaluation data"), environment.get("data") or (), strict=False):
+        yield name, f"sha256 {digest[:12]}"
+    if environment.get("teacher"):
+        yield "teacher", f"sha256 {environment['teacher'][:12]}"
+
+
+def _aside_table(aside: Sequence[SetAside]) -> PageTable | None:
+    if not aside:
+        return None
+    rows = [[Cell(str(each.path)), Cell(each.what, classes="text"), Cell(each.reason, classes="text")] for each in aside]
+    return PageTable("Folders set aside", (Head("folder"), Head("what it is"), Head("why")), rows)
