@@ -87,6 +87,9 @@ def svg(figure: Figure) -> str:
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Writes STEM.svg and STEM.png, 200 dots an inch on white; returns their paths."""
+    # Laid out once, for good: matplotlib would do it anew, and draw twice, for each file.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     picture, vector = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
     with style():
         replace_file(picture, lambda path: figure.savefig(path, format="png", dpi=200, facecolor="white"))

@@ -11,7 +11,7 @@ from importlib import resources
 from typing import Any
 from urllib.parse import quote
 
-from fastlsr.drawing import INK, svg
+from fastlsr.drawing import INK
 from fastlsr.report.collect import Collection, ReportedSetting, SetAside
 from fastlsr.report.columns import full_title
 from fastlsr.report.comparisons import Comparison, notes
@@ -73,6 +73,7 @@ def page_html(
     comparisons: Sequence[Comparison],
     tables: Sequence[TableSection],
     figures: Sequence[ReportFigure],
+    documents: Mapping[str, str],
     *,
     command: str,
     refresh: int = 0,
@@ -80,6 +81,7 @@ def page_html(
     """The page; equal arguments give equal text.
 
     Args:
+        documents: the SVG document of each figure, by its name.
         command: that made it.
         refresh: seconds after which the page renews itself; 0 where it does not.
     """
@@ -89,7 +91,10 @@ def page_html(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
-    groups = [_figure_group(*group) for group in itertools.groupby(figures, key=lambda figure: figure.group)]
+    groups = [
+        _figure_group(title, list(of_group), documents)
+        for title, of_group in itertools.groupby(figures, key=lambda figure: figure.group)
+    ]
     sections = [("claims", "What may be claimed"), *((table.anchor, table.title) for table in tables),
                 *((group["anchor"], group["title"]) for group in groups), ("made", "How it was made"),
                 ("aside", "Folders set aside")]  # fmt: skip
@@ -137,14 +142,14 @@ def _claims(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     }
 
 
-def _figure_group(title: str, figures: Iterable[ReportFigure]) -> dict[str, Any]:
+def _figure_group(title: str, figures: Sequence[ReportFigure], documents: Mapping[str, str]) -> dict[str, Any]:
     from markupsafe import Markup, escape
 
     drawn = [
         {
             "name": figure.name,
             "caption": figure.caption,
-            "svg": Markup(inline_svg(svg(figure.figure), figure.name, escape(figure.title))),
+            "svg": Markup(inline_svg(documents[figure.name], figure.name, escape(figure.title))),
             "csv": data_uri(figure.csv),
         }
         for figure in figures
