@@ -149,7 +149,7 @@ def risk_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
         "Errors among the predictions that are kept when the least confident are left out, after the last epoch: "
         f"{_band_words(lines)}. Lower is better; the area below is AURC."
     )
-    return _line_figures("risk-coverage", "Trust", "Risk and coverage", caption, lines, "coverage (%)", "%", "risk")
+    return _line_figures("risk-coverage", "Calibration and risk", "Risk and coverage", caption, lines, "coverage (%)", "%", "risk")
 
 
 def _line_figures(
@@ -185,8 +185,11 @@ def split_by_method(settings: Sequence[ReportedSetting]) -> list[tuple[list[str]
     parts: list[tuple[list[str], list[int]]] = []
     for method in dict.fromkeys(names):
         own = [at for at, name in enumerate(names) if name == method and at not in everywhere]
-        if parts and len(parts[-1][1]) + len(own) <= _MOST_LINES:
-            parts[-1] = [*parts[-1][0], method], [*parts[-1][1], *own]
+        with_room = [indices for _, indices in parts if len(indices) + len(own) <= _MOST_LINES]
+        if own and with_room:
+            methods, indices = next(part for part in parts if part[1] is with_room[0])
+            methods.append(method)
+            indices.extend(own)
         elif own:
             parts.append(([method], [*everywhere, *own]))
     return parts
@@ -280,7 +283,7 @@ def reliability_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigur
         suffix, of = _suffixes(methods, parts)
         labels = {setting.label for setting, _ in part}
         numbers = csv_text([rows[0], *(row for row in rows[1:] if row[0] in labels)])
-        figures.append(_figure("reliability" + suffix, "Trust", "Reliability" + of, _RELIABILITY, draw, numbers))
+        figures.append(_figure("reliability" + suffix, "Calibration and risk", "Reliability" + of, _RELIABILITY, draw, numbers))
     return figures
 
 
@@ -300,6 +303,21 @@ def _bins(setting: ReportedSetting) -> np.ndarray | None:
     samples, confidence, correct = np.sum(of_runs, axis=0)
     divisor = np.where(samples > 0, samples, np.nan)
     return np.stack([samples, confidence / divisor, correct / divisor])
+
+
+def report_figures(
+    collection: Collection, comparisons: Sequence[Comparison], unfinished: Sequence[ReportedSetting] = ()
+) -> list[ReportFigure]:
+    """All figures that the settings have numbers for, in the order of a page; of unfinished ones the curves."""
+    settings = collection.settings
+    return [
+        *difference_figures(settings, comparisons),
+        *curve_figures([*settings, *unfinished]),
+        *option_figures(settings),
+        *risk_figures(settings),
+        *reliability_figures(settings),
+        *cost_figures(settings),
+    ]
 
 
 def difference_figures(

@@ -6,104 +6,107 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fastlsr.drawing import INK
+from fastlsr.drawing import INK, save_figure
+from fastlsr.files import replace_text
 from fastlsr.report.collect import Collection, ReportedSetting, SetAside
 from fastlsr.report.columns import full_title
-from fastlsr.report.comparisons import Comparison, notes
+from fastlsr.report.comparisons import Comparison
 from fastlsr.report.figures import ReportFigure
+from fastlsr.report.tables import Cell, Head, Table
 
-_MOST_CLAIMS = 8  # undecided ones that are shown at once
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a page's table: what it shows, and what it is sorted by where that is another thing."""
-
-    text: str
-    value: float | None = None
-    classes: str = ""
+_MOST_CLAIMS = 8  # that are shown at once
+_SECTIONS = {"accuracy": "Accuracy", "comparisons": "Differences"}  # of tables; of all others:
+_OTHER_TABLES = "Calibration and risk"
 
 
-@dataclass(frozen=True)
-class Head:
-    """The head of a column of a page's table: text, unit, a phrase for it, and whether a group of columns begins."""
+def write_page(
+    out: Path,
+    collection: Collection,
+    comparisons: Sequence[Comparison],
+    tables: Sequence[Table],
+    figures: Sequence[ReportFigure],
+    *,
+    command: str,
+    refresh: int = 0,
+) -> Path:
+    """Writes OUT/index.html, and each figure as SVG, PNG and CSV in OUT/figures; returns the page's path.
 
-    text: str
-    unit: str = ""
-    meaning: str = ""
-    first: bool = False
-
-
-@dataclass(frozen=True)
-class PageTable:
-    """A table of a page.
-
-    Attributes:
-        title: of the region that it scrolls in, and its heading.
-        columns: their heads.
-        rows: each as long as `columns`; the first cell heads its row.
-        groups: (text, columns that it spans), above the heads; () for none.
-        note: below it.
+    Args:
+        command: that makes the report.
+        refresh: seconds after which the page loads itself anew; 0 where it does not.
     """
-
-    title: str
-    columns: Sequence[Head]
-    rows: Sequence[Sequence[Cell]]
-    groups: Sequence[tuple[str, int]] = ()
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class TableSection:
-    """Tables under one heading, with what is to be read before them."""
-
-    anchor: str
-    title: str
-    tables: Sequence[PageTable]
-    paragraphs: Sequence[str] = ()
+    folder = out / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    documents = {}
+    for figure in figures:
+        vector, _ = save_figure(figure.figure, folder / figure.name)
+        documents[figure.name] = vector.read_text(encoding="utf-8")
+        replace_text(folder / f"{figure.name}.csv", figure.csv)
+    page = out / "index.html"
+    replace_text(page, page_html(collection, comparisons, tables, figures, documents, command=command, refresh=refresh))
+    return page
 
 
 def page_html(
     collection: Collection,
     comparisons: Sequence[Comparison],
-    tables: Sequence[TableSection],
+    tables: Sequence[Table],
     figures: Sequence[ReportFigure],
     documents: Mapping[str, str],
     *,
     command: str,
     refresh: int = 0,
 ) -> str:
-    """The page; equal arguments give equal text.
-
-    Args:
-        documents: the SVG document of each figure, by its name.
-        command: that made it.
-        refresh: seconds after which the page renews itself; 0 where it does not.
-    """
+    """The page; equal arguments give equal text. `documents` has each figure's SVG by its name; see `write_page`."""
     import jinja2
 
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["groups"] = _head_groups
     template = environment.from_string(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
-    groups = [
-        _figure_group(title, list(of_group), documents)
-        for title, of_group in itertools.groupby(figures, key=lambda figure: figure.group)
-    ]
-    sections = [("claims", "What may be claimed"), *((table.anchor, table.title) for table in tables),
-                *((group["anchor"], group["title"]) for group in groups), ("made", "How it was made"),
-                ("aside", "Folders set aside")]  # fmt: skip
     return template.render(
-        title=_title(collection), subtitle=_subtitle(collection), sections=sections, refresh=refresh,
-        live=_live(collection), claims=_claims(comparisons), tables=tables, figures=groups, command=command,
-        claims_note=" ".join(notes(collection.settings, comparisons)) if comparisons else "",
+        title=_title(collection), subtitle=_subtitle(collection), refresh=refresh, live=_live(collection),
+        claims=_claims(comparisons), sections=_sections(tables, figures, documents), command=command,
         origin=_origin(collection), aside=_aside_table(collection.aside),
     )  # fmt: skip
+
+
+def _head_groups(heads: Sequence[Head]) -> list[tuple[str, int]]:
+    """(group, columns) of neighbours in one group; [] if no head has one."""
+    groups = [(name, len(list(same))) for name, same in itertools.groupby(head.group for head in heads)]
+    return groups if any(name for name, _ in groups) else []
+
+
+def _sections(
+    tables: Sequence[Table], figures: Sequence[ReportFigure], documents: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Tables and figures under their headings, that of the first table first."""
+    by_title: dict[str, dict[str, Any]] = {}
+
+    def section(title: str) -> dict[str, Any]:
+        anchor = re.sub(r"\W+", "-", title.lower())
+        return by_title.setdefault(title, {"title": title, "anchor": anchor, "tables": [], "figures": []})
+
+    for table in (table for table in tables if table.name in _SECTIONS):
+        section(_SECTIONS[table.name])["tables"].append(table)
+    for figure in figures:
+        section(figure.group)["figures"].append(_page_figure(figure, documents[figure.name]))
+    for table in (table for table in tables if table.name not in _SECTIONS):
+        section(_OTHER_TABLES)["tables"].append(table)
+    return list(by_title.values())
+
+
+def _page_figure(figure: ReportFigure, document: str) -> dict[str, Any]:
+    from markupsafe import Markup, escape
+
+    drawing = Markup(inline_svg(document, figure.name, escape(figure.title)))
+    return {"name": figure.name, "caption": figure.caption, "svg": drawing, "csv": data_uri(figure.csv)}
 
 
 def _title(collection: Collection) -> str:
@@ -140,21 +143,6 @@ def _claims(comparisons: Sequence[Comparison]) -> dict[str, Any]:
         "open": [f"{each.one} and {each.other}: {each.claim}" for each in open_[:shown]],
         "folded": [f"{each.one} and {each.other}: {each.claim}" for each in open_[shown:]],
     }
-
-
-def _figure_group(title: str, figures: Sequence[ReportFigure], documents: Mapping[str, str]) -> dict[str, Any]:
-    from markupsafe import Markup, escape
-
-    drawn = [
-        {
-            "name": figure.name,
-            "caption": figure.caption,
-            "svg": Markup(inline_svg(documents[figure.name], figure.name, escape(figure.title))),
-            "csv": data_uri(figure.csv),
-        }
-        for figure in figures
-    ]
-    return {"anchor": re.sub(r"\W+", "-", title.lower()), "title": title, "figures": drawn}
 
 
 def inline_svg(document: str, name: str, label: str) -> str:
@@ -208,15 +196,15 @@ def _command(environment: Mapping[str, Any]) -> str:
     return " ".join(environment.get("command") or ())
 
 
-def _settings_table(settings: Sequence[ReportedSetting]) -> PageTable:
+def _settings_table(settings: Sequence[ReportedSetting]) -> Table:
     rows = []
     for setting in settings:
         seeds = [run.trial.config.train.seed for run in setting.runs]
         phases = [(text, len(list(same))) for text, same in itertools.groupby(map(str, setting.plan.phases))]
         targets = "; ".join(f"{count} × {text}" if count > 1 else text for text, count in phases)
-        rows.append([Cell(setting.label), Cell(str(len(seeds))), Cell(_ranges(seeds)), Cell(targets, classes="text")])
-    heads = (Head("setting"), Head("n"), Head("seeds"), Head("trained for"))
-    return PageTable("Settings and their runs", heads, rows)
+        rows.append((Cell(setting.label), Cell(str(len(seeds)), len(seeds)), Cell(_ranges(seeds)), Cell(targets)))
+    heads = (Head("setting", is_text=True), Head("n"), Head("seeds"), Head("trained for", is_text=True))
+    return Table("settings", "Settings and their runs", heads, tuple(rows))
 
 
 def _ranges(numbers: Iterable[int]) -> str:
@@ -258,8 +246,7 @@ def _facts_of(environment: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         yield "teacher", f"sha256 {environment['teacher'][:12]}"
 
 
-def _aside_table(aside: Sequence[SetAside]) -> PageTable | None:
-    if not aside:
-        return None
-    rows = [[Cell(str(each.path)), Cell(each.what, classes="text"), Cell(each.reason, classes="text")] for each in aside]
-    return PageTable("Folders set aside", (Head("folder"), Head("what it is"), Head("why")), rows)
+def _aside_table(aside: Sequence[SetAside]) -> Table:
+    heads = (Head("folder", is_text=True), Head("what it is", is_text=True), Head("why", is_text=True))
+    rows = tuple((Cell(str(each.path)), Cell(each.what), Cell(each.reason)) for each in aside)
+    return Table("aside", "Folders set aside", heads, rows)
