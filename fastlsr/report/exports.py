@@ -11,7 +11,7 @@ from typing import Any
 from fastlsr.report.collect import Collection, ReportedRun, ReportedSetting
 from fastlsr.report.columns import COLUMNS
 from fastlsr.report.comparisons import Comparison
-from fastlsr.report.recipes import PaperRow, PaperTable, recipe_notes
+from fastlsr.report.recipes import PaperRow, PaperTable, label_beside, recipe_notes
 from fastlsr.runs import KINDS
 
 
@@ -32,8 +32,8 @@ def settings_csv(collection: Collection, paper: PaperTable | None = None) -> str
         lines.append([*line, *_statistics([run.hours for run in setting.runs]), *_quoted_numbers(matches[-1], paper)])
     for row in paper.rows if paper else ():
         if row not in matches:
-            blank = [""] * (len(head) - 2 - 2 * len(metrics))
-            lines.append([row.label, 0, *blank, *_quoted_numbers(row, paper)])
+            blank = [None] * (len(head) - 2 - 2 * len(metrics))
+            lines.append([label_beside(row, collection.settings), 0, *blank, *_quoted_numbers(row, paper)])
     return _csv(head, lines)
 
 
@@ -43,16 +43,15 @@ def _statistics_heads(names: Iterable[str]) -> list[str]:
 
 def _statistics(numbers: Sequence[float]) -> list[object]:
     return [
-        statistics.fmean(numbers) if numbers else "",
-        statistics.stdev(numbers) if len(numbers) > 1 else "",
+        statistics.fmean(numbers) if numbers else None,
+        statistics.stdev(numbers) if len(numbers) > 1 else None,
         len(numbers),
     ]
 
 
 def _quoted_numbers(row: PaperRow | None, paper: PaperTable | None) -> list[object]:
     figures = [row.figures.get(name) if row else None for name in paper.metrics] if paper else []
-    pairs = [(figure.mean, figure.std) if figure else (None, None) for figure in figures]
-    return ["" if number is None else number for pair in pairs for number in pair]
+    return [number for figure in figures for number in ((figure.mean, figure.std) if figure else (None, None))]
 
 
 def runs_csv(collection: Collection) -> str:
@@ -81,8 +80,8 @@ def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
     """A row for each comparison, unrounded."""
     head = ["figure", "one", "other", "n", "difference", "low", "high", "p", "p_holm", "needed_n", "claim"]
     lines = [
-        [f"last/{each.column}", each.one, each.other, len(each.differences), "" if each.mean is None else each.mean,
-         *(each.interval or ("", "")), each.p, each.p_holm, each.needed, each.claim]
+        [f"last/{each.column}", each.one, each.other, len(each.differences), each.mean,
+         *(each.interval or (None, None)), each.p, each.p_holm, each.needed, each.claim]
         for each in comparisons
     ]  # fmt: skip
     return _csv(head, lines)
@@ -111,23 +110,27 @@ def numbers_of(
 
 
 def _setting(setting: ReportedSetting) -> dict[str, Any]:
-    summary = {
-        kind: {key: dict(zip(("mean", "std", "n"), _statistics(numbers), strict=True))
-               for key in COLUMNS if (numbers := setting.numbers(kind, key))}
-        for kind in KINDS
-    }  # fmt: skip
+    figures = {
+        kind: {key: _named(numbers) for key in COLUMNS if (numbers := setting.numbers(kind, key))} for kind in KINDS
+    }
     return {
         "label": setting.label,
         "options": setting.config.decisive(),
         "phases": [str(phase) for phase in setting.plan.phases],
-        **summary,
-        "hours": dict(zip(("mean", "std", "n"), _statistics([run.hours for run in setting.runs]), strict=True)),
+        "last": figures["last"],
+        "best": figures["best"],
+        "hours": _named([run.hours for run in setting.runs]),
         "runs": [
             {"path": str(run.trial.folder.path), "seed": run.repeat[0], "fold": run.repeat[1], "hours": run.hours,
-             "data": list(run.trial.data), "best_epoch": _best_epoch(run), **run.figures}
+             "data": list(run.trial.data), "best_epoch": _best_epoch(run), "last": run.figures["last"],
+             "best": run.figures["best"]}
             for run in setting.runs
         ],
     }  # fmt: skip
+
+
+def _named(numbers: Sequence[float]) -> dict[str, object]:
+    return dict(zip(("mean", "std", "n"), _statistics(numbers), strict=True))
 
 
 def _comparison(each: Comparison) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as TerminalTable
+from rich.text import Text
 
-from fastlsr.report.tables import Cell, Head, Table
+from fastlsr.report.tables import NONE, Cell, Head, Table
 
 _GAP = 2  # spaces between columns on the terminal
 
@@ -20,8 +22,9 @@ def markdown(table: Table) -> str:
     rules = ["---" if head.is_text else "---:" for head in table.heads]
     rows = [[f"**{_plain(cell.text)}**" if cell.bold else _plain(cell.text) for cell in row] for row in table.rows]
     lines = [f"| {' | '.join(row)} |" for row in (heads, rules, *rows)]
-    notes = [f"- {_plain(note)}" for note in table.notes]
-    return "\n".join([f"## {table.title}", "", *lines, *([""] if notes else []), *notes, ""])
+    above, below = ([f"- {_plain(line)}" for line in part] for part in (table.lead, table.notes))
+    parts = [f"## {table.title}"], above, lines, below
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
 def _plain(text: str) -> str:
@@ -51,7 +54,7 @@ def latex(table: Table) -> str:
     for row in table.rows:
         lines.append(" & ".join(rf"\textbf{{{_tex(c.text)}}}" if c.bold else _tex(c.text) for c in row) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [r"\par\smallskip\footnotesize " + _tex(note) for note in table.notes]
+    lines += [r"\par\smallskip\footnotesize " + _tex(note) for note in (*table.lead, *table.notes)]
     return "\n".join([*lines, r"\end{table}", ""])
 
 
@@ -72,19 +75,28 @@ def _tex(text: str) -> str:
 
 def print_table(console: Console, table: Table) -> None:
     """Prints the table; columns that do not fit the width come below, beside the row names again."""
-    for at, columns in enumerate(_fitting(table, console.width)):
-        shown = TerminalTable(box=box.SIMPLE_HEAD, padding=(0, _GAP, 0, 0), show_edge=False, pad_edge=False,
-                              title=None if at else escape(table.title), title_justify="left")  # fmt: skip
+    print_lines(console, [table.title], style="bold")
+    print_lines(console, table.lead)
+    for columns in _fitting(table, console.width):
+        shown = TerminalTable(box=box.SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), show_edge=False, pad_edge=False)
         has_groups = any(table.heads[column].group for column in columns)
         for column in columns:
             head = table.heads[column]
-            above = f"{head.group}\n" if has_groups else ""
-            shown.add_column(escape(above + head.title), justify="left" if head.is_text else "right", no_wrap=True)
+            title = f"{head.group}\n{head.title}" if has_groups else head.title
+            shown.add_column(
+                escape(title), justify="left" if head.is_text else "right", overflow="fold", no_wrap=column > 0
+            )
         for row in table.rows:
-            shown.add_row(*(_styled(row[column]) for column in columns))
+            if any(row[column].text != NONE for column in columns[1:]):
+                shown.add_row(*(_styled(row[column]) for column in columns))
         console.print(shown)
-    for note in table.notes:
-        console.print(escape(note), soft_wrap=False, highlight=False)
+    print_lines(console, table.notes)
+
+
+def print_lines(console: Console, lines: Iterable[str], style: str = "") -> None:
+    """Prints each line, wrapped at the width."""
+    for line in lines:
+        console.print(Text(line, style=style), soft_wrap=False)
 
 
 def _styled(cell: Cell) -> str:
@@ -92,16 +104,19 @@ def _styled(cell: Cell) -> str:
 
 
 def _fitting(table: Table, width: int) -> Iterator[list[int]]:
-    """The columns of each part of a table that fits the width; the first column is in all."""
-    widths = [max(len(text) for text in _texts(table, column)) + _GAP for column in range(len(table.heads))]
-    part, used = [0], widths[0]
-    for column in range(1, len(widths)):
-        if used + widths[column] > width and len(part) > 1:
-            yield part
-            part, used = [0], widths[0]
-        part.append(column)
-        used += widths[column]
-    yield part
+    """The columns of each part of a table that fits the width; the first one is in all, groups stay together."""
+    widths = [max(map(len, _texts(table, column))) + _GAP for column in range(len(table.heads))]
+    room = width + _GAP - min(widths[0], width // 2)  # longer names are folded
+    part: list[int] = []
+    for _, group in itertools.groupby(range(1, len(widths)), key=lambda column: table.heads[column].group or column):
+        columns = list(group)
+        fits = sum(widths[column] for column in columns) <= room
+        for piece in [columns] if fits else [[column] for column in columns]:
+            if part and sum(widths[column] for column in [*part, *piece]) > room:
+                yield [0, *part]
+                part = []
+            part += piece
+    yield [0, *part]
 
 
 def _texts(table: Table, column: int) -> Iterator[str]:

@@ -150,7 +150,16 @@ def recipe_notes(table: PaperTable, settings: Sequence[ReportedSetting]) -> list
             here.setdefault(difference, []).append(setting.label)
     everywhere = {setting.label for setting, _ in nearest}
     of = {line: "" if set(labels) == everywhere else f" ({', '.join(labels)})" for line, labels in here.items()}
-    return [*lines, *(line + of[line] for line in here)] if here else [*lines, "the options are those of the recipe"]
+    if not here:
+        return [*lines, "the options are those of the paper's recipe"]
+    return [*lines, "what differs from the paper's recipe:", *(line + of[line] for line in here)]
+
+
+def label_beside(row: PaperRow, settings: Sequence[ReportedSetting]) -> str:
+    """The label of a row that was not run; with data set and network where no setting has them."""
+    figure = row.first
+    known = {(setting.config.data.dataset, _plain(setting.config.model.name)) for setting in settings}
+    return row.label + ("" if (figure.dataset, figure.model) in known else f" ({figure.dataset}, {figure.model})")
 
 
 def _nearest(setting: ReportedSetting, table: PaperTable) -> PaperRow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from fastlsr.report.collect import Collection, ReportedSetting
 from fastlsr.report.columns import ACCURACIES, COLUMNS, RAW, SCALED_SCORES, TEMPERATURES, ReportColumn, full_title
 from fastlsr.report.comparisons import Comparison, carried_winners
 from fastlsr.report.comparisons import notes as comparison_notes
-from fastlsr.report.recipes import PaperRow, PaperTable, recipe_notes
+from fastlsr.report.recipes import PaperRow, PaperTable, label_beside, recipe_notes
 from fastlsr.runs import KINDS, Kind
 
 NONE, NOT_RUN = "-", "not run"
@@ -38,12 +39,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a title above and notes below. The first column names the row; `name` is that of its files."""
+    """A table, with a title and the lines of `lead` above, and notes below; the first column names the row."""
 
     name: str
     title: str
     heads: tuple[Head, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    lead: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -73,21 +75,25 @@ def setting_tables(
 def _accuracies(settings: Sequence[ReportedSetting], column: str, bold: set[str], paper: PaperTable | None) -> Table:
     """Accuracies and hours; and what a paper quotes, whose rows that were not run stand below the settings."""
     heads, columns = _name_heads(), _names(settings)
-    for kind in KINDS:
-        for each in ACCURACIES:
-            heads.append(Head(each.title, f"{kind} epoch", each.meaning))
+    matches = [paper.row_of(setting) if paper else None for setting in settings]
+    missing = [row for row in paper.rows if row not in matches] if paper else []
+    for each in ACCURACIES:
+        for kind in KINDS:
+            heads.append(Head(f"{kind} epoch", each.title, each.meaning))
             columns.append(_figures(settings, kind, each, bold if (kind, each.key) == ("last", column) else set()))
+        if paper and each.key in paper.metrics:
+            heads.append(Head(f"quoted, {paper.name}", each.title, "as the paper prints it, not measured"))
+            columns.append([_quoted(row, each.key) for row in (*matches, *missing)])
     heads.append(Head("hours", "", "of all epochs of a run, with their evaluation"))
     columns.append(_cells([[run.hours for run in setting.runs] for setting in settings], 3, settings))
-    rows, notes = list(zip(*columns, strict=True)), list[str]()
-    if paper:
-        heads += [Head(COLUMNS[name].title, f"quoted, {paper.name}", "not measured here") for name in paper.metrics]
-        matches = [paper.row_of(setting) for setting in settings]
-        rows = [(*row, *_quoted(match, paper)) for row, match in zip(rows, matches, strict=True)]
-        blank = [Cell("0", 0), *[Cell(NOT_RUN)] * (len(columns) - 2)]
-        rows += [(Cell(row.label), *blank, *_quoted(row, paper)) for row in paper.rows if row not in matches]
-        notes = recipe_notes(paper, settings)
-    return Table("accuracy", "Accuracy in %", tuple(heads), tuple(rows), tuple(notes))
+    columns[0] += [Cell(label_beside(row, settings)) for row in missing]
+    columns[1] += [Cell("0", 0)] * len(missing)
+    columns[2] += [Cell(NOT_RUN)] * len(missing)
+    rows = tuple(itertools.zip_longest(*columns, fillvalue=Cell(NONE)))
+    notes = ("Mean ± standard deviation (n - 1) over seeds and folds. Best: the epoch with the highest test top-1, "
+             "chosen on the evaluation split itself.")  # fmt: skip
+    lead = tuple(recipe_notes(paper, settings)) if paper else ()
+    return Table("accuracy", "Accuracy in %", tuple(heads), rows, lead, (notes,))
 
 
 def _name_heads() -> list[Head]:
@@ -127,9 +133,9 @@ def mean_std(numbers: Sequence[float], decimals: int) -> str:
     return f"{mean} ± {statistics.stdev(numbers):.{decimals}f}" if len(numbers) > 1 else mean
 
 
-def _quoted(row: PaperRow | None, paper: PaperTable) -> list[Cell]:
-    figures = [row.figures.get(name) if row else None for name in paper.metrics]
-    return [Cell(str(figure), figure.mean) if figure else Cell(NONE) for figure in figures]
+def _quoted(row: PaperRow | None, name: str) -> Cell:
+    figure = row.figures.get(name) if row else None
+    return Cell(str(figure), figure.mean) if figure else Cell(NONE)
 
 
 def _notes(table: Table, bold: set[str]) -> Iterator[str]:
@@ -150,7 +156,7 @@ def comparison_table(settings: Sequence[ReportedSetting], comparisons: Sequence[
     )  # fmt: skip
     rows = tuple(tuple(_comparison_cells(each)) for each in comparisons)
     return Table("comparisons", f"Differences of {title}, last epoch: one - other", heads, rows,
-                 tuple(comparison_notes(settings, comparisons)))  # fmt: skip
+                 notes=tuple(comparison_notes(settings, comparisons)))  # fmt: skip
 
 
 def _comparison_cells(each: Comparison) -> Iterator[Cell]:
@@ -160,3 +166,10 @@ def _comparison_cells(each: Comparison) -> Iterator[Cell]:
     low_high = " to ".join(f"{end:+.{decimals}f}" for end in each.interval) if each.interval else NONE
     yield Cell(low_high, each.interval[0] if each.interval else None)
     yield from (Cell(f"{each.p:.2g}", each.p), Cell(f"{each.p_holm:.2g}", each.p_holm), Cell(each.claim))
+
+
+def aside_table(collection: Collection) -> Table:
+    """The folders that are not, or not wholly, in the tables."""
+    heads = tuple(Head(title, is_text=True) for title in ("folder", "what it is", "why"))
+    rows = tuple((Cell(str(each.path)), Cell(each.what), Cell(each.reason)) for each in collection.aside)
+    return Table("aside", "Folders set aside", heads, rows)

@@ -1,0 +1,178 @@
+"""Turns run folders into tables, and says which differences their seeds carry: python -m fastlsr.report RUN ...
+
+Runs that differ in seed and fold alone are one setting. Tables and comparisons are printed, and written to DIR with all
+numbers. Nothing is written into the runs' folders, and runs that are under way are not disturbed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from rich.console import Console
+
+from fastlsr.cli import Parser, exit_on_input_error
+from fastlsr.errors import InputError, unknown
+from fastlsr.files import replace_text
+from fastlsr.report.collect import Collection, collect
+from fastlsr.report.columns import COLUMNS
+from fastlsr.report.comparisons import Comparison, all_pairs, compare, planned_pairs
+from fastlsr.report.exports import comparisons_csv, numbers_of, runs_csv, settings_csv
+from fastlsr.report.formats import latex, markdown, print_lines, print_table
+from fastlsr.report.recipes import PaperTable, paper_table
+from fastlsr.report.tables import Table, aside_table, comparison_table, setting_tables
+
+_WIDTH = 100  # of what is printed where no terminal tells its own
+_MOST_UNDECIDED = 20  # comparisons on the terminal; all are in the files
+_MOST_PATHS = 3  # of folders that are set aside for the same reason, on the terminal
+_PRINTED = ("accuracy", "last", "last_scaled")  # tables; all are in the files
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is printed and written.
+
+    Attributes:
+        collection: settings with their runs.
+        comparisons: of the settings' last epochs.
+        paper: the table that is set beside them, if any.
+        tables: of settings.
+    """
+
+    collection: Collection
+    comparisons: Sequence[Comparison]
+    paper: PaperTable | None
+    tables: Sequence[Table]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints and writes the report that the command line requests; returns the exit code."""
+    with exit_on_input_error():
+        options = _parser().parse_args(arguments)
+        out = Path(options.out)
+        if out.exists() and not out.is_dir():
+            raise InputError(f"--out={out} is no folder")
+        report = make_report(options.runs, planned=options.compare, column=options.metric, paper=options.paper)
+        print_report(report)
+        write_files(out, files_of(report))
+        print(f"written: {out}")
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m fastlsr.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder of them")
+    parser.add_argument("--out", default="report", metavar="DIR", help="where files are written (default report)")
+    parser.add_argument("--paper", default="", metavar="PAPER:TABLE", help="the table set beside, as tsla:2 or colam:2")
+    parser.add_argument(
+        "--compare", default="", metavar="A:B,...", help="planned comparisons of settings; else all pairs"
+    )
+    parser.add_argument("--metric", default="top1", metavar="NAME", help="the figure compared, as nll or scaled/nll")
+    return parser
+
+
+def make_report(paths: Sequence[Path], *, planned: str = "", column: str = "top1", paper: str = "") -> Report:
+    """The report of run folders.
+
+    Args:
+        paths: run folders, and folders of them.
+        planned: comparisons, as `planned_pairs` takes them; "" for all pairs.
+        column: a key of `COLUMNS`, the figure that is compared.
+        paper: a table, as `paper_table` takes it; "" for none.
+
+    Raises:
+        InputError: for a name that is not known, or where no run is finished.
+    """
+    if column not in COLUMNS:
+        raise InputError("--metric=" + unknown("figure", column, list(COLUMNS)))
+    table = paper_table(paper) if paper else None
+    collection = collect(paths)
+    if not any(setting.numbers("last", column) for setting in collection.settings):
+        raise InputError(f"--metric={column}: no run has it; it needs the logits of the last epoch (run.logits)")
+    pairs = planned_pairs(planned, collection.settings) if planned else all_pairs(collection.settings)
+    comparisons = compare(pairs, column)
+    return Report(collection, comparisons, table, setting_tables(collection, comparisons, table))
+
+
+def print_report(report: Report) -> None:
+    """Prints tables, what may be claimed, and the folders set aside."""
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    for table in report.tables:
+        if table.name in _PRINTED:
+            print_table(console, table)
+            console.print()
+    if report.comparisons:
+        print_lines(console, _claims(report))
+        console.print()
+    if report.collection.aside:
+        print_lines(console, _aside(report.collection))
+        console.print()
+
+
+def _claims(report: Report) -> Iterator[str]:
+    """A line for each comparison, decided ones first, and how they were made."""
+    table = comparison_table(report.collection.settings, report.comparisons)
+    yield f"{table.title}, mean over common seeds"
+    order = sorted(report.comparisons, key=lambda each: not each.decided)
+    shown = sum(each.decided for each in order) + _MOST_UNDECIDED
+    for each in order[:shown]:
+        so_far = "" if each.mean is None else f" ({each.mean:+.{COLUMNS[each.column].decimals}f})"
+        yield f"  {each.one} - {each.other}, n {len(each.differences)}{so_far}: {each.claim}"
+    if len(order) > shown:
+        yield f"  and {len(order) - shown} more that are not decided, in comparisons.md"
+    yield from table.notes
+    if len(order) > 1 and any(not each.decided and len(each.differences) < each.needed for each in order):
+        yield "Fewer comparisons need fewer seeds: name those that you planned, as --compare=a:b,a:c."
+
+
+def _aside(collection: Collection) -> Iterator[str]:
+    """A line for each reason for which folders are set aside."""
+    yield "Set aside, or not wholly in the tables"
+    order = sorted(collection.aside, key=lambda each: (each.what, each.reason))
+    for (what, reason), group in groupby(order, key=lambda each: (each.what, each.reason)):
+        paths = [str(each.path) for each in group]
+        more = f" and {len(paths) - _MOST_PATHS} more" if len(paths) > _MOST_PATHS else ""
+        yield f"  {what}: {', '.join(paths[:_MOST_PATHS])}{more}: {reason}"
+
+
+def files_of(report: Report) -> dict[str, str]:
+    """Name to content of the files of a report."""
+    settings, comparisons = report.collection.settings, report.comparisons
+    tables = [comparison_table(settings, comparisons)] if comparisons else []
+    aside = [aside_table(report.collection)] if report.collection.aside else []
+    numbers = numbers_of(report.collection, comparisons, report.paper)
+    return {
+        "table.csv": settings_csv(report.collection, report.paper),
+        "runs.csv": runs_csv(report.collection),
+        "table.md": "\n".join(map(markdown, [*report.tables, *aside])),
+        "table.tex": "\n".join(map(latex, report.tables)),
+        "comparisons.csv": comparisons_csv(comparisons),
+        "comparisons.md": "\n".join(map(markdown, tables)),
+        "comparisons.tex": "\n".join(map(latex, tables)),
+        "numbers.json": json.dumps(numbers, indent=1) + "\n",
+    }
+
+
+def write_files(out: Path, files: Mapping[str, str]) -> None:
+    """Writes each file into the folder, which is made.
+
+    Raises:
+        InputError: if it cannot be written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            replace_text(out / name, content)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
