@@ -30,7 +30,7 @@ _MOST_POINTS = 200  # of a line; a longer one is thinned,
 _MOST_OF_ALL = 8000  # and all the more where there are many, so that files stay small
 CHANGES = "changes"  # the gid of the dots that mark changes of a method's targets
 DIFFERENCE = "difference"  # and that of the dots of mean differences
-_MOST_DIFFERENCES = 40  # in one figure
+_MOST_DIFFERENCES = 24  # in one figure
 _MOST_CHANGES = 20  # of targets in a run that are marked: `online` would have one after each epoch
 _CURVES = (("test/top1", "Test top-1"), ("test/nll", "Test NLL"), ("train/top1", "Train top-1"),
            ("target_entropy", "Entropy of the training targets"))  # fmt: skip
@@ -115,7 +115,11 @@ def curve_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
         lines = [line for line in lines if line.count.any()]
         if key == "target_entropy" and not any(line.mean[line.count > 0].any() for line in lines):
             continue  # hard labels throughout
-        marks = " A dot, and a tick below, mark each change of a method's targets." if any(line.marks for line in lines) else ""
+        marks = (
+            " A dot, and a tick below, mark each change of a method's targets."
+            if any(line.marks for line in lines)
+            else ""
+        )
         caption = f"{title} after each epoch: {_band_words(lines)}.{marks}"
         figures += _line_figures(key.replace("/", "-"), "Curves", title, caption, lines, "epoch", _UNITS[key])
     return figures
@@ -149,7 +153,9 @@ def risk_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
         "Errors among the predictions that are kept when the least confident are left out, after the last epoch: "
         f"{_band_words(lines)}. Lower is better; the area below is AURC."
     )
-    return _line_figures("risk-coverage", "Calibration and risk", "Risk and coverage", caption, lines, "coverage (%)", "%", "risk")
+    return _line_figures(
+        "risk-coverage", "Calibration and risk", "Risk and coverage", caption, lines, "coverage (%)", "%", "risk"
+    )
 
 
 def _line_figures(
@@ -253,7 +259,9 @@ def _lines_csv(x: str, lines: Sequence[Line]) -> str:
     header, columns = [x], [xs]
     for line in lines:
         at = {float(value): position for position, value in enumerate(line.x)}
-        for what, numbers in (("mean", line.mean), ("std", line.std), ("n", line.count))[: 3 if len(line.values) > 1 else 1]:
+        for what, numbers in (("mean", line.mean), ("std", line.std), ("n", line.count))[
+            : 3 if len(line.values) > 1 else 1
+        ]:
             header.append(f"{line.setting.label}: {what}" if len(line.values) > 1 else line.setting.label)
             columns.append([float(numbers[at[value]]) if value in at else math.nan for value in xs])
     return csv_text([header, *zip(*columns, strict=True)])
@@ -283,7 +291,9 @@ def reliability_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigur
         suffix, of = _suffixes(methods, parts)
         labels = {setting.label for setting, _ in part}
         numbers = csv_text([rows[0], *(row for row in rows[1:] if row[0] in labels)])
-        figures.append(_figure("reliability" + suffix, "Calibration and risk", "Reliability" + of, _RELIABILITY, draw, numbers))
+        figures.append(
+            _figure("reliability" + suffix, "Calibration and risk", "Reliability" + of, _RELIABILITY, draw, numbers)
+        )
     return figures
 
 
@@ -320,9 +330,7 @@ def report_figures(
     ]
 
 
-def difference_figures(
-    settings: Sequence[ReportedSetting], comparisons: Sequence[Comparison]
-) -> list[ReportFigure]:
+def difference_figures(settings: Sequence[ReportedSetting], comparisons: Sequence[Comparison]) -> list[ReportFigure]:
     """Mean differences with their intervals, a figure for each column that is compared."""
     colours = {setting.label: method_colour(setting.config.method.name) for setting in settings}
     figures = []
@@ -331,7 +339,8 @@ def difference_figures(
         if not own:
             continue
         title, better = full_title(key), {1: "right", -1: "left"}.get(COLUMNS[key].sign)
-        shown = sorted(own, key=lambda each: each.p_holm)[:_MOST_DIFFERENCES] if len(own) > _MOST_DIFFERENCES else own
+        smallest = sorted(range(len(own)), key=lambda at: own[at].p)[:_MOST_DIFFERENCES]
+        shown = [own[at] for at in sorted(smallest)]
         caption = (
             f"Mean difference in {title} at the last epoch over equal seeds, with its 95% bootstrap interval. "
             "Filled: the test decides, after Holm's correction over all comparisons; open: it does not."
@@ -345,8 +354,8 @@ def difference_figures(
             rows.append((each.one, each.other, len(each.differences), *numbers))
 
         def draw(axes: Axes, shown: Sequence[Comparison] = shown, title: str = title) -> None:
-            axes.axvline(0, color=INK, linewidth=0.8)
             for at, each in enumerate(shown):
+                axes.vlines(0, at - 0.25, at + 0.3, color=INK, linewidth=0.8)  # in pieces, so that it crosses no label
                 colour = colours.get(each.one, INK)
                 axes.plot(each.interval or [each.mean] * 2, [at, at], color=colour, linewidth=1.4)
                 face = colour if each.decided else "none"

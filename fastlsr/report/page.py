@@ -20,7 +20,7 @@ from fastlsr.report.figures import ReportFigure
 from fastlsr.report.tables import Cell, Head, Table
 
 _MOST_CLAIMS = 8  # that are shown at once
-_SECTIONS = {"accuracy": "Accuracy", "comparisons": "Differences"}  # of tables; of all others:
+_SECTIONS = {"accuracy": "Accuracy in %", "comparisons": "Differences"}  # of tables; of all others:
 _OTHER_TABLES = "Calibration and risk"
 
 
@@ -119,7 +119,8 @@ def _subtitle(collection: Collection) -> str:
     seeds = {run.trial.config.train.seed for setting in collection.settings for run in setting.runs}
     epochs = sorted({setting.plan.epochs for setting in collection.settings})
     lengths = f", {' or '.join(map(str, epochs))} epochs" if 0 < len(epochs) < 4 else ""
-    return f"{_count(len(collection.settings), 'setting')}, {_count(runs, 'finished run')}, {_count(len(seeds), 'seed')}{lengths}"
+    counts = [(len(collection.settings), "setting"), (runs, "finished run"), (len(seeds), "seed")]
+    return ", ".join(_count(number, noun) for number, noun in counts) + lengths
 
 
 def _count(number: int, noun: str) -> str:
@@ -132,16 +133,22 @@ def _live(collection: Collection) -> str:
 
 
 def _claims(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """What the comparisons carry, decided ones first; most of many undecided ones folded away."""
-    decided = [each for each in comparisons if each.decided]
-    open_ = [each for each in comparisons if not each.decided]
-    shown = max(0, _MOST_CLAIMS - len(decided))
-    shown = len(open_) if len(open_) <= shown + 2 else shown
+    """What the comparisons carry: decided ones, then those that enough seeds left open, then how many n cannot decide."""
+    decided = [each.claim for each in comparisons if each.decided]
+    undecided = [each for each in comparisons if not each.decided]
+    lacking = [each for each in undecided if len(each.differences) < each.needed]
+    open_ = [each.claim for each in undecided if len(each.differences) >= each.needed]
+    if len(lacking) > 2:
+        pairs = f"{len(lacking)} of {_count(len(comparisons), 'comparison')}"
+        open_.append(f"{pairs}: {lacking[0].claim}. Fewer planned comparisons (--compare) need fewer seeds.")
+    else:
+        open_ += [f"{each.one} and {each.other}: {each.claim}" for each in lacking]
+    room = max(2, _MOST_CLAIMS - len(decided))
     return {
         "column": full_title(comparisons[0].column) if comparisons else "",
-        "decided": [each.claim for each in decided],
-        "open": [f"{each.one} and {each.other}: {each.claim}" for each in open_[:shown]],
-        "folded": [f"{each.one} and {each.other}: {each.claim}" for each in open_[shown:]],
+        "decided": decided[:_MOST_CLAIMS],
+        "open": open_[-room:],
+        "folded": decided[_MOST_CLAIMS:] + open_[:-room],
     }
 
 
@@ -201,7 +208,7 @@ def _settings_table(settings: Sequence[ReportedSetting]) -> Table:
     for setting in settings:
         seeds = [run.trial.config.train.seed for run in setting.runs]
         phases = [(text, len(list(same))) for text, same in itertools.groupby(map(str, setting.plan.phases))]
-        targets = "; ".join(f"{count} × {text}" if count > 1 else text for text, count in phases)
+        targets = "; ".join(f"{count} times {text}" if count > 1 else text for text, count in phases)
         rows.append((Cell(setting.label), Cell(str(len(seeds)), len(seeds)), Cell(_ranges(seeds)), Cell(targets)))
     heads = (Head("setting", is_text=True), Head("n"), Head("seeds"), Head("trained for", is_text=True))
     return Table("settings", "Settings and their runs", heads, tuple(rows))
@@ -225,7 +232,12 @@ def _facts(environments: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         for name, value in _facts_of(environment):
             facts.setdefault(name, Counter())[value] += 1
     return [
-        (name, "; ".join(f"{value} ({_count(runs, 'run')})" if len(counts) > 1 else value for value, runs in counts.items()))
+        (
+            name,
+            "; ".join(
+                f"{value} ({_count(runs, 'run')})" if len(counts) > 1 else value for value, runs in counts.items()
+            ),
+        )
         for name, counts in facts.items()
     ]
 
@@ -234,7 +246,10 @@ def _facts_of(environment: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     if git := environment.get("git"):
         yield "commit", git["commit"][:12] + (", with uncommitted changes" if git["changed"] else "")
     if "device" in environment:
-        yield "device", f"{environment['device']}, {environment['cores']} cores, {_count(environment['threads'], 'thread')}"
+        yield (
+            "device",
+            f"{environment['device']}, {environment['cores']} cores, {_count(environment['threads'], 'thread')}",
+        )
     if "platform" in environment:
         yield "platform", environment["platform"]
     if "python" in environment:
