@@ -29,6 +29,7 @@ _MOST_LINES = 8  # in one panel
 _MOST_POINTS = 200  # of a line; a longer one is thinned,
 _MOST_OF_ALL = 8000  # and all the more where there are many, so that files stay small
 CHANGES = "changes"  # the gid of the dots that mark changes of a method's targets
+_TICK = 2  # matplotlib's TICKUP
 DIFFERENCE = "difference"  # and that of the dots of mean differences
 _MOST_DIFFERENCES = 24  # in one figure
 _MOST_CHANGES = 20  # of targets in a run that are marked: `online` would have one after each epoch
@@ -229,8 +230,8 @@ def _draw_line(axes: Axes, line: Line, look: dict[str, Any]) -> None:
         axes.fill_between(line.x, *line.band, color=look["color"], alpha=0.15, linewidth=0)
         marked = np.flatnonzero(np.isin(line.x, line.marks))
         axes.plot(line.x[marked], line.mean[marked], "o", color=look["color"], markersize=4, gid=CHANGES)
-        foot = {"transform": axes.get_xaxis_transform(), "clip_on": False, "in_layout": False}
-        axes.plot(line.x[marked], np.zeros(len(marked)), "|", color=look["color"], markersize=9, **foot)
+        foot: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False, "in_layout": False}
+        axes.plot(line.x[marked], np.zeros(len(marked)), color=look["color"], marker=_TICK, linestyle="", **foot)
 
 
 def _limits(lines: Sequence[Line]) -> tuple[float, float] | None:

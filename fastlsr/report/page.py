@@ -6,6 +6,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,16 @@ from urllib.parse import quote
 
 from fastlsr.drawing import INK, save_figure
 from fastlsr.files import replace_text
-from fastlsr.report.collect import Collection, ReportedSetting, SetAside
+from fastlsr.report.collect import Collection, ReportedSetting
 from fastlsr.report.columns import full_title
 from fastlsr.report.comparisons import Comparison
 from fastlsr.report.figures import ReportFigure
-from fastlsr.report.tables import Cell, Head, Table
+from fastlsr.report.tables import Cell, Head, Table, aside_table, comparison_table
 
 _MOST_CLAIMS = 8  # that are shown at once
 _SECTIONS = {"accuracy": "Accuracy in %", "comparisons": "Differences"}  # of tables; of all others:
 _OTHER_TABLES = "Calibration and risk"
+_MOST_ROWS = 200  # of the table of comparisons
 
 
 def write_page(
@@ -69,12 +71,23 @@ def page_html(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["groups"] = _head_groups
+    shown = [*tables, *([_comparison_table(collection, comparisons)] if comparisons else [])]
     template = environment.from_string(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     return template.render(
         title=_title(collection), subtitle=_subtitle(collection), refresh=refresh, live=_live(collection),
-        claims=_claims(comparisons), sections=_sections(tables, figures, documents), command=command,
-        origin=_origin(collection), aside=_aside_table(collection.aside),
+        claims=_claims(comparisons), sections=_sections(shown, figures, documents), command=command,
+        origin=_origin(collection), aside=aside_table(collection),
     )  # fmt: skip
+
+
+def _comparison_table(collection: Collection, comparisons: Sequence[Comparison]) -> Table:
+    """A row for each comparison; of very many, those with the smallest p."""
+    smallest = sorted(range(len(comparisons)), key=lambda at: comparisons[at].p)[:_MOST_ROWS]
+    table = comparison_table(collection.settings, comparisons)
+    if len(table.rows) == len(smallest):
+        return table
+    note = f"The {len(smallest)} of {len(table.rows)} comparisons with the smallest p; all are in comparisons.csv."
+    return replace(table, rows=tuple(table.rows[at] for at in sorted(smallest)), notes=(*table.notes, note))
 
 
 def _head_groups(heads: Sequence[Head]) -> list[tuple[str, int]]:
@@ -95,8 +108,10 @@ def _sections(
 
     for table in (table for table in tables if table.name in _SECTIONS):
         section(_SECTIONS[table.name])["tables"].append(table)
-    for figure in figures:
-        section(figure.group)["figures"].append(_page_figure(figure, documents[figure.name]))
+    for _, alike in itertools.groupby(figures, key=lambda figure: figure.caption):
+        for at, figure in enumerate(alike):  # one caption stands for all parts of a figure
+            drawn = _page_figure(figure, documents[figure.name])
+            section(figure.group)["figures"].append({**drawn, "caption": "" if at else figure.caption})
     for table in (table for table in tables if table.name not in _SECTIONS):
         section(_OTHER_TABLES)["tables"].append(table)
     return list(by_title.values())
@@ -106,7 +121,7 @@ def _page_figure(figure: ReportFigure, document: str) -> dict[str, Any]:
     from markupsafe import Markup, escape
 
     drawing = Markup(inline_svg(document, figure.name, escape(figure.title)))
-    return {"name": figure.name, "caption": figure.caption, "svg": drawing, "csv": data_uri(figure.csv)}
+    return {"name": figure.name, "svg": drawing, "csv": data_uri(figure.csv)}
 
 
 def _title(collection: Collection) -> str:
@@ -259,9 +274,3 @@ def _facts_of(environment: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         yield name, f"sha256 {digest[:12]}"
     if environment.get("teacher"):
         yield "teacher", f"sha256 {environment['teacher'][:12]}"
-
-
-def _aside_table(aside: Sequence[SetAside]) -> Table:
-    heads = (Head("folder", is_text=True), Head("what it is", is_text=True), Head("why", is_text=True))
-    rows = tuple((Cell(str(each.path)), Cell(each.what), Cell(each.reason)) for each in aside)
-    return Table("aside", "Folders set aside", heads, rows)
