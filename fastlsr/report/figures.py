@@ -1,110 +1,46 @@
-"""Figures of a report, each with the numbers behind it. matplotlib is loaded when the first one is drawn."""
+"""The figures of a report, each with the numbers behind it. matplotlib is loaded when the first one is drawn."""
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastlsr.drawing import INK, line_styles, method_colour, panels, style
+from fastlsr.drawing import INK, method_colour
+from fastlsr.report.charts import (
+    MOST_LINES,
+    Line,
+    ReportFigure,
+    at_end,
+    band_words,
+    csv_text,
+    looks_of,
+    make_figure,
+    part_names,
+    split_by_method,
+)  # fmt: skip
 from fastlsr.report.collect import Collection, ReportedSetting
 from fastlsr.report.columns import COLUMNS, full_title
 from fastlsr.report.comparisons import Comparison
 from fastlsr.runs import COLUMNS as ROW_COLUMNS
-from fastlsr.runs import Kind
 from fastlsr.trials import REPEATS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-_MOST_LINES = 8  # in one panel
 _MOST_POINTS = 200  # of a line; a longer one is thinned,
 _MOST_OF_ALL = 8000  # and all the more where there are many, so that files stay small
 CHANGES = "changes"  # the gid of the dots that mark changes of a method's targets
-_TICK = 2  # matplotlib's TICKUP
+_TICK = 2  # matplotlib's TICKUP: from the axis upward
 DIFFERENCE = "difference"  # and that of the dots of mean differences
 _MOST_DIFFERENCES = 24  # in one figure
 _MOST_CHANGES = 20  # of targets in a run that are marked: `online` would have one after each epoch
 _CURVES = (("test/top1", "Test top-1"), ("test/nll", "Test NLL"), ("train/top1", "Train top-1"),
            ("target_entropy", "Entropy of the training targets"))  # fmt: skip
 _UNITS = {column.key: column.unit for column in ROW_COLUMNS}
-_SHOWN: Kind = "last"  # the epoch of every figure that is no curve
-
-
-@dataclass(frozen=True)
-class ReportFigure:
-    """One figure of a report.
-
-    Attributes:
-        name: of its files, without ending.
-        group: the heading that it stands under.
-        title: short and unique in the report.
-        caption: one to three sentences on what is shown.
-        figure: the drawing.
-        csv: the numbers that are drawn, with a header.
-    """
-
-    name: str
-    group: str
-    title: str
-    caption: str
-    figure: Figure
-    csv: str
-
-
-@dataclass(frozen=True)
-class Line:
-    """A setting's numbers along x, over its runs.
-
-    Attributes:
-        setting: whose they are.
-        x: float64[X].
-        values: float64[R, X], NaN where a run has none.
-        marks: values of x that are marked.
-    """
-
-    setting: ReportedSetting
-    x: np.ndarray
-    values: np.ndarray
-    marks: Sequence[float] = ()
-
-    @cached_property
-    def count(self) -> np.ndarray:
-        """int64[X]: runs with a number."""
-        return np.isfinite(self.values).sum(0)
-
-    @cached_property
-    def mean(self) -> np.ndarray:
-        """float64[X]: over these runs."""
-        return np.nansum(self.values, 0) / np.where(self.count, self.count, np.nan)
-
-    @cached_property
-    def std(self) -> np.ndarray:
-        """float64[X]: sample standard deviation (n - 1); NaN for fewer than two runs."""
-        squares = np.nansum((self.values - self.mean) ** 2, 0)
-        return np.sqrt(squares / np.where(self.count > 1, self.count - 1, np.nan))
-
-    @cached_property
-    def band(self) -> tuple[np.ndarray, np.ndarray]:
-        """(low, high), float64[X] each: mean ± std; for two runs the lower and the higher; NaN for one."""
-        half = np.where(self.count == 2, self.std / math.sqrt(2), self.std)  # |a - b| / 2 is std / sqrt(2)
-        return self.mean - half, self.mean + half
-
-    def thinned(self, points: int) -> Line:
-        """The line at so many evenly chosen x, or at all if it has no more, and at its marks."""
-        if len(self.x) <= points:
-            return self
-        even = np.linspace(0, len(self.x) - 1, points).round().astype(int)
-        kept = np.union1d(even, np.flatnonzero(np.isin(self.x, self.marks)))
-        return Line(self.setting, self.x[kept], self.values[:, kept], self.marks)
 
 
 def curve_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
@@ -121,7 +57,7 @@ def curve_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
             if any(line.marks for line in lines)
             else ""
         )
-        caption = f"{title} after each epoch: {_band_words(lines)}.{marks}"
+        caption = f"{title} after each epoch: {band_words(lines)}.{marks}"
         figures += _line_figures(key.replace("/", "-"), "Curves", title, caption, lines, "epoch", _UNITS[key])
     return figures
 
@@ -152,7 +88,7 @@ def risk_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
             lines.append(Line(setting, np.linspace(1, 100, len(risks[0])), 100 * np.stack(risks)))
     caption = (
         "Errors among the predictions that are kept when the least confident are left out, after the last epoch: "
-        f"{_band_words(lines)}. Lower is better; the area below is AURC."
+        f"{band_words(lines)}. Lower is better; the area below is AURC."
     )
     return _line_figures(
         "risk-coverage", "Calibration and risk", "Risk and coverage", caption, lines, "coverage (%)", "%", "risk"
@@ -170,58 +106,13 @@ def _line_figures(
         part = [lines[at] for at in indices]
 
         def draw(axes: Axes, part: Sequence[Line] = part) -> None:
-            for line, look in zip(part, _looks([line.setting for line in part]), strict=True):
+            for line, look in zip(part, looks_of([line.setting for line in part]), strict=True):
                 _draw_line(axes, line, look)
             axes.set(xlabel=x, ylabel=f"{y or title} ({unit})" if unit else y or title, ylim=limits)
 
-        suffix, of = _suffixes(methods, parts)
-        figures.append(_figure(name + suffix, group, title + of, caption, draw, _lines_csv(x, part)))
+        suffix, of = part_names(methods, parts)
+        figures.append(make_figure(name + suffix, group, title + of, caption, draw, _lines_csv(x, part)))
     return figures
-
-
-def split_by_method(settings: Sequence[ReportedSetting]) -> list[tuple[list[str], list[int]]]:
-    """(methods, indices of settings) of each panel; a method is wholly in one, and the only `hard` setting in each.
-
-    A panel holds no more than eight settings, unless one method alone has more.
-    """
-    names = [setting.config.method.name for setting in settings]
-    everywhere = [at for at, name in enumerate(names) if name == "hard"]
-    if len(settings) <= _MOST_LINES:
-        return [(list(dict.fromkeys(names)), list(range(len(settings))))] if settings else []
-    everywhere = everywhere if len(everywhere) == 1 else []
-    parts: list[tuple[list[str], list[int]]] = []
-    for method in dict.fromkeys(names):
-        own = [at for at, name in enumerate(names) if name == method and at not in everywhere]
-        with_room = [indices for _, indices in parts if len(indices) + len(own) <= _MOST_LINES]
-        if own and with_room:
-            methods, indices = next(part for part in parts if part[1] is with_room[0])
-            methods.append(method)
-            indices.extend(own)
-        elif own:
-            parts.append(([method], [*everywhere, *own]))
-    return parts
-
-
-def _suffixes(methods: Sequence[str], parts: Sequence[object]) -> tuple[str, str]:
-    """What the name and the title of one of these parts of a figure end with."""
-    return (f"-{'-'.join(methods)}", f": {', '.join(methods)}") if len(parts) > 1 else ("", "")
-
-
-def _looks(settings: Sequence[ReportedSetting]) -> list[dict[str, Any]]:
-    """Label, colour and dashes, as `Axes.plot` takes them, of the settings of one panel.
-
-    The settings of a method of which there are more than eight get thin lines and one label for all.
-    """
-    methods = [setting.config.method.name for setting in settings]
-    looks = []
-    for setting, method, line in zip(settings, methods, line_styles(methods), strict=True):
-        if (count := methods.count(method)) > _MOST_LINES:
-            line = {"color": line["color"], "linewidth": 0.7, "alpha": 0.5}
-            first = setting is settings[methods.index(method)]
-            looks.append({"label": f"{method}: {count} settings" if first else "_nolegend_", **line})
-        else:
-            looks.append({"label": setting.label, "linewidth": 1.2, **line})
-    return looks
 
 
 def _draw_line(axes: Axes, line: Line, look: dict[str, Any]) -> None:
@@ -235,7 +126,7 @@ def _draw_line(axes: Axes, line: Line, look: dict[str, Any]) -> None:
 
 
 def _limits(lines: Sequence[Line]) -> tuple[float, float] | None:
-    """The range of y that shows the means after the first tenth of x, and the bands' ends: what starts far off is cut."""
+    """The range of y of the means after the first tenth of x and of the bands' ends; what starts far off is cut."""
     later = [line.mean[line.x >= line.x[-1] / 10] for line in lines]
     values = np.concatenate([*later, *(np.stack(line.band)[:, -1] for line in lines)]) if lines else np.empty(0)
     values = values[np.isfinite(values)]
@@ -243,16 +134,6 @@ def _limits(lines: Sequence[Line]) -> tuple[float, float] | None:
         return None
     margin = 0.05 * (values.max() - values.min()) or 1
     return float(values.min() - margin), float(values.max() + margin)
-
-
-def _band_words(lines: Iterable[Line]) -> str:
-    runs = {len(line.values) for line in lines}
-    if runs <= {1}:
-        return "one run each"
-    words = ["the mean over the runs of a setting"]
-    words += ["the band is ± one standard deviation"] if max(runs, default=0) > 2 else []
-    words += ["from the lower to the higher run where there are two"] if 2 in runs else []
-    return ", ".join([*words, *(["none where there is one"] if 1 in runs else [])])
 
 
 def _lines_csv(x: str, lines: Sequence[Line]) -> str:
@@ -280,7 +161,7 @@ def reliability_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigur
 
         def draw(axes: Axes, part: Sequence[tuple[ReportedSetting, np.ndarray]] = part) -> None:
             axes.plot([0, 100], [0, 100], color=INK, linewidth=0.8, linestyle=":")
-            for (_, bins), look in zip(part, _looks([setting for setting, _ in part]), strict=True):
+            for (_, bins), look in zip(part, looks_of([setting for setting, _ in part]), strict=True):
                 shown = bins[0] >= _FEWEST * bins[0].sum()
                 samples, confidence, accuracy = bins[:, shown]
                 axes.plot(100 * confidence, 100 * accuracy, **look)
@@ -289,11 +170,11 @@ def reliability_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigur
                     axes.scatter(100 * confidence, 100 * accuracy, s=sizes, color=look["color"], linewidth=0)
             axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100))
 
-        suffix, of = _suffixes(methods, parts)
+        suffix, of = part_names(methods, parts)
         labels = {setting.label for setting, _ in part}
         numbers = csv_text([rows[0], *(row for row in rows[1:] if row[0] in labels)])
         figures.append(
-            _figure("reliability" + suffix, "Calibration and risk", "Reliability" + of, _RELIABILITY, draw, numbers)
+            make_figure("reliability" + suffix, "Calibration and risk", "Reliability" + of, _RELIABILITY, draw, numbers)
         )
     return figures
 
@@ -358,16 +239,18 @@ def difference_figures(settings: Sequence[ReportedSetting], comparisons: Sequenc
             for at, each in enumerate(shown):
                 axes.vlines(0, at - 0.25, at + 0.3, color=INK, linewidth=0.8)  # in pieces, so that it crosses no label
                 colour = colours.get(each.one, INK)
-                axes.plot(each.interval or [each.mean] * 2, [at, at], color=colour, linewidth=1.4)
+                mean = each.mean or 0.0
+                axes.plot(each.interval or [mean, mean], [at, at], color=colour, linewidth=1.4)
                 face = colour if each.decided else "none"
-                axes.plot([each.mean], [at], "o", color=colour, markerfacecolor=face, markersize=6, gid=DIFFERENCE)
-                axes.text(0, at - 0.3, f"{each.one} − {each.other}", transform=axes.get_yaxis_transform(), fontsize=8)
+                axes.plot([mean], [at], "o", color=colour, markerfacecolor=face, markersize=6, gid=DIFFERENCE)
+                label = f"{each.one} \N{MINUS SIGN} {each.other}"
+                axes.text(0, at - 0.3, label, transform=axes.get_yaxis_transform(), fontsize=8)
             axes.set(yticks=[], ylim=(len(shown) - 0.5, -0.8), xlabel=f"difference in {title}")
             axes.spines["left"].set_visible(False)
 
         height = 0.8 + 0.36 * len(shown)
         name = f"differences-{key.replace('/', '-')}"
-        figures.append(_figure(name, "Differences", title, caption, draw, csv_text(rows), height=height))
+        figures.append(make_figure(name, "Differences", title, caption, draw, csv_text(rows), height=height))
     return figures
 
 
@@ -406,12 +289,12 @@ def _value_name(value: float) -> str:
 
 def _option_line(method: str, key: str, points: dict[float, ReportedSetting]) -> ReportFigure:
     values = sorted(points)
-    lines = [_at_end(points[value], "top1") for value in values]
+    lines = [at_end(points[value], "top1") for value in values]
     even = math.isinf(values[-1])
     x = list(range(len(values))) if even else values
 
     def draw(axes: Axes) -> None:
-        means, halves = [line.mean[0] for line in lines], [_half_band(line)[0] for line in lines]
+        means, halves = [line.mean[0] for line in lines], [line.half_band[0] for line in lines]
         axes.errorbar(x, means, halves, color=method_colour(method), marker="o", markersize=4, capsize=3)
         if not even and values[0] > 0 and values[-1] >= 10 * values[0]:
             axes.set_xscale("log")
@@ -420,10 +303,10 @@ def _option_line(method: str, key: str, points: dict[float, ReportedSetting]) ->
             axes.minorticks_off()
         axes.set(xlabel=key, ylabel="Test top-1 (%)")
 
-    caption = f"Test top-1 of {method} after the last epoch against {key}: {_band_words(lines).replace('band', 'bar')}."
+    caption = f"Test top-1 of {method} after the last epoch against {key}: {band_words(lines).replace('band', 'bar')}."
     rows = [(key, "mean", "std", "n"), *((_value_name(value), line.mean[0], line.std[0], line.count[0])
                                          for value, line in zip(values, lines, strict=True))]  # fmt: skip
-    return _figure(f"option-{method}", "Options", f"{method}: {key}", caption, draw, csv_text(rows))
+    return make_figure(f"option-{method}", "Options", f"{method}: {key}", caption, draw, csv_text(rows))
 
 
 def _heat_map(method: str, keys: Sequence[str], points: dict[tuple[float, ...], ReportedSetting]) -> ReportFigure:
@@ -431,7 +314,7 @@ def _heat_map(method: str, keys: Sequence[str], points: dict[tuple[float, ...], 
     means = np.full((len(down), len(across)), np.nan)
     rows: list[Sequence[Any]] = [(*keys, "mean", "std", "n")]
     for (x, y), setting in sorted(points.items(), key=lambda item: item[0]):
-        line = _at_end(setting, "top1")
+        line = at_end(setting, "top1")
         means[down.index(y), across.index(x)] = line.mean[0]
         rows.append((_value_name(x), _value_name(y), line.mean[0], line.std[0], line.count[0]))
 
@@ -441,17 +324,18 @@ def _heat_map(method: str, keys: Sequence[str], points: dict[tuple[float, ...], 
         axes.set_yticks(np.arange(len(down)) + 0.5, [_value_name(value) for value in down])
         axes.set(xlabel=keys[0], ylabel=keys[1])
         axes.grid(False)
-        if means.size <= 100:
-            for (y, x), mean in np.ndenumerate(means):
-                shade = "#000000" if cells.norm(mean) > 0.5 else "#ffffff"
-                text = f"{mean:.1f}" if math.isfinite(mean) else ""
-                axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=shade, fontsize=8)
-        assert axes.figure
-        axes.figure.colorbar(cells, ax=axes, label="Test top-1 (%)", fraction=0.06).outline.set_visible(False)  # type: ignore
+        middle = (np.nanmin(means) + np.nanmax(means)) / 2
+        for (y, x), mean in np.ndenumerate(means if means.size <= 100 else means[:0]):
+            if math.isfinite(mean):
+                shade = "#000000" if mean > middle else "#ffffff"
+                axes.text(x + 0.5, y + 0.5, f"{mean:.1f}", ha="center", va="center", color=shade, fontsize=8)
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        figure.colorbar(cells, ax=axes, label="Test top-1 (%)", fraction=0.06, drawedges=False)
 
     caption = f"Test top-1 of {method} after the last epoch, the mean over the runs of a setting; empty: not run."
     title = f"{method}: {keys[0]} and {keys[1]}"
-    return _figure(f"heat-map-{method}", "Options", title, caption, draw, csv_text(rows))
+    return make_figure(f"heat-map-{method}", "Options", title, caption, draw, csv_text(rows))
 
 
 def cost_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
@@ -461,10 +345,10 @@ def cost_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
     points = []
     for setting in settings:
         hours = Line(setting, np.zeros(1), np.array([[run.hours] for run in setting.runs]))
-        points.append((hours, _at_end(setting, "top1")))
+        points.append((hours, at_end(setting, "top1")))
     caption = (
         "Test top-1 after the last epoch against the hours that the run's epochs took, as it ran: "
-        f"{_band_words([accuracy for _, accuracy in points]).replace('band', 'bar')}."
+        f"{band_words([accuracy for _, accuracy in points]).replace('band', 'bar')}."
     )
     limit = 1.08 * max(float(hours.values.max()) for hours, _ in points)
     figures = []
@@ -474,56 +358,17 @@ def cost_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
 
         def draw(axes: Axes, part: Sequence[tuple[Line, Line]] = part) -> None:
             methods: list[str] = []
-            for (hours, accuracy), look in zip(part, _looks([each.setting for each, _ in part]), strict=True):
-                marker = "os^Dv<>P"[methods.count(hours.setting.config.method.name) % _MOST_LINES]
+            for (hours, accuracy), look in zip(part, looks_of([each.setting for each, _ in part]), strict=True):
+                marker = "os^Dv<>P"[methods.count(hours.setting.config.method.name) % MOST_LINES]
                 methods.append(hours.setting.config.method.name)
                 axes.errorbar(
-                    hours.mean, accuracy.mean, _half_band(accuracy), _half_band(hours), fmt="." if "alpha" in look else marker,
-                    markersize=6, elinewidth=1, **{key: look[key] for key in ("label", "color", "alpha") if key in look},
+                    hours.mean, accuracy.mean, accuracy.half_band, hours.half_band, markersize=6, elinewidth=1,
+                    fmt="." if "alpha" in look else marker, label=look["label"], color=look["color"],
                 )  # fmt: skip
             axes.set(xlabel="hours", ylabel="Test top-1 (%)", xlim=(0, limit))
 
         rows: list[Sequence[Any]] = [("setting", "hours", "hours std", "top1", "top1 std", "n")]
         rows += [(x.setting.label, x.mean[0], x.std[0], y.mean[0], y.std[0], y.count[0]) for x, y in part]
-        suffix, of = _suffixes(methods, parts)
-        figures.append(_figure("cost" + suffix, "Cost", "Accuracy and time" + of, caption, draw, csv_text(rows)))
+        suffix, of = part_names(methods, parts)
+        figures.append(make_figure("cost" + suffix, "Cost", "Accuracy and time" + of, caption, draw, csv_text(rows)))
     return figures
-
-
-def _half_band(line: Line) -> np.ndarray:
-    """float64[X]: half of the band's width; 0 where there is none."""
-    return np.nan_to_num(line.band[1] - line.mean)
-
-
-def _at_end(setting: ReportedSetting, figure: str) -> Line:
-    numbers = [[run.figures[_SHOWN].get(figure, math.nan)] for run in setting.runs]
-    return Line(setting, np.zeros(1), np.array(numbers, float))
-
-
-def _figure(
-    name: str, group: str, title: str, caption: str, draw: Callable[[Axes], None], numbers: str, *, height: float = 3.0
-) -> ReportFigure:
-    """A figure of one panel with its legend below, where it hides no line."""
-    figure, (axes,) = panels(width=4.6, height=height)
-    with style():
-        draw(axes)
-        axes.set_title(title, loc="left")
-        handles, labels = axes.get_legend_handles_labels()
-        if labels:
-            columns = max(1, min(4, len(labels), 64 // (max(map(len, labels)) + 7)))
-            figure.set_figheight(height + 0.17 * -(-len(labels) // columns))
-            figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
-    return ReportFigure(name, group, title, caption, figure, numbers)
-
-
-def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    """Rows as CSV; numbers with six digits, nothing for one that is not finite."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
-    return text.getvalue()
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float | np.floating):
-        return f"{value:.6g}" if math.isfinite(value) else ""
-    return str(value)

@@ -14,10 +14,10 @@ from urllib.parse import quote
 
 from fastlsr.drawing import INK, save_figure
 from fastlsr.files import replace_text
+from fastlsr.report.charts import ReportFigure
 from fastlsr.report.collect import Collection, ReportedSetting
 from fastlsr.report.columns import full_title
 from fastlsr.report.comparisons import Comparison
-from fastlsr.report.figures import ReportFigure
 from fastlsr.report.tables import Cell, Head, Table, aside_table, comparison_table
 
 _MOST_CLAIMS = 8  # that are shown at once
@@ -148,7 +148,7 @@ def _live(collection: Collection) -> str:
 
 
 def _claims(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """What the comparisons carry: decided ones, then those that enough seeds left open, then how many n cannot decide."""
+    """What the comparisons carry: decided ones, those that enough seeds left open, how many n cannot decide."""
     decided = [each.claim for each in comparisons if each.decided]
     undecided = [each for each in comparisons if not each.decided]
     lacking = [each for each in undecided if len(each.differences) < each.needed]
