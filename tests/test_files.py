@@ -1,14 +1,16 @@
 """Files are replaced whole or not at all, what killed processes left is removed, and a folder has one owner."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from fastlsr.errors import InputError
-from fastlsr.files import remove_leftovers, replace_file, replace_text, sole_use
+from fastlsr.files import is_in_use, remove_leftovers, replace_file, replace_text, sole_use
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys
@@ -84,3 +86,22 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file/folder cannot be written"), sole_use(tmp_path / "file" / "folder", ""):
         pass
+
+
+def test_a_look_at_a_folder_tells_whether_it_is_in_use(tmp_path):
+    assert not is_in_use(tmp_path) and not is_in_use(tmp_path / "absent")
+    with sole_use(tmp_path, "busy"):
+        assert is_in_use(tmp_path)
+    assert not is_in_use(tmp_path)
+
+
+def test_a_look_that_falls_on_the_moment_a_run_starts_does_not_stop_it(tmp_path):
+    look = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(look, fcntl.LOCK_SH)
+    begun = threading.Event()
+    looking = threading.Thread(target=lambda: (begun.wait(), os.close(look)))
+    looking.start()
+    begun.set()
+    with sole_use(tmp_path, "busy"):
+        pass
+    looking.join()

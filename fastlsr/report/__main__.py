@@ -53,7 +53,7 @@ class Report:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints and writes the report that the command line requests; returns the exit code."""
     with exit_on_input_error():
-        options = _parser().parse_args(arguments)
+        options = _parser().parse_intermixed_args(arguments)
         out = Path(options.out)
         if out.exists() and not out.is_dir():
             raise InputError(f"--out={out} is no folder")

@@ -294,4 +294,13 @@ def _scored(predictions: Predictions, index: np.ndarray) -> _Scored:
 def _figures_of(row: Row, scored: _Scored | None) -> dict[str, float]:
     """The figures of a row, and those of its epoch's logits that it lacks."""
     own = {name: row[f"test/{name}"] for name in _OF_ROWS if isinstance(row.get(f"test/{name}"), int | float)}
+    if scored:
+        count = scored.reliability[0].sum()
+        own |= {name: _as_share(own[name], count) for name in ("top1", "top5") if name in own}
     return {**(scored.figures if scored else {}), **own}
+
+
+def _as_share(percent: float, count: float) -> float:
+    """The percentage without the float32 rounding of a row, which would break ties of exact tests."""
+    exact = 100 * round(percent / 100 * count) / count
+    return exact if math.isclose(exact, percent, rel_tol=1e-6) else percent

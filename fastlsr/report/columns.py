@@ -33,10 +33,15 @@ ACCURACIES = tuple(
     for name, title in (("top1", "top-1"), ("top5", "top-5"))
 )
 RAW = tuple(
-    ReportColumn(name, score.title, score.meaning + (f", in {score.unit}" if score.unit else ""),
-                 int(score.format[1:-1]), -1)
+    ReportColumn(
+        name,
+        score.title + " x1000" * (score.unit == "10^-3"),
+        score.meaning + (f", in {score.unit}" if score.unit else ""),
+        int(score.format[1:-1]),
+        -1,
+    )
     for name, score in SCORES.items()
-)  # fmt: skip
+)
 TEMPERATURES = ReportColumn(TEMPERATURE, "T", "temperature fitted, mean of two halves of the samples", 2, 0)
 SCALED_SCORES = tuple(
     ReportColumn(SCALED + each.key, each.title, f"{each.meaning}; after temperature scaling", each.decimals, -1)

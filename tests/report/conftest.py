@@ -1,6 +1,6 @@
 """Run folders as training leaves them, written in milliseconds by the package's own writers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +9,10 @@ import pytest
 from fastlsr.config import load
 from fastlsr.labels.methods import make_plan
 from fastlsr.logits import EvaluationLogits
-from fastlsr.runs import KEYS, KINDS, RunFolder
+from fastlsr.report.collect import ReportedRun, ReportedSetting
+from fastlsr.runs import KEYS, KINDS, Kind, RunFolder, Summary
 from fastlsr.scores import Predictions, ece, nll
+from fastlsr.trials import Trial
 
 
 def _write_run(
@@ -96,3 +98,32 @@ def runs(tmp_path_factory) -> Path:
         for seed in range(3):
             _write_run(folder / f"{method}{seed}", {"method.name": method, "train.seed": seed})
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_setting():
+    """The function `_make_setting`: (label, top1 by seed, ...) -> a setting without any files."""
+    return _make_setting
+
+
+def _make_setting(
+    label: str,
+    top1: Mapping[int, float] | Mapping[tuple[int, int], float],
+    options: Mapping[str, object] | None = None,
+    *,
+    data: tuple[str, ...] = ("a", "b"),
+    **figures: float,
+) -> ReportedSetting:
+    """A setting with the `top1` of each seed, or (seed, fold), at the last epoch, and equal further figures."""
+    runs = []
+    for repeat, value in top1.items():
+        seed, fold = repeat if isinstance(repeat, tuple) else (repeat, 0)
+        config = load(overrides={**(options or {}), "train.seed": seed, "data.fold": fold})
+        folder = RunFolder(Path(f"{label}-{seed}-{fold}"))
+        row = {"epoch": 1, "test/top1": value}
+        summary = Summary(name="", finished=True, last=row, best=row)
+        last = {"top1": value, **figures}
+        kinds: dict[Kind, dict[str, float]] = {"last": last, "best": {"top1": value + 1}}
+        runs.append(ReportedRun(Trial(config, summary, folder, data), [row], kinds, 0.5, None, None))
+    config = runs[0].trial.config
+    return ReportedSetting(label, config, make_plan(config.method, config.train.epochs), tuple(runs))
