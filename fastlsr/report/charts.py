@@ -102,8 +102,10 @@ def make_figure(
     name: str, group: str, title: str, caption: str, draw: Callable[[Axes], None], numbers: str, *, height: float = 3.0
 ) -> ReportFigure:
     """A figure of one panel with its legend below, where it hides no line."""
+    import matplotlib
+
     figure, (axes,) = panels(width=4.6, height=height)
-    with style():
+    with style(), matplotlib.rc_context({"text.parse_math": False}):  # a label may have dollar signs
         draw(axes)
         axes.set_title(title, loc="left")
         handles, labels = axes.get_legend_handles_labels()
@@ -140,11 +142,10 @@ def split_by_method(settings: Sequence[ReportedSetting]) -> list[tuple[list[str]
     parts: list[tuple[list[str], list[int]]] = []
     for method in dict.fromkeys(names):
         own = [at for at, name in enumerate(names) if name == method and at not in everywhere]
-        with_room = [indices for _, indices in parts if len(indices) + len(own) <= MOST_LINES]
+        with_room = next((part for part in parts if len(part[1]) + len(own) <= MOST_LINES), None)
         if own and with_room:
-            methods, indices = next(part for part in parts if part[1] is with_room[0])
-            methods.append(method)
-            indices.extend(own)
+            with_room[0].append(method)
+            with_room[1].extend(own)
         elif own:
             parts.append(([method], [*everywhere, *own]))
     return parts

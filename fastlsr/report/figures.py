@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _MOST_POINTS = 200  # of a line; a longer one is thinned,
 _MOST_OF_ALL = 8000  # and all the more where there are many, so that files stay small
 CHANGES = "changes"  # the gid of the dots that mark changes of a method's targets
+_MOST_TICKS = 12  # of values of an option
 _TICK = 2  # matplotlib's TICKUP: from the axis upward
 DIFFERENCE = "difference"  # and that of the dots of mean differences
 _MOST_DIFFERENCES = 24  # in one figure
@@ -91,12 +92,12 @@ def risk_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
         f"{band_words(lines)}. Lower is better; the area below is AURC."
     )
     return _line_figures(
-        "risk-coverage", "Calibration and risk", "Risk and coverage", caption, lines, "coverage (%)", "%", "risk"
+        "risk-coverage", "Calibration and risk", "Risk and coverage", caption, lines, "coverage (%)", "risk (%)"
     )
 
 
 def _line_figures(
-    name: str, group: str, title: str, caption: str, lines: Sequence[Line], x: str, unit: str, y: str = ""
+    name: str, group: str, title: str, caption: str, lines: Sequence[Line], x: str, y: str
 ) -> list[ReportFigure]:
     """One figure of all lines, or several with equal axes where one would hold too many."""
     parts = split_by_method([line.setting for line in lines])
@@ -108,7 +109,7 @@ def _line_figures(
         def draw(axes: Axes, part: Sequence[Line] = part) -> None:
             for line, look in zip(part, looks_of([line.setting for line in part]), strict=True):
                 _draw_line(axes, line, look)
-            axes.set(xlabel=x, ylabel=f"{y or title} ({unit})" if unit else y or title, ylim=limits)
+            axes.set(xlabel=x, ylabel=y, ylim=limits)
 
         suffix, of = part_names(methods, parts)
         figures.append(make_figure(name + suffix, group, title + of, caption, draw, _lines_csv(x, part)))
@@ -298,7 +299,7 @@ def _option_line(method: str, key: str, points: dict[float, ReportedSetting]) ->
         axes.errorbar(x, means, halves, color=method_colour(method), marker="o", markersize=4, capsize=3)
         if not even and values[0] > 0 and values[-1] >= 10 * values[0]:
             axes.set_xscale("log")
-        if len(values) <= 10:
+        if len(values) <= _MOST_TICKS:
             axes.set_xticks(x, [_value_name(value) for value in values])
             axes.minorticks_off()
         axes.set(xlabel=key, ylabel="Test top-1 (%)")
@@ -320,8 +321,9 @@ def _heat_map(method: str, keys: Sequence[str], points: dict[tuple[float, ...], 
 
     def draw(axes: Axes) -> None:
         cells = axes.pcolormesh(means, cmap="cividis", edgecolors="face", linewidth=0.3)
-        axes.set_xticks(np.arange(len(across)) + 0.5, [_value_name(value) for value in across])
-        axes.set_yticks(np.arange(len(down)) + 0.5, [_value_name(value) for value in down])
+        for values, set_ticks in ((across, axes.set_xticks), (down, axes.set_yticks)):
+            labelled = range(0, len(values), -(-len(values) // _MOST_TICKS))
+            set_ticks([at + 0.5 for at in labelled], [_value_name(values[at]) for at in labelled])
         axes.set(xlabel=keys[0], ylabel=keys[1])
         axes.grid(False)
         middle = (np.nanmin(means) + np.nanmax(means)) / 2
