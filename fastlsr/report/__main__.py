@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = make_report(options.runs, planned=options.compare, column=options.metric, paper=options.paper)
         print_report(report)
         write_files(out, files_of(report))
-        print(f"written: {out}")
+        print(f"written: {out}/")
     return 0
 
 

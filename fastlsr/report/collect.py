@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -134,7 +135,7 @@ def collect(paths: Sequence[Path]) -> Collection:
         raise InputError(f"there is no finished run among {len(folders)} folders{first}")
     settings = settings_of(run.trial for run in runs.values())
     aside += [
-        SetAside(copy.folder.path, "copy", "another folder has the same options, seed and data")
+        SetAside(copy.folder.path, "copy", f"its options, seed and data are those of {_twin(copy, setting)}")
         for setting in settings
         for copy in setting.copies
     ]
@@ -155,7 +156,12 @@ def _folders_of(path: Path) -> list[Path]:
 
 
 def _has_begun(path: Path) -> bool:
-    return any((path / name).exists() for name in _MARKS)
+    return any(os.path.exists(path / name) for name in _MARKS)  # Path.exists raises for a folder of somebody else's
+
+
+def _twin(copy: Trial, setting: Setting) -> Path:
+    repeat = copy.config.train.seed, copy.config.data.fold
+    return next(t.folder.path for t in setting.trials if (t.config.train.seed, t.config.data.fold) == repeat)
 
 
 def _reported(settings: Sequence[Setting], runs: Mapping[Path, ReportedRun]) -> Iterator[ReportedSetting]:
@@ -195,15 +201,23 @@ def _look_at(path: Path) -> tuple[ReportedRun | None, list[SetAside]]:
 
 def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
     """Name, time and size of each file of a run that a report may read; equal as long as nothing was written."""
-    files = [*path.glob("*.json*"), *path.glob("*.yaml"), *path.glob("logits/*")]
-    return tuple(sorted((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+    stamp = []
+    for file in (*(path / name for name in _MARKS), *map(RunFolder(path).logits, KINDS)):
+        with contextlib.suppress(OSError):  # it is not there
+            state = file.stat()
+            stamp.append((file.name, state.st_mtime_ns, state.st_size))
+    return tuple(stamp)
 
 
 @functools.lru_cache(maxsize=10_000)
 def _read(path: Path, stamp: object) -> tuple[ReportedRun | None, str, str]:
     """(the finished run, what is wrong, why) of the folder in the state of its files that `stamp` tells from others."""
+    if not path.is_dir():
+        return None, "no run", "it is a file"
+    if not os.access(path, os.R_OK | os.X_OK):
+        return None, "broken", "it cannot be read"
     if not _has_begun(path):
-        return None, "no run", "it has none of a run's files" if path.is_dir() else "it is a file"
+        return None, "no run", "it has none of a run's files"
     folder = RunFolder(path)
     try:
         trial = read_trial(folder)
@@ -234,44 +248,32 @@ def _misfit(rows: Sequence[Row], summary: Summary, plan: Plan) -> str:
 
 def _finished(trial: Trial, rows: Sequence[Row]) -> tuple[ReportedRun | None, str, str]:
     """As `_read`, of a finished run whose rows fit."""
-    summary, requested = trial.summary, trial.config.run.logits
-    assert summary is not None
+    assert trial.summary is not None
+    of_kind: dict[Kind, Row] = {"last": trial.summary["last"], "best": trial.summary["best"]}
+    requested = trial.config.run.logits
     scored: dict[int, _Scored] = {}  # by epoch, since the last one may be the best
     what, reasons = "", list[str]()
-    for kind in KINDS:
-        row = summary[kind]
+    for kind, row in of_kind.items():
         if requested not in (kind, "both") or row["epoch"] in scored:
             continue
         try:
-            logits = read_logits(trial.folder.logits(kind))
+            scored[row["epoch"]] = _scored(trial, kind, row)
+        except _OfAnotherRun as error:
+            what, reasons = "mixed", [*reasons, str(error)]
         except InputError as error:
             what, reasons = what or "incomplete", [*reasons, str(error)]
-            continue
-        predictions = Predictions(logits.logits.astype(np.float32), logits.labels)  # numpy is slow in float16
-        if problem := _logits_misfit(logits, predictions, row, trial):
-            what, reasons = "mixed", [*reasons, f"logits/{kind}.safetensors {problem}; it is not used"]
-        else:
-            scored[row["epoch"]] = _scored(predictions, logits.index)
-    missing = [kind for kind in KINDS if summary[kind]["epoch"] not in scored]
+    missing = [kind for kind, row in of_kind.items() if row["epoch"] not in scored]
     if missing and not reasons:
         what, reasons = "incomplete", [f"run.logits={requested} kept no logits of the {' and '.join(missing)} epoch"]
-    figures = {kind: _figures_of(summary[kind], scored.get(summary[kind]["epoch"])) for kind in KINDS}
-    last = scored.get(summary["last"]["epoch"])
+    figures = {kind: _figures_of(row, scored.get(row["epoch"])) for kind, row in of_kind.items()}
+    last = scored.get(of_kind["last"]["epoch"])
     hours = sum(row.get("seconds") or 0.0 for row in rows) / 3600
     curves = (last.reliability, last.risk) if last else (None, None)
     return ReportedRun(trial, rows, figures, hours, *curves), what, "; ".join(reasons)
 
 
-def _logits_misfit(logits: EvaluationLogits, predictions: Predictions, row: Row, trial: Trial) -> str:
-    """Why logits are not those of the row's epoch; "" if they are."""
-    if logits.epoch != row["epoch"]:
-        return f"is of epoch {logits.epoch}, its row of epoch {row['epoch']}"
-    if logits.data not in trial.data[1:2] and trial.data:
-        return f"is of other data ({logits.data[:6]}) than environment.json has ({trial.data[1][:6]})"
-    kept, logged = nll(predictions), row.get("test/nll", math.nan)
-    if abs(kept - logged) > 0.01 + 0.02 * logged:  # float16 rounds logits to 3 digits
-        return f"has NLL {kept:.4f}, its row {logged:.4f}"
-    return ""
+class _OfAnotherRun(InputError):
+    """A file is whole, but does not belong to the others."""
 
 
 @dataclass(frozen=True)
@@ -281,14 +283,36 @@ class _Scored:
     risk: np.ndarray
 
 
-def _scored(predictions: Predictions, index: np.ndarray) -> _Scored:
-    """What logits of `index` int64[N] give."""
-    scaled, temperatures = temperature_scaled(predictions.logits, predictions.labels, index)
+def _scored(trial: Trial, kind: Kind, row: Row) -> _Scored:
+    """What the kept logits of a row's epoch give.
+
+    Raises:
+        InputError: if there are none, or they are damaged.
+        _OfAnotherRun: if they are not of this row.
+    """
+    kept = read_logits(trial.folder.logits(kind))
+    predictions = Predictions(kept.logits.astype(np.float32), kept.labels)  # numpy is slow in float16
+    if problem := _misfit_of_logits(kept, predictions, row, trial):
+        raise _OfAnotherRun(f"logits/{kind}.safetensors {problem}; it is not used")
+    scaled, temperatures = temperature_scaled(predictions.logits, kept.labels, kept.index)
     figures = {name: score.value(predictions) for name, score in SCORES.items()}
     figures |= {SCALED + name: score.value(scaled) for name, score in SCORES.items()}
     figures[TEMPERATURE] = sum(temperatures) / len(temperatures)
     _, risk = risk_coverage(predictions.confidence, predictions.correct)
-    return _Scored(figures, reliability(predictions), risk[np.ceil(COVERAGES * len(risk)).astype(int) - 1])
+    samples = np.ceil((COVERAGES * len(risk)).round(6)).astype(int)
+    return _Scored(figures, reliability(predictions), risk[samples - 1])
+
+
+def _misfit_of_logits(kept: EvaluationLogits, predictions: Predictions, row: Row, trial: Trial) -> str:
+    """Why kept logits are not those of the row's epoch; "" if they are."""
+    if kept.epoch != row["epoch"]:
+        return f"is of epoch {kept.epoch}, its row of epoch {row['epoch']}"
+    if trial.data and kept.data not in trial.data[1:2]:
+        return f"is of other data ({kept.data[:6]}) than environment.json has"
+    logged, found = row.get("test/nll"), nll(predictions)
+    if isinstance(logged, int | float) and abs(found - logged) > 0.01 + 0.02 * logged:  # float16 has 3 digits
+        return f"has NLL {found:.4f}, its row {logged:.4f}"
+    return ""
 
 
 def _figures_of(row: Row, scored: _Scored | None) -> dict[str, float]:

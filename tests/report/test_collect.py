@@ -146,7 +146,8 @@ def test_the_same_run_in_another_folder_counts_once(write_run, tmp_path):
     first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b", {"data.workers": 3})
     found = collect([first, second])
     assert [len(setting.runs) for setting in found.settings] == [1]
-    assert [(each.path, each.what) for each in found.aside] == [(second, "copy")]
+    (aside,) = found.aside
+    assert (aside.path, aside.what) == (second, "copy") and aside.reason.endswith(str(first))
 
 
 def test_runs_on_other_data_or_of_another_teacher_are_other_settings_and_labelled_so(write_run, tmp_path):
