@@ -120,7 +120,7 @@ def _sections(
 def _page_figure(figure: ReportFigure, document: str) -> dict[str, Any]:
     from markupsafe import Markup, escape
 
-    drawing = Markup(inline_svg(document, figure.name, escape(figure.title)))
+    drawing = Markup(inline_svg(document, f"figure-{figure.name}", escape(figure.title)))
     return {"name": figure.name, "svg": drawing, "csv": data_uri(figure.csv)}
 
 

@@ -1,0 +1,86 @@
+"""A report that is renewed while runs go on, and the curves of runs that are not finished."""
+
+import shutil
+
+import pytest
+
+from fastlsr.report.collect import SetAside, collect
+from fastlsr.report.figures import curve_figures
+from fastlsr.report.unfinished import unfinished_settings
+from fastlsr.report.watch import watch
+from fastlsr.runs import RunFolder
+
+
+def write_row(folder):
+    run = RunFolder(folder)
+    run.append_row(run.read_rows()[-1])
+
+
+def test_a_report_is_renewed_at_first_and_whenever_a_run_wrote_something(write_run, tmp_path):
+    run = write_run(tmp_path / "runs" / "hard", done=2)
+    happenings = iter([
+        lambda: None,
+        lambda: write_row(run),
+        lambda: None,
+        lambda: write_run(tmp_path / "runs" / "lsr", {"method.name": "lsr"}, done=1),
+        lambda: shutil.rmtree(run),
+    ])  # fmt: skip
+    renewals, looks = [], []
+
+    def renew():
+        renewals.append(len(looks))
+        return len(renewals) < 4
+
+    def pause():
+        looks.append(True)
+        next(happenings)()
+
+    watch([tmp_path / "runs"], renew, pause=pause)
+    assert renewals == [0, 2, 4, 5]
+
+
+@pytest.mark.parametrize("given", ["runs", "runs/hard"])
+def test_a_run_that_finishes_meanwhile_ends_it(write_run, tmp_path, given):
+    run = write_run(tmp_path / "runs" / "hard", done=3)
+    reports = []
+
+    def renew():
+        reports.append(RunFolder(run).finished_summary())
+        return reports[-1] is None
+
+    watch(
+        [tmp_path / given], renew, pause=lambda: RunFolder(run).write_summary(RunFolder(run).read_rows(), finished=True)
+    )
+    assert [report is None for report in reports] == [True, False]
+
+
+def test_what_is_written_during_a_renewal_is_seen_at_the_next_look(write_run, tmp_path):
+    run = write_run(tmp_path / "hard", done=2)
+    reports = []
+
+    def renew():
+        reports.append(len(RunFolder(run).read_rows()))
+        if len(reports) == 1:
+            write_row(run)
+        return len(reports) < 2
+
+    watch([run], renew, pause=lambda: None)
+    assert reports == [2, 3]
+
+
+def test_unfinished_runs_have_curves_and_no_figures(write_run, tmp_path):
+    write_run(tmp_path / "hard")
+    for seed in (0, 1):
+        write_run(tmp_path / f"lsr{seed}", {"method.name": "lsr", "train.seed": seed}, done=seed + 1)
+    write_run(tmp_path / "tsla", {"method.name": "tsla"}, done=0)
+    (lsr,) = unfinished_settings(collect([tmp_path]).aside)
+    assert lsr.label == "lsr (unfinished)"
+    assert [len(run.rows) for run in lsr.runs] == [1, 2]
+    assert [run.figures for run in lsr.runs] == [{"last": {}, "best": {}}] * 2
+    assert "lsr (unfinished): n" in curve_figures([lsr])[0].csv
+
+
+def test_folders_set_aside_for_other_reasons_have_no_curves(write_run, tmp_path):
+    run = write_run(tmp_path / "copy")
+    kinds = [SetAside(run, what, "") for what in ("copy", "broken", "mixed", "no run", "incomplete")]
+    assert unfinished_settings(kinds) == []
