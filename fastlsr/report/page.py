@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fastlsr.drawing import INK, save_figure
+from fastlsr.errors import InputError
 from fastlsr.files import replace_text
 from fastlsr.report.charts import ReportFigure
 from fastlsr.report.collect import Collection, ReportedSetting
@@ -41,16 +42,22 @@ def write_page(
     Args:
         command: that makes the report.
         refresh: seconds after which the page loads itself anew; 0 where it does not.
+
+    Raises:
+        InputError: if a file cannot be written.
     """
-    folder = out / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    documents = {}
-    for figure in figures:
-        vector, _ = save_figure(figure.figure, folder / figure.name)
-        documents[figure.name] = vector.read_text(encoding="utf-8")
-        replace_text(folder / f"{figure.name}.csv", figure.csv)
-    page = out / "index.html"
-    replace_text(page, page_html(collection, comparisons, tables, figures, documents, command=command, refresh=refresh))
+    page, documents = out / "index.html", {}
+    try:
+        folder = out / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        for figure in figures:
+            vector, _ = save_figure(figure.figure, folder / figure.name)
+            documents[figure.name] = vector.read_text(encoding="utf-8")
+            replace_text(folder / f"{figure.name}.csv", figure.csv)
+        text = page_html(collection, comparisons, tables, figures, documents, command=command, refresh=refresh)
+        replace_text(page, text)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror}") from None
     return page
 
 
@@ -71,7 +78,10 @@ def page_html(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["groups"] = _head_groups
-    shown = [*tables, *([_comparison_table(collection, comparisons)] if comparisons else [])]
+    shown = [
+        *(table for table in tables if table.rows),
+        *([_comparison_table(collection, comparisons)] if comparisons else []),
+    ]
     template = environment.from_string(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     return template.render(
         title=_title(collection), subtitle=_subtitle(collection), refresh=refresh, live=_live(collection),

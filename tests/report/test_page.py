@@ -148,7 +148,7 @@ def test_a_page_of_runs_under_way_renews_itself(report):
     _, _, collection, _, _, tables = report
     text = page_html(collection, [], tables, [], {}, command="", refresh=7)
     assert '<meta http-equiv="refresh" content="7">' in text
-    assert "there are no two settings to compare" in text
+    assert "Nothing yet" in text
 
 
 def test_seeds_and_targets_of_each_setting_are_told(report):
