@@ -53,7 +53,7 @@ def curve_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
         lines = [line for line in lines if line.count.any()]
         if key == "target_entropy" and not any(line.mean[line.count > 0].any() for line in lines):
             continue  # hard labels throughout
-        marks = (
+        marks = " A dot, and a tick below, mark each change of a method's targets." if _marked(lines) else ""
             " A dot, and a tick below, mark each change of a method's targets."
             if any(line.marks for line in lines)
             else ""
@@ -61,6 +61,12 @@ def curve_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
         caption = f"{title} after each epoch: {band_words(lines)}.{marks}"
         figures += _line_figures(key.replace("/", "-"), "Curves", title, caption, lines, "epoch", _UNITS[key])
     return figures
+
+
+def _marked(lines: Sequence[Line]) -> bool:
+    """Whether changes of targets are marked on one of the lines, which are no crowd."""
+    methods = [line.setting.config.method.name for line in lines]
+    return any(line.marks and methods.count(name) <= MOST_LINES for line, name in zip(lines, methods, strict=True))
 
 
 def curve(setting: ReportedSetting, key: str) -> Line:
@@ -214,11 +220,11 @@ def report_figures(
 
 
 def difference_figures(settings: Sequence[ReportedSetting], comparisons: Sequence[Comparison]) -> list[ReportFigure]:
-    """Mean differences with their intervals, a figure for each column that is compared."""
+    """Mean differences that have an interval, a figure for each column that is compared."""
     colours = {setting.label: method_colour(setting.config.method.name) for setting in settings}
     figures = []
     for key in dict.fromkeys(each.column for each in comparisons):
-        own = [each for each in comparisons if each.column == key and each.mean is not None]
+        own = [each for each in comparisons if each.column == key and each.interval]
         if not own:
             continue
         title, better = full_title(key), {1: "right", -1: "left"}.get(COLUMNS[key].sign)
@@ -232,8 +238,7 @@ def difference_figures(settings: Sequence[ReportedSetting], comparisons: Sequenc
         )
         rows: list[Sequence[Any]] = [("one", "other", "n", "mean", "low", "high", "p", "p after Holm", "decided")]
         for each in shown:
-            ends = each.interval or (math.nan, math.nan)
-            numbers = (each.mean, *ends, each.p, each.p_holm, each.decided)
+            numbers = (each.mean, *(each.interval or ()), each.p, each.p_holm, each.decided)
             rows.append((each.one, each.other, len(each.differences), *numbers))
 
         def draw(axes: Axes, shown: Sequence[Comparison] = shown, title: str = title) -> None:
@@ -241,7 +246,7 @@ def difference_figures(settings: Sequence[ReportedSetting], comparisons: Sequenc
                 axes.vlines(0, at - 0.25, at + 0.3, color=INK, linewidth=0.8)  # in pieces, so that it crosses no label
                 colour = colours.get(each.one, INK)
                 mean = each.mean or 0.0
-                axes.plot(each.interval or [mean, mean], [at, at], color=colour, linewidth=1.4)
+                axes.plot(each.interval or (), [at, at], color=colour, linewidth=1.4)
                 face = colour if each.decided else "none"
                 axes.plot([mean], [at], "o", color=colour, markerfacecolor=face, markersize=6, gid=DIFFERENCE)
                 label = f"{each.one} \N{MINUS SIGN} {each.other}"
@@ -353,6 +358,9 @@ def cost_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
         f"{band_words([accuracy for _, accuracy in points]).replace('band', 'bar')}."
     )
     limit = 1.08 * max(float(hours.values.max()) for hours, _ in points)
+    ends = np.array([accuracy.mean + side * accuracy.half_band for _, accuracy in points for side in (-1, 1)])
+    margin = 0.05 * float(np.nanmax(ends) - np.nanmin(ends)) or 1.0
+    low, high = float(np.nanmin(ends)) - margin, float(np.nanmax(ends)) + margin
     figures = []
     parts = split_by_method(settings)
     for methods, indices in parts:
@@ -367,7 +375,7 @@ def cost_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
                     hours.mean, accuracy.mean, accuracy.half_band, hours.half_band, markersize=6, elinewidth=1,
                     fmt="." if "alpha" in look else marker, label=look["label"], color=look["color"],
                 )  # fmt: skip
-            axes.set(xlabel="hours", ylabel="Test top-1 (%)", xlim=(0, limit))
+            axes.set(xlabel="hours", ylabel="Test top-1 (%)", xlim=(0, limit), ylim=(low, high))
 
         rows: list[Sequence[Any]] = [("setting", "hours", "hours std", "top1", "top1 std", "n")]
         rows += [(x.setting.label, x.mean[0], x.std[0], y.mean[0], y.std[0], y.count[0]) for x, y in part]

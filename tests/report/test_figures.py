@@ -249,8 +249,15 @@ def test_differences_that_the_test_decides_are_filled_and_others_open():
     assert [row["decided"] for row in csv.DictReader(figure.csv.splitlines())] == ["True", "False"]
 
 
-def test_a_difference_without_common_seeds_is_not_drawn():
-    assert difference_figures([], [Comparison("lsr", "hard", "top1", (), np.array([]))]) == []
+@pytest.mark.parametrize("differences", [[], [1.0]])
+def test_a_difference_without_two_common_seeds_is_not_drawn(differences):
+    assert difference_figures([], [Comparison("lsr", "hard", "top1", (), np.array(differences))]) == []
+
+
+def test_a_caption_tells_of_marks_where_there_are_some():
+    crowd = [setting("colam", temperature=1 + at) for at in range(9)]
+    captions = [curve_figures(each)[0].caption for each in (crowd[:8], crowd, [setting()])]
+    assert ["A dot" in caption for caption in captions] == [True, False, False]
 
 
 def test_text_is_in_the_ink_of_figures_so_that_a_page_can_replace_it():
