@@ -54,10 +54,6 @@ def curve_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
         if key == "target_entropy" and not any(line.mean[line.count > 0].any() for line in lines):
             continue  # hard labels throughout
         marks = " A dot, and a tick below, mark each change of a method's targets." if _marked(lines) else ""
-            " A dot, and a tick below, mark each change of a method's targets."
-            if any(line.marks for line in lines)
-            else ""
-        )
         caption = f"{title} after each epoch: {band_words(lines)}.{marks}"
         figures += _line_figures(key.replace("/", "-"), "Curves", title, caption, lines, "epoch", _UNITS[key])
     return figures
