@@ -57,6 +57,12 @@ def test_p_is_the_share_of_signs_that_are_as_extreme(rows):
         assert p == pytest.approx(sum(each >= abs(sum(whole)) for each in sums) / len(sums))
 
 
+@pytest.mark.parametrize("tenths", [[-4, 6, -13, 22, 1, -29, 21], [20, 9, -7, -12, 18, -20, -14]])
+def test_sums_that_are_equal_but_for_rounding_count_as_equal(tenths):
+    differences = np.array([[(50 + each / 10) - 50 for each in tenths]])
+    assert sign_flip_p(differences) == sign_flip_p(np.array([tenths], dtype=float))
+
+
 @pytest.mark.parametrize("n", [2, 6, 8, 13])
 def test_differences_of_one_sign_have_the_smallest_p_there_is(n):
     differences = np.random.default_rng(n).uniform(0.1, 1, (1, n))

@@ -89,7 +89,7 @@ def test_many_folders_set_aside_for_one_reason_are_one_line(write_run, tmp_path,
     ("words", "complaint"),
     [
         (["--metric=nil"], "nil: no such figure; did you mean nll?"),
-        (["--compare=lsr:hart"], "hart: no such setting; did you mean hard?"),
+        (["--compare=lsr:haard"], "haard: no such setting; did you mean hard?"),
         (["--paper=tsla:7"], "no such table of a paper"),
         (["absent"], "absent does not exist"),
         (["--out=FILE"], "is no folder"),

@@ -84,6 +84,14 @@ def test_every_figure_has_its_column_last_and_best_raw_and_scaled(make_setting):
     assert [head.title for head in tables["best"].heads] == [head.title for head in tables["last"].heads]
 
 
+def test_of_a_score_the_lowest_is_set_in_bold_in_the_table_of_the_last_epoch(make_setting):
+    settings = [make_setting(name, dict.fromkeys(range(6), 50.0), nll=nll) for name, nll in (("a", 2.0), ("b", 1.0))]
+    tables = setting_tables(collection(*settings), compare(all_pairs(settings), "nll"))
+    assert [
+        (table.name, row[0].text, cell.text) for table in tables for row in table.rows for cell in row if cell.bold
+    ] == [("last", "b", "1.0000 ± 0.0000")]
+
+
 def test_a_mean_over_fewer_runs_than_the_setting_has_states_how_many(make_setting):
     setting = make_setting("hard", {0: 50.0, 1: 52.0}, brier=0.5)
     del setting.runs[0].figures["last"]["brier"]
