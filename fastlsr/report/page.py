@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import re
 from collections import Counter
@@ -128,9 +129,7 @@ def _sections(
 
 
 def _page_figure(figure: ReportFigure, document: str) -> dict[str, Any]:
-    from markupsafe import Markup, escape
-
-    drawing = Markup(inline_svg(document, f"figure-{figure.name}", escape(figure.title)))
+    drawing = inline_svg(document, f"figure-{figure.name}", html.escape(figure.title))
     return {"name": figure.name, "svg": drawing, "csv": data_uri(figure.csv)}
 
 
