@@ -53,9 +53,8 @@ def test_a_run_that_finishes_meanwhile_ends_it(write_run, tmp_path, given):
         reports.append(RunFolder(run).finished_summary())
         return reports[-1] is None
 
-    watch(
-        [tmp_path / given], renew, pause=lambda: RunFolder(run).write_summary(RunFolder(run).read_rows(), finished=True)
-    )
+    pauses = iter([lambda: RunFolder(run).write_summary(RunFolder(run).read_rows(), finished=True)])
+    watch([tmp_path / given], renew, pause=lambda: next(pauses)())
     assert [report is None for report in reports] == [True, False]
 
 
@@ -69,7 +68,8 @@ def test_what_is_written_during_a_renewal_is_seen_at_the_next_look(write_run, tm
             write_row(run)
         return len(reports) < 2
 
-    watch([run], renew, pause=lambda: None)
+    pauses = iter([None])  # a second one would be the end
+    watch([run], renew, pause=lambda: next(pauses))
     assert reports == [2, 3]
 
 
