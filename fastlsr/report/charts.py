@@ -179,9 +179,10 @@ def band_words(lines: Iterable[Line]) -> str:
     if runs <= {1}:
         return "one run each"
     words = ["the mean over the runs of a setting"]
-    words += ["the band is ± one standard deviation"] if max(runs, default=0) > 2 else []
+    words += ["the band is ± one standard deviation"] if max(runs, default=0) > 2 else ["the band goes"]
     words += ["from the lower to the higher run where there are two"] if 2 in runs else []
-    return ", ".join([*words, *(["none where there is one"] if 1 in runs else [])])
+    words += ["none where there is one"] if 1 in runs else []
+    return ", ".join(words).replace("goes, ", "goes ")
 
 
 def at_end(setting: ReportedSetting, figure: str) -> Line:

@@ -135,7 +135,7 @@ def _limits(lines: Sequence[Line]) -> tuple[float, float] | None:
     values = values[np.isfinite(values)]
     if not len(values):
         return None
-    margin = 0.05 * (values.max() - values.min()) or 1
+    margin = 0.05 * (values.max() - values.min()) or 0.1
     return float(values.min() - margin), float(values.max() + margin)
 
 

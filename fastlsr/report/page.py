@@ -152,8 +152,8 @@ def _count(number: int, noun: str) -> str:
 
 
 def _live(collection: Collection) -> str:
-    running = Counter(each.what for each in collection.aside)["running"]
-    return f"{_count(running, 'run')} under way." if running else "No run is under way."
+    states = Counter(each.what for each in collection.aside)
+    return f"{_count(states['running'], 'run')} under way, {states['stopped']} stopped."
 
 
 def _claims(comparisons: Sequence[Comparison]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fastlsr.config import load
 from fastlsr.drawing import INK, method_colour
 from fastlsr.labels.methods import make_plan
-from fastlsr.report.charts import MOST_LINES, Line, split_by_method
+from fastlsr.report.charts import MOST_LINES, Line, band_words, split_by_method
 from fastlsr.report.collect import Collection, ReportedRun, ReportedSetting
 from fastlsr.report.comparisons import Comparison
 from fastlsr.report.figures import (
@@ -252,6 +252,22 @@ def test_differences_that_the_test_decides_are_filled_and_others_open():
 @pytest.mark.parametrize("differences", [[], [1.0]])
 def test_a_difference_without_two_common_seeds_is_not_drawn(differences):
     assert difference_figures([], [Comparison("lsr", "hard", "top1", (), np.array(differences))]) == []
+
+
+@pytest.mark.parametrize(
+    ("runs", "words"),
+    [
+        ([1, 1], "one run each"),
+        (
+            [2],
+            "the mean over the runs of a setting, the band goes from the lower to the higher run where there are two",
+        ),
+        ([3], "the mean over the runs of a setting, the band is ± one standard deviation"),
+        ([1, 3], "the mean over the runs of a setting, the band is ± one standard deviation, none where there is one"),
+    ],
+)
+def test_a_caption_tells_what_the_band_is(runs, words):
+    assert band_words([curve(setting(top1=TOP1[:count]), "test/top1") for count in runs]) == words
 
 
 def test_a_caption_tells_of_marks_where_there_are_some():
