@@ -21,20 +21,25 @@ if TYPE_CHECKING:
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
     "#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7"
 )  # fmt: skip
-GREY = "#7f7f7f"  # of the text, the axes and `hard`: it can be read on white and on black
+GREY = "#7f7f7f"  # of `hard`
+INK = "#777777"  # of text and axes: it can be read on white and on black, and a page finds it to put its own in
 METHOD_COLOURS = {
     "hard": GREY, "lsr": SKY, "tsla": BLUE, "colam": VERMILION, "online": ORANGE, "cs_kd": GREEN,
     "label_refinery": PURPLE, "confidence_penalty": "#8c6d31", "disturb_label": "#b07aa1", "lsr_pre": "#76b7b2",
     "tsla_pre": "#3b6ea8", "table": "#9c755f",
 }  # fmt: skip
-DASHES = ("-", "--", ":", "-.")  # of settings of one method
+# Of settings of one method, as `Axes.plot` takes them.
+DASHES: tuple[Any, ...] = (
+    "-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)),
+    (0, (10, 3)), (0, (2.5, 1.5)), (0, (8, 1.5, 1, 1.5, 1, 1.5)), (0, (12, 2, 3, 2)),
+)  # fmt: skip
 MOST_NAMES, MOST_VALUES = 20, 10  # classes that a heat map names, and whose values it prints
 
 _STYLE: Any = {
     "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.alpha": 0.25, "grid.linewidth": 0.6, "lines.linewidth": 1.4, "legend.frameon": False,
-    "text.color": GREY, "axes.labelcolor": GREY, "axes.edgecolor": GREY, "axes.titlecolor": GREY,
-    "xtick.color": GREY, "ytick.color": GREY, "figure.facecolor": "none", "axes.facecolor": "none",
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "axes.titlecolor": INK,
+    "xtick.color": INK, "ytick.color": INK, "figure.facecolor": "none", "axes.facecolor": "none",
     "savefig.facecolor": "none", "svg.fonttype": "none", "svg.hashsalt": "fastlsr",
 }  # fmt: skip
 
@@ -90,10 +95,10 @@ def method_colour(method: str) -> str:
     return METHOD_COLOURS.get(method) or list(METHOD_COLOURS.values())[zlib.crc32(method.encode()) % 12]
 
 
-def line_styles(methods: Sequence[str]) -> list[dict[str, str]]:
+def line_styles(methods: Sequence[str]) -> list[dict[str, Any]]:
     """Colour and dashes, as `Axes.plot` takes them, for settings of these methods; those of one differ in dashes."""
     seen: dict[str, int] = {}
-    styles = []
+    styles: list[dict[str, Any]] = []
     for method in methods:
         at = seen[method] = seen.get(method, -1) + 1
         styles.append({"color": method_colour(method), "linestyle": DASHES[at % len(DASHES)]})
@@ -128,6 +133,9 @@ def svg(figure: Figure) -> str:
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Writes STEM.svg and STEM.png, 200 dots an inch on white; returns their paths."""
+    # Laid out once, for good: matplotlib would do it anew, and draw twice, for each file.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     picture, vector = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
     with style():
         replace_file(picture, lambda path: figure.savefig(path, format="png", dpi=200, facecolor="white"))

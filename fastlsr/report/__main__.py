@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,20 +19,25 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastlsr.cli import Parser, exit_on_input_error
+from fastlsr.cli import Parser, exit_on_input_error, interrupts_raised
 from fastlsr.errors import InputError, unknown
 from fastlsr.files import replace_text
 from fastlsr.report.collect import Collection, collect
 from fastlsr.report.columns import COLUMNS
 from fastlsr.report.comparisons import Comparison, all_pairs, compare, planned_pairs
 from fastlsr.report.exports import comparisons_csv, numbers_of, runs_csv, settings_csv
+from fastlsr.report.figures import report_figures
 from fastlsr.report.formats import latex, markdown, print_lines, print_table
+from fastlsr.report.page import write_page
 from fastlsr.report.recipes import PaperTable, paper_table
 from fastlsr.report.tables import Table, aside_table, comparison_table, setting_tables
+from fastlsr.report.unfinished import unfinished_settings
+from fastlsr.report.watch import watch
 
 _WIDTH = 100  # of what is printed where no terminal tells its own
 _MOST_UNDECIDED = 20  # comparisons on the terminal; all are in the files
 _MOST_PATHS = 3  # of folders that are set aside for the same reason, on the terminal
+_REFRESH = 10  # seconds after which the page of runs under way loads itself anew
 _PRINTED = ("accuracy", "last", "last_scaled")  # tables; all are in the files
 
 
@@ -57,11 +65,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = Path(options.out)
         if out.exists() and not out.is_dir():
             raise InputError(f"--out={out} is no folder")
-        report = make_report(options.runs, planned=options.compare, column=options.metric, paper=options.paper)
-        print_report(report)
-        write_files(out, files_of(report))
-        print(f"written: {out}/")
+        command = shlex.join(["python", "-m", "fastlsr.report", *(sys.argv[1:] if arguments is None else arguments)])
+        chosen = {"planned": options.compare, "column": options.metric, "paper": options.paper}
+        if options.watch:
+            with interrupts_raised():
+                watch(options.runs, lambda to_come: _renew(options.runs, chosen, out, command, to_come))
+            print("all runs are finished")
+        else:
+            report = make_report(options.runs, **chosen)
+            print_report(report)
+            write_report(out, report, command)
+            print(f"written: {out}/, with a page: {out / 'index.html'}")
     return 0
+
+
+def _renew(paths: Sequence[Path], chosen: Mapping[str, str], out: Path, command: str, to_come: bool) -> bool:
+    """Writes the report as it is now, and prints a line; returns whether a run is unfinished."""
+    report = make_report(paths, **chosen, unfinished=True)
+    states = Counter(each.what for each in report.collection.aside)
+    unfinished = states["running"] + states["stopped"] > 0
+    if not (report.collection.settings or unfinished or to_come):
+        raise InputError(f"there is no run in {', '.join(map(str, paths))}")
+    write_report(out, report, command, refresh=_REFRESH if unfinished or to_come else 0)
+    finished = sum(len(setting.runs) for setting in report.collection.settings)
+    counts = f"{finished} finished, {states['running']} running, {states['stopped']} stopped"
+    print(f"{time.strftime('%H:%M:%S')} {counts}: {out / 'index.html'}", flush=True)
+    return unfinished
 
 
 def _parser() -> Parser:
@@ -75,10 +104,13 @@ def _parser() -> Parser:
         "--compare", default="", metavar="A:B,...", help="planned comparisons of settings; else all pairs"
     )
     parser.add_argument("--metric", default="top1", metavar="NAME", help="the figure compared, as nll or scaled/nll")
+    parser.add_argument("--watch", action="store_true", help="renew the report until all runs are finished, or Ctrl-C")
     return parser
 
 
-def make_report(paths: Sequence[Path], *, planned: str = "", column: str = "top1", paper: str = "") -> Report:
+def make_report(
+    paths: Sequence[Path], *, planned: str = "", column: str = "top1", paper: str = "", unfinished: bool = False
+) -> Report:
     """The report of run folders.
 
     Args:
@@ -86,17 +118,23 @@ def make_report(paths: Sequence[Path], *, planned: str = "", column: str = "top1
         planned: comparisons, as `planned_pairs` takes them; "" for all pairs.
         column: a key of `COLUMNS`, the figure that is compared.
         paper: a table, as `paper_table` takes it; "" for none.
+        unfinished: whether runs may still finish. Then planned comparisons wait for their settings.
 
     Raises:
-        InputError: for a name that is not known, or where no run is finished.
+        InputError: for a name that is not known, or, unless `unfinished`, where no run is finished.
     """
     if column not in COLUMNS:
         raise InputError("--metric=" + unknown("figure", column, list(COLUMNS)))
     table = paper_table(paper) if paper else None
-    collection = collect(paths)
-    if not any(setting.numbers("last", column) for setting in collection.settings):
+    collection = collect(paths, unfinished=unfinished)
+    if collection.settings and not any(setting.numbers("last", column) for setting in collection.settings):
         raise InputError(f"--metric={column}: no run has it; it needs the logits of the last epoch (run.logits)")
-    pairs = planned_pairs(planned, collection.settings) if planned else all_pairs(collection.settings)
+    try:
+        pairs = planned_pairs(planned, collection.settings) if planned else all_pairs(collection.settings)
+    except InputError:
+        if not unfinished:
+            raise
+        pairs = []
     comparisons = compare(pairs, column)
     return Report(collection, comparisons, table, setting_tables(collection, comparisons, table))
 
@@ -158,6 +196,19 @@ def files_of(report: Report) -> dict[str, str]:
         "comparisons.tex": "\n".join(map(latex, tables)),
         "numbers.json": json.dumps(numbers, indent=1) + "\n",
     }
+
+
+def write_report(out: Path, report: Report, command: str, *, refresh: int = 0) -> None:
+    """Writes all files of a report; see `page.write_page`.
+
+    Raises:
+        InputError: if the folder cannot be written to.
+    """
+    write_files(out, files_of(report))
+    figures = report_figures(report.collection, report.comparisons, unfinished_settings(report.collection.aside))
+    write_page(
+        out, report.collection, report.comparisons, report.tables, figures, command=command, refresh=refresh
+    )  # fmt: skip
 
 
 def write_files(out: Path, files: Mapping[str, str]) -> None:

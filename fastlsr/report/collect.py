@@ -116,11 +116,12 @@ class Collection:
     varying: tuple[str, ...]
 
 
-def collect(paths: Sequence[Path]) -> Collection:
+def collect(paths: Sequence[Path], *, unfinished: bool = False) -> Collection:
     """What the folders hold; what an unchanged folder gave before is not computed again.
 
     Args:
         paths: run folders, and folders of run folders.
+        unfinished: whether runs may still finish, so that there need be no finished one yet.
 
     Raises:
         InputError: if a path does not exist, or there is no finished run among them.
@@ -130,7 +131,7 @@ def collect(paths: Sequence[Path]) -> Collection:
         readings = list(pool.map(_look_at, folders))
     runs = {run.trial.folder.path: run for run, _ in readings if run}
     aside = [each for _, found in readings for each in found]
-    if not runs:
+    if not runs and not unfinished:
         first = f" ({aside[0].path}: {aside[0].what}, {aside[0].reason})" if aside else ""
         raise InputError(f"there is no finished run among {len(folders)} folders{first}")
     settings = settings_of(run.trial for run in runs.values())
@@ -140,7 +141,7 @@ def collect(paths: Sequence[Path]) -> Collection:
         for copy in setting.copies
     ]
     differing = tuple(varying(settings))
-    options = settings[0].trials[0].config.decisive()
+    options = settings[0].trials[0].config.decisive() if settings else {}
     common = {key: value for key, value in options.items() if key not in (*differing, *REPEATS)}
     return Collection(tuple(_reported(settings, runs)), tuple(aside), common, differing)
 
