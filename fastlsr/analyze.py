@@ -1,8 +1,8 @@
 """Analyses trained runs: python -m fastlsr.analyze KIND [RUN ...] [--OPTION=VALUE ...] [--out=DIR] [--data.dir=DIR].
 
 A RUN is a run's folder, or one checkpoint that it kept (`run.keep`). What is found is printed and written to
-DIR/KIND.json, with a picture in DIR/KIND.svg and .png. DIR is the run's own folder `analysis`, also for several of its
-checkpoints, or ./analysis for several runs or none. Runs that log to W&B get both there, too.
+DIR/KIND.txt and .json, with a picture in DIR/KIND.svg and .png. DIR is the run's own folder `analysis`, also for
+several of its checkpoints, or ./analysis for several runs or none. Runs that log to W&B get both there, too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+import shlex
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -73,7 +74,9 @@ def run_analysis(kind: str, paths: Sequence[Path], options: dict[str, str], plac
     of_runs = {run.folder.path for run in runs}
     folder = Path(out) if out else of_runs.pop() / "analysis" if len(of_runs) == 1 else Path("analysis")
     print(finding.text)
-    files = _write(finding, folder / kind)
+    words = ["python", "-m", "fastlsr.analyze", kind, *map(str, paths)]
+    words += [f"--{name}={value}" for name, value in {**options, **places}.items()]
+    files = _write(finding, folder / kind, shlex.join(words))
     print(f"written: {', '.join(map(str, files))}")
     for run in runs:
         log_finding(run, kind, files)
@@ -124,16 +127,17 @@ def _value(name: str, text: str, type_: str) -> Any:
         raise InputError(f"--{name}={text}: expected {_KINDS[type_]}") from None
 
 
-def _write(finding: analysis.Finding, stem: Path) -> list[Path]:
-    """Writes the numbers and the picture; returns the files."""
+def _write(finding: analysis.Finding, stem: Path, command: str) -> list[Path]:
+    """Writes the numbers, the text under its command, and the picture; returns the files."""
     from fastlsr.drawing import save_figure
     from fastlsr.files import replace_text
 
-    numbers = stem.with_name(f"{stem.name}.json")
+    numbers, text = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.txt")
     try:
         numbers.parent.mkdir(parents=True, exist_ok=True)
         replace_text(numbers, json.dumps(finding.numbers, indent=2) + "\n")
-        return [numbers, *(save_figure(finding.picture, stem) if finding.picture else [])]
+        replace_text(text, f"$ {command}\n\n{finding.text}\n")
+        return [numbers, text, *(save_figure(finding.picture, stem) if finding.picture else [])]
     except OSError as error:
         raise InputError(f"{numbers} cannot be written: {error.strerror}") from None
 

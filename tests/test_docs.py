@@ -2,6 +2,7 @@
 
 import __future__
 
+import glob
 import importlib
 import json
 import re
@@ -143,6 +144,26 @@ def test_a_command_about_a_run_prints_json(words, here, capsys):
 def test_an_analysis_of_the_pages_writes_its_numbers(words, here, tmp_path, capsys):
     assert analyze.main([*words, f"--out={tmp_path}"]) == 0
     assert json.loads((tmp_path / f"{words[0]}.json").read_text()) and capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def compared(workplace, tmp_path_factory):
+    """A folder in which runs/ has a run of each method that the commands of a report name."""
+    place = tmp_path_factory.mktemp("compared")
+    (place / "configs").symlink_to(ROOT / "configs")
+    common = ["--cfg", str(ROOT / "configs/quickstart.yaml"), "--train.epochs=2", "--method.stages=2",
+              "--log.wandb=disabled", f"--data.dir={workplace / 'data'}", f"--run.dir={place / 'runs'}"]  # fmt: skip
+    for method in ("hard", "lsr", "tsla", "colam"):
+        assert train.main([*common, f"--method.name={method}"]) == 0
+    return place
+
+
+@pytest.mark.parametrize("words", of_module("fastlsr.report"))
+def test_a_report_of_the_pages_is_written(words, compared, tmp_path, monkeypatch):
+    monkeypatch.chdir(compared)
+    words = [each for word in words for each in (glob.glob(word) if "*" in word else [word])]  # as a shell does
+    assert importlib.import_module("fastlsr.report.__main__").main([*words, f"--out={tmp_path}"]) == 0
+    assert "What may be claimed" in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_example_of_an_analysis_counts_what_the_network_confuses(here, tmp_path, monkeypatch, capsys):

@@ -52,6 +52,7 @@ HOMES = {"ffcv": "fastlsr/data/ffcv_parts.py", "wandb": "fastlsr/engine/log.py",
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python",
+    "markdown_it": "markdown-it-py",
     "sklearn": "scikit-learn",
     "tomllib": "tomli",
     "yaml": "pyyaml",

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TypedDict
 
 from rich.console import Console
 
@@ -39,6 +40,13 @@ _MOST_UNDECIDED = 20  # comparisons on the terminal; all are in the files
 _MOST_PATHS = 3  # of folders that are set aside for the same reason, on the terminal
 _REFRESH = 10  # seconds after which the page of runs under way loads itself anew
 _PRINTED = ("accuracy", "last", "last_scaled")  # tables; all are in the files
+
+
+class _About(TypedDict):
+    """What the page says of itself: the command that makes it, and a file of notes."""
+
+    command: str
+    notes: Path | None
 
 
 @dataclass(frozen=True)
@@ -66,27 +74,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if out.exists() and not out.is_dir():
             raise InputError(f"--out={out} is no folder")
         command = shlex.join(["python", "-m", "fastlsr.report", *(sys.argv[1:] if arguments is None else arguments)])
+        about: _About = {"command": command, "notes": options.notes}
         chosen = {"planned": options.compare, "column": options.metric, "paper": options.paper}
         if options.watch:
             with interrupts_raised():
-                watch(options.runs, lambda to_come: _renew(options.runs, chosen, out, command, to_come))
+                watch(options.runs, lambda to_come: _renew(options.runs, chosen, out, about, to_come))
             print("all runs are finished")
         else:
             report = make_report(options.runs, **chosen)
             print_report(report)
-            write_report(out, report, command)
+            write_report(out, report, about)
             print(f"written: {out}/, with a page: {out / 'index.html'}")
     return 0
 
 
-def _renew(paths: Sequence[Path], chosen: Mapping[str, str], out: Path, command: str, to_come: bool) -> bool:
+def _renew(paths: Sequence[Path], chosen: Mapping[str, str], out: Path, about: _About, to_come: bool) -> bool:
     """Writes the report as it is now, and prints a line; returns whether a run is unfinished."""
     report = make_report(paths, **chosen, unfinished=True)
     states = Counter(each.what for each in report.collection.aside)
     unfinished = states["running"] + states["stopped"] > 0
     if not (report.collection.settings or unfinished or to_come):
         raise InputError(f"there is no run in {', '.join(map(str, paths))}")
-    write_report(out, report, command, refresh=_REFRESH if unfinished or to_come else 0)
+    write_report(out, report, about, refresh=_REFRESH if unfinished or to_come else 0)
     finished = sum(len(setting.runs) for setting in report.collection.settings)
     counts = f"{finished} finished, {states['running']} running, {states['stopped']} stopped"
     print(f"{time.strftime('%H:%M:%S')} {counts}: {out / 'index.html'}", flush=True)
@@ -104,6 +113,7 @@ def _parser() -> Parser:
         "--compare", default="", metavar="A:B,...", help="planned comparisons of settings; else all pairs"
     )
     parser.add_argument("--metric", default="top1", metavar="NAME", help="the figure compared, as nll or scaled/nll")
+    parser.add_argument("--notes", type=Path, metavar="FILE", help="Markdown that the page begins with")
     parser.add_argument("--watch", action="store_true", help="renew the report until all runs are finished, or Ctrl-C")
     return parser
 
@@ -198,7 +208,7 @@ def files_of(report: Report) -> dict[str, str]:
     }
 
 
-def write_report(out: Path, report: Report, command: str, *, refresh: int = 0) -> None:
+def write_report(out: Path, report: Report, about: _About, *, refresh: int = 0) -> None:
     """Writes all files of a report; see `page.write_page`.
 
     Raises:
@@ -207,7 +217,7 @@ def write_report(out: Path, report: Report, command: str, *, refresh: int = 0) -
     write_files(out, files_of(report))
     figures = report_figures(report.collection, report.comparisons, unfinished_settings(report.collection.aside))
     write_page(
-        out, report.collection, report.comparisons, report.tables, figures, command=command, refresh=refresh
+        out, report.collection, report.comparisons, report.tables, figures, **about, refresh=refresh
     )  # fmt: skip
 
 

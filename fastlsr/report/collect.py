@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastlsr.config import Config, load
+from fastlsr.config import Config
 from fastlsr.errors import InputError
 from fastlsr.files import is_in_use
 from fastlsr.labels.methods import make_plan
@@ -23,7 +23,7 @@ from fastlsr.labels.plan import Plan
 from fastlsr.logits import EvaluationLogits, read_logits
 from fastlsr.runs import BEST, KINDS, Kind, Row, RunFolder, Summary, best_of
 from fastlsr.scores import SCORES, Predictions, nll, reliability, risk_coverage, temperature_scaled
-from fastlsr.trials import REPEATS, Setting, Trial, read_trial, run_labels, settings_of, varying
+from fastlsr.trials import REPEATS, Setting, Trial, read_trial, setting_labels, settings_of, varying
 
 SCALED = "scaled/"  # in front of a score's name: after temperature scaling
 TEMPERATURE = "temperature"  # a run's figure: the mean of the two that were fitted, each on a half
@@ -174,22 +174,14 @@ def _reported(settings: Sequence[Setting], runs: Mapping[Path, ReportedRun]) -> 
 
 def _labels(settings: Sequence[Setting]) -> list[str]:
     """A label of each setting; those of equal options on other data, or with another teacher, show their digests."""
-    configs = [_without_repeats(setting.trials[0].config) for setting in settings]
-    distinct = [config for at, config in enumerate(configs) if config not in configs[:at]]
-    names = run_labels(distinct)
+    names = setting_labels([setting.trials[0].config for setting in settings])
     labels = []
-    for config, setting in zip(configs, settings, strict=True):
-        same = [other.trials[0].data for other, its in zip(settings, configs, strict=True) if its == config]
+    for name, setting in zip(names, settings, strict=True):
+        same = [other.trials[0].data for other, its in zip(settings, names, strict=True) if its == name]
         digests = itertools.zip_longest(_SOURCES, setting.trials[0].data, *same, fillvalue="")
         shown = [f" {name}={own[:6] or 'unknown'}" for name, own, *others in digests if set(others) != {own}]
-        labels.append(names[distinct.index(config)] + "".join(shown))
+        labels.append(name + "".join(shown))
     return labels
-
-
-def _without_repeats(config: Config) -> Config:
-    """The options of a setting alone, so that equal settings have equal ones."""
-    kept = {key: value for key, value in config.decisive().items() if key not in REPEATS}
-    return load(overrides=kept)
 
 
 def _look_at(path: Path) -> tuple[ReportedRun | None, list[SetAside]]:

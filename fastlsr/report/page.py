@@ -20,6 +20,7 @@ from fastlsr.report.charts import ReportFigure
 from fastlsr.report.collect import Collection, ReportedSetting
 from fastlsr.report.columns import full_title
 from fastlsr.report.comparisons import Comparison
+from fastlsr.report.supplements import WrittenAnalysis, notes_html, written_analyses
 from fastlsr.report.tables import Cell, Head, Table, aside_table, comparison_table
 
 _MOST_CLAIMS = 8  # that are shown at once
@@ -36,18 +37,21 @@ def write_page(
     figures: Sequence[ReportFigure],
     *,
     command: str,
+    notes: Path | None = None,
     refresh: int = 0,
 ) -> Path:
     """Writes OUT/index.html, and each figure as SVG, PNG and CSV in OUT/figures; returns the page's path.
 
     Args:
         command: that makes the report.
+        notes: a Markdown file that the page begins with.
         refresh: seconds after which the page loads itself anew; 0 where it does not.
 
     Raises:
-        InputError: if a file cannot be written.
+        InputError: if a file cannot be written, or the notes cannot be read.
     """
     page, documents = out / "index.html", {}
+    text_of_notes = notes_html(notes) if notes else ""
     try:
         folder = out / "figures"
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +59,10 @@ def write_page(
             vector, _ = save_figure(figure.figure, folder / figure.name)
             documents[figure.name] = vector.read_text(encoding="utf-8")
             replace_text(folder / f"{figure.name}.csv", figure.csv)
-        text = page_html(collection, comparisons, tables, figures, documents, command=command, refresh=refresh)
+        text = page_html(
+            collection, comparisons, tables, figures, documents,
+            analyses=list(written_analyses(out)), command=command, notes=text_of_notes, refresh=refresh,
+        )  # fmt: skip
         replace_text(page, text)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}") from None
@@ -69,10 +76,17 @@ def page_html(
     figures: Sequence[ReportFigure],
     documents: Mapping[str, str],
     *,
+    analyses: Sequence[WrittenAnalysis] = (),
     command: str,
+    notes: str = "",
     refresh: int = 0,
 ) -> str:
-    """The page; equal arguments give equal text. `documents` has each figure's SVG by its name; see `write_page`."""
+    """The page; equal arguments give equal text. See `write_page`.
+
+    Args:
+        documents: each figure's SVG, by its name.
+        notes: HTML.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -83,9 +97,11 @@ def page_html(
         *(table for table in tables if table.rows),
         *([_comparison_table(collection, comparisons)] if comparisons else []),
     ]
+    heading, notes = _heading_and_rest(notes)
     template = environment.from_string(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     return template.render(
-        title=_title(collection), subtitle=_subtitle(collection), refresh=refresh, live=_live(collection),
+        title=heading or _title(collection), subtitle=_subtitle(collection), refresh=refresh, live=_live(collection),
+        notes=notes, analyses=[(each, _drawing(each.svg, each.name, each.title)) for each in analyses],
         claims=_claims(comparisons), sections=_sections(shown, figures, documents), command=command,
         origin=_origin(collection), aside=aside_table(collection),
     )  # fmt: skip
@@ -129,13 +145,23 @@ def _sections(
 
 
 def _page_figure(figure: ReportFigure, document: str) -> dict[str, Any]:
-    drawing = inline_svg(document, f"figure-{figure.name}", html.escape(figure.title))
+    drawing = _drawing(document, f"figure-{figure.name}", figure.title)
     return {"name": figure.name, "svg": drawing, "csv": data_uri(figure.csv)}
+
+
+def _drawing(document: str, name: str, title: str) -> str:
+    return inline_svg(document, name, html.escape(title)) if document else ""
 
 
 def _title(collection: Collection) -> str:
     named = [collection.common.get(key) for key in ("data.dataset", "model.name")]
     return "Report" + (f": {', '.join(str(name) for name in named if name)}" if any(named) else "")
+
+
+def _heading_and_rest(notes: str) -> tuple[str, str]:
+    """(the heading that HTML begins with, or "", the rest): a page has one heading."""
+    found = re.match(r"<h1>(.*?)</h1>\s*", notes, re.DOTALL)
+    return (html.unescape(re.sub(r"<[^>]*>", "", found[1])), notes[found.end() :]) if found else ("", notes)
 
 
 def _subtitle(collection: Collection) -> str:
