@@ -3,6 +3,7 @@
 import pytest
 
 from fastlsr import analyze, train
+from fastlsr.config import load
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +29,15 @@ def test_what_is_of_no_run_is_written_where_the_command_runs(tmp_path, monkeypat
     words = "--smoothness=1 --pl=0.1 --sigma2=1 --delta=0.1 --loss=10 --epsilon=0.5".split()
     assert analyze.main(["theory", *words]) == 0
     assert (tmp_path / "analysis" / "theory.json").exists()
+
+
+def test_a_run_that_logs_to_wandb_gets_its_analyses_there(run, tmp_path):
+    wandb = pytest.importorskip("wandb")
+    config = load(run / "config.yaml", {"log.wandb": "offline", "run.dir": str(tmp_path)})
+    words = [f"--{key}={value}" for key, value in config.flat().items() if value != ""]
+    assert train.main(words) == 0
+    assert analyze.main(["calibration", str(tmp_path / "a")]) == 0
+    first, second = sorted(tmp_path.glob("a/wandb/offline-run-*/*.wandb"), key=lambda path: path.parent.name)
+    assert first.name == second.name, "both are records of one run"
+    assert b"analysis/calibration" in second.read_bytes() and b"analysis/calibration" not in first.read_bytes()
+    assert wandb.run is None, "the record is closed"
