@@ -1,5 +1,6 @@
 """A report that is renewed while runs go on, and the curves of runs that are not finished."""
 
+import functools
 import shutil
 import signal
 import subprocess
@@ -114,11 +115,15 @@ def test_the_command_ends_once_all_runs_are_finished_and_leaves_a_page_that_stay
 def test_the_command_shows_the_curves_of_runs_before_any_is_finished_until_ctrl_c(write_run, tmp_path):
     write_run(tmp_path / "runs" / "hard", done=2)
     command = [sys.executable, "-m", "fastlsr.report", "runs", "--watch", "--compare=hard:lsr"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
-        assert watching.stdout is not None
-        assert "0 finished, 0 running, 1 stopped: report/index.html" in watching.stdout.readline()
-        watching.send_signal(signal.SIGINT)
-        _, problem = watching.communicate(timeout=60)
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a background job ignores
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, preexec_fn=heed, **pipes) as watching:
+        try:
+            assert "0 finished, 0 running, 1 stopped: report/index.html" in watching.stdout.readline()
+            watching.send_signal(signal.SIGINT)
+            _, problem = watching.communicate(timeout=60)
+        finally:
+            watching.kill()
     assert (watching.returncode, problem) == (130, "interrupted\n")
     text = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert "hard (unfinished)" in text
