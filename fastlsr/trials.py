@@ -64,7 +64,10 @@ def read_trial(folder: RunFolder) -> Trial:
     Raises:
         InputError: if its options or its origin cannot be read, or its summary is damaged.
     """
-    config, digests = folder.read_config(), folder.read_environment().get("data") or ()
+    config, origin = folder.read_config(), folder.read_environment()
+    digests, teacher = origin.get("data") or (), origin.get("teacher") or ""
+    if not isinstance(digests, list | tuple) or not all(isinstance(each, str) for each in (*digests, teacher)):
+        raise InputError(f"{folder.path / 'environment.json'} is damaged: its digests are no texts")
     return Trial(config, folder.finished_summary(), folder, tuple(digests))
 
 

@@ -95,6 +95,8 @@ def _renew(paths: Sequence[Path], chosen: Mapping[str, str], out: Path, about: _
     unfinished = states["running"] + states["stopped"] > 0
     if not (report.collection.settings or unfinished or to_come):
         raise InputError(f"there is no run in {', '.join(map(str, paths))}")
+    if not (unfinished or to_come):
+        report = make_report(paths, **chosen, unfinished=False)  # no comparison waits for its settings any more
     write_report(out, report, about, refresh=_REFRESH if unfinished or to_come else 0)
     finished = sum(len(setting.runs) for setting in report.collection.settings)
     counts = f"{finished} finished, {states['running']} running, {states['stopped']} stopped"

@@ -21,7 +21,7 @@ from fastlsr.files import is_in_use
 from fastlsr.labels.methods import make_plan
 from fastlsr.labels.plan import Plan
 from fastlsr.logits import EvaluationLogits, read_logits
-from fastlsr.runs import BEST, KINDS, Kind, Row, RunFolder, Summary, best_of
+from fastlsr.runs import BEST, KEYS, KINDS, Kind, Row, RunFolder, Summary, best_of
 from fastlsr.scores import SCORES, Predictions, nll, reliability, risk_coverage, temperature_scaled
 from fastlsr.trials import REPEATS, Setting, Trial, read_trial, setting_labels, settings_of, varying
 
@@ -29,8 +29,10 @@ SCALED = "scaled/"  # in front of a score's name: after temperature scaling
 TEMPERATURE = "temperature"  # a run's figure: the mean of the two that were fitted, each on a half
 COVERAGES = np.arange(1, 101) / 100  # at which `ReportedRun.risk` is known
 
+_SWEEPS = "sweeps"  # where `fastlsr.sweep` keeps its logs beside the runs
 _OF_ROWS = ("top1", "top5", "nll", "ece")  # figures that a row has, of the logits as they were before float16
-_MARKS = ("config.yaml", "environment.json", "metrics.jsonl", "summary.json", "checkpoint.pt")  # one makes it a run
+_MARKS = ("environment.json", "metrics.jsonl", "checkpoint.pt")  # one makes it a run
+_FILES = (*_MARKS, "config.yaml", "summary.json")  # that a report reads, or a run replaces
 _MOST_THREADS = 8  # each holds some float32 copies of a run's logits: 200 MB for one of ImageNet's
 _SOURCES = ("train_data", "test_data", "teacher")  # of the digests in `Trial.data` here
 
@@ -152,7 +154,7 @@ def _folders_of(path: Path) -> list[Path]:
         raise InputError(f"{path} does not exist")
     if not path.is_dir() or _has_begun(path):
         return [path]
-    inside = sorted(each for each in path.glob("[!.]*") if each.is_dir())
+    inside = sorted(each for each in path.glob("[!.]*") if each.is_dir() and (each.name != _SWEEPS or _has_begun(each)))
     return inside if any(map(_has_begun, inside)) else [path]
 
 
@@ -195,7 +197,7 @@ def _look_at(path: Path) -> tuple[ReportedRun | None, list[SetAside]]:
 def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
     """Name, time and size of each file of a run that a report may read; equal as long as nothing was written."""
     stamp = []
-    for file in (*(path / name for name in _MARKS), *map(RunFolder(path).logits, KINDS)):
+    for file in (*(path / name for name in _FILES), *map(RunFolder(path).logits, KINDS)):
         with contextlib.suppress(OSError):  # it is not there
             state = file.stat()
             stamp.append((file.name, state.st_mtime_ns, state.st_size))
@@ -230,8 +232,10 @@ def _misfit(rows: Sequence[Row], summary: Summary, plan: Plan) -> str:
     """In which way a finished run's rows, summary and options are not of one run; "" if they are."""
     if [row.get("epoch") for row in rows] != list(range(1, plan.epochs + 1)):
         return f"metrics.jsonl does not have the rows of the {plan.epochs} epochs that config.yaml requests"
-    if any(not isinstance(row.get(BEST), int | float) for row in rows):
+    if any(not _is_finite(row.get(BEST)) for row in rows):
         return f"metrics.jsonl has rows without {BEST}"
+    if odd := [key for row in rows for key in KEYS if not isinstance(row.get(key), int | float | None)]:
+        return f"metrics.jsonl has a {odd[0]} that is no number"
     expected: dict[Kind, Row] = {"last": rows[-1], "best": best_of(rows)}
     for kind, row in expected.items():
         if json.dumps(row, sort_keys=True) != json.dumps(summary[kind], sort_keys=True):  # texts, as NaN is not itself
@@ -310,11 +314,15 @@ def _misfit_of_logits(kept: EvaluationLogits, predictions: Predictions, row: Row
 
 def _figures_of(row: Row, scored: _Scored | None) -> dict[str, float]:
     """The figures of a row, and those of its epoch's logits that it lacks."""
-    own = {name: row[f"test/{name}"] for name in _OF_ROWS if isinstance(row.get(f"test/{name}"), int | float)}
+    own = {name: row[f"test/{name}"] for name in _OF_ROWS if _is_finite(row.get(f"test/{name}"))}
     if scored:
         count = scored.reliability[0].sum()
         own |= {name: _as_share(own[name], count) for name in ("top1", "top5") if name in own}
     return {**(scored.figures if scored else {}), **own}
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _as_share(percent: float, count: float) -> float:

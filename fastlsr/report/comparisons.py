@@ -1,7 +1,7 @@
 """Which differences between settings the seeds carry: paired tests, Holm's correction, and what may be claimed.
 
 Runs of one seed share the order of their batches and their augmentation, so that settings are compared by the
-differences of runs with equal seed and fold.
+differences of runs with equal seed. The folds of a seed share their training data: their mean difference counts once.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from fastlsr.report.columns import COLUMNS
 ALPHA = 0.05
 _EXACT = 16  # differences up to which all 2^n signs are tried
 _RESAMPLES = 9999  # of the bootstrap, and of signs where not all are tried
+_SAME = 1e-5  # of the largest difference: means of signed differences that are nearer are the same
 _SEED = 0  # the same runs give the same report
 
 
@@ -32,8 +33,8 @@ class Comparison:
     Attributes:
         one, other: labels.
         column: the figure that is compared, a key of `COLUMNS`, at the last epoch.
-        repeats: the (seed, fold) that both have, ascending.
-        differences: float64[n], of these.
+        seeds: that both have, ascending.
+        differences: float64[n], one of each seed: the mean over the folds that both have.
         interval: of the mean difference, BCa bootstrap at 95%; None for less than two differences.
         p: two-sided, of the sign-flip test; 1 for less than two differences.
         p_holm: p after Holm's correction over all comparisons made.
@@ -43,7 +44,7 @@ class Comparison:
     one: str
     other: str
     column: str
-    repeats: tuple[tuple[int, int], ...]
+    seeds: tuple[int, ...]
     differences: np.ndarray
     interval: tuple[float, float] | None = None
     p: float = 1.0
@@ -89,13 +90,13 @@ Pair = tuple[ReportedSetting, ReportedSetting]
 
 
 def all_pairs(settings: Sequence[ReportedSetting]) -> list[Pair]:
-    """Every pair of settings that were evaluated on the same data."""
+    """Every pair of settings that were trained and evaluated on the same data."""
     return [pair for pair in itertools.combinations(settings, 2) if evaluated_alike(*pair)]
 
 
 def evaluated_alike(one: ReportedSetting, other: ReportedSetting) -> bool:
-    """Whether figures of two settings are of the same samples."""
-    first, second = ((s.config.data.dataset, s.config.data.folds, s.runs[0].trial.data[1:2]) for s in (one, other))
+    """Whether two settings were trained and evaluated on the same samples."""
+    first, second = ((s.config.data.dataset, s.config.data.folds, s.runs[0].trial.data[:2]) for s in (one, other))
     return first == second
 
 
@@ -119,7 +120,7 @@ def planned_pairs(text: str, settings: Sequence[ReportedSetting]) -> list[Pair]:
         if frozenset(names) in seen:
             raise InputError(f"{named} is there twice")
         if not evaluated_alike(one, other):
-            raise InputError(f"{named} were evaluated on different data")
+            raise InputError(f"{named} were trained or evaluated on different data")
         seen.add(frozenset(names))
     return pairs
 
@@ -163,9 +164,11 @@ def _differences(one: ReportedSetting, other: ReportedSetting, column: str) -> C
         {run.repeat: run.figures["last"][column] for run in setting.runs if column in run.figures["last"]}
         for setting in (one, other)
     ]
-    repeats = tuple(sorted(values[0].keys() & values[1].keys()))
-    differences = np.array([values[0][repeat] - values[1][repeat] for repeat in repeats])
-    return Comparison(one.label, other.label, column, repeats, differences)
+    by_seed: dict[int, list[float]] = defaultdict(list)
+    for repeat in sorted(values[0].keys() & values[1].keys()):
+        by_seed[repeat[0]].append(values[0][repeat] - values[1][repeat])
+    differences = np.array([np.mean(of_folds) for of_folds in by_seed.values()])
+    return Comparison(one.label, other.label, column, tuple(by_seed), differences)
 
 
 def needed_differences(comparisons: int) -> int:
@@ -190,10 +193,13 @@ def sign_flip_p(differences: np.ndarray) -> list[float]:
     """
     from scipy import stats
 
-    # Rounded at a scale of 1, so that the sums that are equal but for the order of addition count as equal.
+    # Means that are equal but for the order of addition, or the float32 of a row's accuracy, count as equal. They are
+    # rounded around the observed one, so that none lies on the edge of rounding that equals it.
     scaled = differences / np.maximum(np.abs(differences).max(1, keepdims=True), np.finfo(float).tiny)
+    observed = scaled.mean(1)
     result = stats.permutation_test(
-        (scaled,), lambda sample, axis: sample.mean(axis=axis).round(10), permutation_type="samples", vectorized=True,
+        (scaled,), lambda sample, axis: ((sample.mean(axis=axis) - observed) / _SAME).round(),
+        permutation_type="samples", vectorized=True,
         n_resamples=math.inf if is_exact(differences.shape[1]) else _RESAMPLES, batch=256, axis=1,
         random_state=np.random.default_rng(_SEED),
     )  # fmt: skip
@@ -249,13 +255,13 @@ def notes(settings: Sequence[ReportedSetting], comparisons: Sequence[Comparison]
     """What holds for all comparisons: how they were made, and where an assumption is weaker."""
     column, count = COLUMNS[comparisons[0].column], len(comparisons)
     said = [
-        "Differences are paired by seed and fold. p is that of the sign-flip test, Holm-corrected over "
+        "Differences are paired by seed. p is that of the sign-flip test, Holm-corrected over "
         f"{count} comparison{'s' * (count != 1)}; the interval is a BCa bootstrap's, of one difference by itself.",
     ]
     if any(not is_exact(len(each.differences)) for each in comparisons):
         said.append(f"With more than {_EXACT} seeds p is estimated from {_RESAMPLES} random signs.")
     if any(setting.config.data.folds for setting in settings):
-        said.append("Folds share training data, so that their differences are not independent: p is too small.")
+        said.append("Folds share training data: of each seed their mean difference counts, as one.")
     if column.sign:
         said.append(f"{'Higher' if column.sign > 0 else 'Lower'} is better.")
     return said

@@ -136,7 +136,7 @@ def _named(numbers: Sequence[float]) -> dict[str, object]:
 def _comparison(each: Comparison) -> dict[str, Any]:
     return {
         "figure": f"last/{each.column}", "one": each.one, "other": each.other,
-        "repeats": [{"seed": seed, "fold": fold} for seed, fold in each.repeats],
+        "seeds": each.seeds,
         "differences": each.differences.tolist(), "difference": each.mean, "interval": each.interval,
         "p": each.p, "p_holm": each.p_holm, "decided": each.decided, "needed_n": each.needed, "claim": each.claim,
     }  # fmt: skip

@@ -293,16 +293,16 @@ def _facts(environments: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _facts_of(environment: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    if git := environment.get("git"):
+    if (git := environment.get("git")) and git.get("commit"):
         yield "commit", git["commit"][:12] + (", with uncommitted changes" if git["changed"] else "")
-    if "device" in environment:
+    if {"device", "cores", "threads"} <= environment.keys():
         yield (
             "device",
             f"{environment['device']}, {environment['cores']} cores, {_count(environment['threads'], 'thread')}",
         )
     if "platform" in environment:
         yield "platform", environment["platform"]
-    if "python" in environment:
+    if {"fastlsr", "python", "versions"} <= environment.keys():
         versions = {"fastlsr": environment["fastlsr"], "python": environment["python"], **environment["versions"]}
         yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
     for name, digest in zip(("training data", "evaluation data"), environment.get("data") or (), strict=False):

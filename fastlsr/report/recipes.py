@@ -79,7 +79,7 @@ def paper_table(text: str) -> PaperTable:
         raise InputError("--paper=" + unknown("table of a paper", text, list(tables)))
     figures = [figure for figure in tables[text] if figure.metric in _MEASURED]
     if not figures:
-        raise InputError(f"--paper={text} has no accuracies; python -m fastlsr.analyze templates measures its figures")
+        raise InputError(f"--paper={text} has no accuracies; python -m fastlsr.analyze clusters measures its figures")
     paper, number = text.split(":")
     return PaperTable(f"{paper.upper()} Table {number}", tuple(_rows(figures)))
 

@@ -149,7 +149,7 @@ def comparison_table(settings: Sequence[ReportedSetting], comparisons: Sequence[
     """A row for each comparison, with what may be claimed."""
     title = full_title(comparisons[0].column)
     heads = (
-        Head("one", is_text=True), Head("other", is_text=True), Head("n", "", "runs of equal seed and fold"),
+        Head("one", is_text=True), Head("other", is_text=True), Head("n", "", "seeds that both have"),
         Head("difference", "", "mean of one - other; above 0 where the first is higher"),
         Head("95% interval", "", "BCa bootstrap"), Head("p", "", "sign-flip test"), Head("p, Holm"),
         Head("what may be claimed", is_text=True),

@@ -205,3 +205,29 @@ def test_a_summary_with_an_infinite_loss_still_fits_its_rows(write_run, tmp_path
     run.write_summary(rows, finished=True)
     assert "NaN" in (run.path / "summary.json").read_text() and json.loads("NaN") != json.loads("NaN")
     assert len(collect([run.path]).settings) == 1
+
+
+def test_a_figure_that_is_not_finite_is_left_out(write_run, tmp_path):
+    run = RunFolder(write_run(tmp_path / "hard", {"run.logits": "none"}))
+    rows = run.read_rows()
+    rows[-1]["test/nll"] = float("nan")
+    run.write_rows(rows)
+    run.write_summary(rows, finished=True)
+    (setting,) = collect([run.path]).settings
+    assert setting.numbers("last", "nll") == [] and len(setting.numbers("last", "top1")) == 1
+
+
+@pytest.mark.parametrize("damage", [{"data": 5}, {"data": [[1], [2]]}, {"data": ["a"], "teacher": ["b"]}], ids=str)
+def test_an_origin_of_other_types_is_a_broken_folder(write_run, tmp_path, damage):
+    write_run(tmp_path / "lsr", {"method.name": "lsr"})
+    RunFolder(write_run(tmp_path / "hard")).write_environment(damage)
+    found = collect([tmp_path])
+    assert [(each.path.name, each.what) for each in found.aside] == [("hard", "broken")]
+
+
+def test_a_folder_of_runs_may_hold_a_sweep_s_logs_and_a_stray_config(write_run, tmp_path):
+    write_run(tmp_path / "hard")
+    (tmp_path / "sweeps" / "grid").mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text("{}", encoding="utf-8")
+    found = collect([tmp_path])
+    assert [setting.label for setting in found.settings] == ["hard"] and found.aside == ()

@@ -1,6 +1,7 @@
 """The command: what it prints and writes, what it leaves alone, and its errors."""
 
 import csv
+import html
 import io
 import json
 import subprocess
@@ -120,3 +121,12 @@ def test_the_whole_command_loads_no_torch(runs, tmp_path):
     )
     words = [sys.executable, "-c", code, str(runs), "--out", str(tmp_path)]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_page_has_every_line_on_what_differs_from_the_paper_s_recipe(runs, tmp_path):
+    assert main([str(runs), "--paper=tsla:2", f"--out={tmp_path}"]) == 0
+    lead = (tmp_path / "table.md").read_text(encoding="utf-8").partition("\n|")[0]
+    lines = [line.removeprefix("- ") for line in lead.splitlines() if line.startswith("- ")]
+    page = html.unescape((tmp_path / "index.html").read_text(encoding="utf-8"))
+    assert any("epochs" in line for line in lines)
+    assert [line for line in lines if line.replace("\\", "") not in page] == []

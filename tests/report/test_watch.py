@@ -130,6 +130,13 @@ def test_the_command_shows_the_curves_of_runs_before_any_is_finished_until_ctrl_
     assert '<meta http-equiv="refresh"' in text
 
 
+def test_a_comparison_that_names_no_setting_is_an_error_once_all_runs_are_finished(runs, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([str(runs), "--watch", "--compare=hard:lrs", "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert "did you mean lsr" in capsys.readouterr().err
+
+
 def test_there_is_something_to_watch(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main([str(tmp_path), "--watch", "--out", str(tmp_path / "out")])
