@@ -7,7 +7,9 @@ several of its checkpoints, or ./analysis for several runs or none. Runs that lo
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
 import inspect
 import json
 import pkgutil
@@ -39,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     with exit_on_input_error():
         words = sys.argv[1:] if arguments is None else arguments
         if "--help" in words:
-            print(f"{__doc__}\nKinds: {', '.join(kinds())}")
+            print(_help(words[0]) if words[0] in kinds() else f"{__doc__}\n{_overview()}")
             return 0
         if not words or words[0].startswith("-"):
             raise InputError(f"usage: python -m fastlsr.analyze KIND [RUN ...]; kinds: {', '.join(kinds())}")
@@ -48,6 +50,27 @@ def main(arguments: list[str] | None = None) -> int:
         paths, options, places = _arguments(words[1:])
         run_analysis(words[0], paths, options, places)
     return 0
+
+
+def _overview() -> str:
+    """A line for each kind, from the first of its docstring; imports none of them."""
+    lines = []
+    for kind in kinds():
+        spec = importlib.util.find_spec(f"fastlsr.analysis.{kind}")
+        assert spec is not None and spec.origin is not None
+        said = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+        lines.append(f"  {kind:18} {said.splitlines()[0].split(': python -m')[0]}")
+    return "Kinds, each with a --help of its own:\n" + "\n".join(lines)
+
+
+def _help(kind: str) -> str:
+    """What an analysis shows, its options with their defaults, and what they mean."""
+    module = importlib.import_module(f"fastlsr.analysis.{kind}")
+    options = [each for each in inspect.signature(module.analyze).parameters.values() if each.kind == each.KEYWORD_ONLY]
+    lines = [f"  --{each.name}{'' if each.default is each.empty else f'={each.default}'}" for each in options]
+    return "\n\n".join(
+        [inspect.getdoc(module) or "", inspect.getdoc(module.analyze) or "", "Options:", "\n".join(lines)]
+    )
 
 
 def run_analysis(kind: str, paths: Sequence[Path], options: dict[str, str], places: Mapping[str, str]) -> None:

@@ -205,8 +205,8 @@ def _claims(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 def inline_svg(document: str, name: str, label: str) -> str:
     """A figure's SVG document as a part of a page: scaled to its box, in the page's colour and font.
 
-    Numbers are rounded to hundredths of a point. Ids that nothing refers to go, and the others begin with `name`, so
-    that they are unique in the page.
+    Coordinates are rounded to hundredths of a point. Ids that nothing refers to go, and the others begin with `name`,
+    so that they are unique in the page.
 
     Args:
         name: unique in the page.
@@ -215,7 +215,7 @@ def inline_svg(document: str, name: str, label: str) -> str:
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", document, flags=re.DOTALL)
     body = body.replace("xlink:href", "href").replace(INK, "currentColor")
     body = re.sub(r"font-family: [^;\"]*;? ?| ?transform=\"rotate\(-?0 [^\"]*\"", "", body)
-    body = _NUMBER.sub(lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), body)
+    body = _TAG.sub(lambda tag: _NUMBER.sub(_in_hundredths, tag[0]), body)  # and no number between tags: a label's
     used = set(_REFERENCE.findall(body))
     body = _ID.sub(lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", body)
     body = _REFERENCE.sub(lambda found: found[0].replace(f"#{found[1]}", f"#{name}-{found[1]}"), body)
@@ -225,6 +225,11 @@ def inline_svg(document: str, name: str, label: str) -> str:
     return f'<svg viewBox="{box[1]}" role="img" aria-label="{label}">{inner}'
 
 
+def _in_hundredths(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
+
+
+_TAG = re.compile(r"<[^>]*>")
 _NUMBER = re.compile(r"-?\d+\.\d{3,}")
 _ID = re.compile(r' id="([^"]*)"')
 _REFERENCE = re.compile(r'(?:url\(#|href="#)([^")]+)')

@@ -41,3 +41,12 @@ def test_a_run_that_logs_to_wandb_gets_its_analyses_there(run, tmp_path):
     assert first.name == second.name, "both are records of one run"
     assert b"analysis/calibration" in second.read_bytes() and b"analysis/calibration" not in first.read_bytes()
     assert wandb.run is None, "the record is closed"
+
+
+def test_help_describes_every_kind_and_the_options_of_one(capsys):
+    assert analyze.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert [kind for kind in analyze.kinds() if f"  {kind} " not in shown] == []
+    assert analyze.main(["variance", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--samples=1000" in shown and "per-sample" in shown.lower()

@@ -87,6 +87,11 @@ def test_every_cell_of_every_table_is_in_the_page(report):
             assert (cell.text if hasattr(cell, "text") else cell.title) in shown
 
 
+def test_no_number_of_a_figure_s_text_is_rounded_on_the_page():
+    document = '<svg viewBox="0 0 9 9"><path d="M 1.23456 2"/><text x="3.14159">0.0005</text></svg>'
+    assert inline_svg(document, "a", "b").endswith('<path d="M 1.23 2"/><text x="3.14">0.0005</text></svg>')
+
+
 def test_names_are_text_and_never_markup(report):
     _, text, *_ = report
     page = Page(text)
