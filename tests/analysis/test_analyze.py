@@ -49,4 +49,4 @@ def test_help_describes_every_kind_and_the_options_of_one(capsys):
     assert [kind for kind in analyze.kinds() if f"  {kind} " not in shown] == []
     assert analyze.main(["variance", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert "--samples=1000" in shown and "per-sample" in shown.lower()
+    assert "--samples=1000" in shown and "samples: training samples that are drawn" in shown
