@@ -10,6 +10,7 @@ from typing import Any
 
 from fastlsr.config import Config
 from fastlsr.errors import InputError
+from fastlsr.labels.methods import METHODS, options_of
 from fastlsr.runs import Kind, RunFolder, Summary
 
 REPEATS = ("train.seed", "data.fold")  # trials that differ in nothing else are repeats of one setting
@@ -144,8 +145,8 @@ def grouped(configs: Sequence[Config], epochs: Sequence[int]) -> dict[str, list[
 
 def _set_options(config: Config, keys: Sequence[str]) -> list[str]:
     """KEY=VALUE, as the command line spells the value, of each option of `keys` that is not at its default."""
-    options, defaults = config.decisive(), Config().decisive()
-    values = {key: options[key] for key in keys if options[key] != defaults[key]}
+    options, defaults = _options_of_setting(config), Config().decisive()
+    values = {key: options[key] for key in keys if key in options and options[key] != defaults[key]}
     return [f"{_short(key)}={str(each).lower() if isinstance(each, bool) else each}" for key, each in values.items()]
 
 
@@ -157,11 +158,19 @@ def _short(key: str) -> str:
 
 def _varying(configs: Sequence[Config]) -> list[str]:
     options = [_options_of_setting(config) for config in configs]
-    return [key for key in _options_of_setting(Config()) if len({each[key] for each in options}) > 1]
+    return [key for key in Config().decisive() if len({each[key] for each in options if key in each}) > 1]
 
 
 def _options_of_setting(config: Config) -> dict[str, Any]:
-    return {key: value for key, value in config.decisive().items() if key not in REPEATS}
+    """The options that tell settings apart: those that decide numbers, without `REPEATS` and what the method ignores.
+
+    Of a method that is not here any more, no option is ignored.
+    """
+    options = {key: value for key, value in config.decisive().items() if key not in REPEATS}
+    if config.method.name not in METHODS:
+        return options
+    read = {f"method.{name}" for name in ("name", *options_of(config.method.name))}
+    return {key: value for key, value in options.items() if key in read or not key.startswith("method.")}
 
 
 def mean_and_std(numbers: Sequence[float]) -> str:

@@ -31,7 +31,7 @@ ALLOWED = {
     "config": _BASE,
     "logits": _VALUES,
     "runs": _VALUES,
-    "trials": _VALUES | {"runs"},
+    "trials": _VALUES | {"runs", "labels"},
     "labels": _VALUES,
     "data": _VALUES | {"labels"},
     "models": _VALUES | {"labels"},

@@ -5,6 +5,7 @@ import statistics
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from fastlsr.config import Config, differences, load
 from fastlsr.errors import InputError
+from fastlsr.labels.methods import METHODS, options_of
 from fastlsr.runs import RunFolder
 from fastlsr.trials import (
     REPEATS,
@@ -130,10 +132,24 @@ def test_runs_with_equal_labels_are_equal_in_all_that_decides(chosen):
             assert (one == other) == (config.decisive() == another.decisive())
 
 
-def test_runs_that_differ_in_any_one_option_have_labels_of_their_own():
-    keys = [key.split(".") for key in Config().decisive()]
-    changed = [replace(Config(), **{part: replace(getattr(Config(), part), **{name: "x"})}) for part, name in keys]
-    assert len(set(run_labels(changed))) == len(keys)
+@pytest.mark.parametrize("method", METHODS)
+def test_runs_that_differ_in_any_one_option_that_the_method_reads_have_labels_of_their_own(method):
+    base = load(overrides={"method.name": method})
+    changed = {}
+    for key in base.decisive():
+        part, name = key.split(".")
+        changed[key] = replace(base, **{part: replace(getattr(base, part), **{name: "x"})})
+    read = {"method.name", *(f"method.{name}" for name in options_of(method))}
+    ignored = [key for key in changed if key.startswith("method.") and key not in read]
+    labels = dict(zip(changed, run_labels(list(changed.values())), strict=True))
+    assert len(set(labels.values())) == len(changed) - max(len(ignored) - 1, 0)
+    assert len({labels[key] for key in ignored}) <= 1, "what the method ignores tells no settings apart"
+
+
+def test_an_option_that_the_method_ignores_makes_no_setting_of_its_own():
+    options = [{}, {"method.drop_epoch": 2, "train.seed": 1}, {"method.name": "tsla"}]
+    trials = [Trial(load(overrides=each), None, RunFolder(Path(str(at)))) for at, each in enumerate(options)]
+    assert [len(setting.trials) for setting in settings_of(trials)] == [2, 1]
 
 
 def test_every_repeat_is_an_option_that_decides():

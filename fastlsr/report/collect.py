@@ -143,8 +143,10 @@ def collect(paths: Sequence[Path], *, unfinished: bool = False) -> Collection:
         for copy in setting.copies
     ]
     differing = tuple(varying(settings))
-    options = settings[0].trials[0].config.decisive() if settings else {}
-    common = {key: value for key, value in options.items() if key not in (*differing, *REPEATS)}
+    options = [setting.trials[0].config.decisive() for setting in settings]
+    alike = set.intersection(*(set(each.items()) for each in options)) if options else set()
+    common = {key: value for key, value in (options[0] if options else {}).items()
+              if (key, value) in alike and key not in REPEATS}  # fmt: skip
     return Collection(tuple(_reported(settings, runs)), tuple(aside), common, differing)
 
 

@@ -120,7 +120,7 @@ def test_the_command_says_where_theorem_4_does_not_apply(tmp_path, capsys):
     found = found_by_command(tmp_path, {**GIVEN, "loss": 0.5})
     assert "TSLA" not in [budget["name"] for budget in found["budgets"]]
     assert "Theorem 4 does not apply: delta sigma2 / mu = 1 is above F(w0) = 0.5" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.iterdir()] == ["theory.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"theory.json", "theory.txt"}, "there is nothing to draw"
 
 
 @pytest.mark.parametrize(

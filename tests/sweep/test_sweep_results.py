@@ -24,8 +24,9 @@ def results(sweep_file):
     """metric, numbers by temperature and fold -> (sweep, outcomes) as if these had been trained."""
 
     def make(metric, last, best=None):
-        parameters = {"method.temperature": {"values": list(last)}, "data.folds": {"value": 3},
-                      "data.fold": {"values": [0, 1, 2]}, "model.name": {"value": "resnet8"}}  # fmt: skip
+        parameters = {"method.temperature": {"values": list(last)}, "method.name": {"value": "colam"},
+                      "data.folds": {"value": 3}, "data.fold": {"values": [0, 1, 2]},
+                      "model.name": {"value": "resnet8"}}  # fmt: skip
         sweep, planned = planned_of(sweep_file(parameters, metric=metric))
         summaries = {}
         for trial in planned:
@@ -73,7 +74,7 @@ def test_selection_takes_the_best_mean_of_complete_settings_and_prints_their_com
     warning, line, command = selection_text(*results(TOP1, NUMBERS)).splitlines()
     assert warning == "warning: 1 settings lack trials or folds and were not considered"
     assert line == "selected: highest mean test/top1 (last) 95.00 ± 0.0, n = 3"
-    assert command == "python -m fastlsr.train --method.temperature=2 --model.name=resnet8"
+    assert command == "python -m fastlsr.train --method.name=colam --method.temperature=2 --model.name=resnet8"
 
 
 @pytest.mark.parametrize(
