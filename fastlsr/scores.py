@@ -245,8 +245,9 @@ def normalised_confidence(
     """(confidence float64[N], the two norms): `max_logit_norm` with the p that orders the other half best.
 
     Of p = 0 .. 9 and the highest probability (None) that one is taken for a half which has the least AURC on the other
-    half; the halves are those of `temperature_scaled`. Norms differ in scale: a sample's confidence is its rank in its
-    half, from 0 to 1, so that each coverage takes the same share of both halves.
+    half; the halves are those of `temperature_scaled`. If both halves have the same one, that is the confidence of all
+    samples. Different ones differ in scale: then a sample's confidence is its rank in its half, from 0 to 1, so that
+    each coverage takes the same share of both halves.
 
     Args:
         logits: float[N, K].
@@ -260,7 +261,7 @@ def normalised_confidence(
         areas = {p: area_under_risk(each[half], predictions.correct[half]) for p, each in choices.items() if half.any()}
         norms.append(min(areas, key=lambda p: areas[p], default=None))
         ranks[~half] = _ranks(choices[norms[-1]][~half])
-    return ranks, norms
+    return (choices[norms[0]].astype(float) if norms[0] == norms[1] else ranks), norms
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
