@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,18 +18,18 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
     from numpy.typing import ArrayLike
 
-# Okabe and Ito's colours, which most colour-blind readers can tell apart; their yellow is too light for lines.
-BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
-    "#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7"
+# By colour names of Okabe and Ito's set, moved apart: any two are 30 or more apart in CIELAB for readers with full
+# colour vision, protanopia and deuteranopia, and each can be seen on white and on black.
+GREY, SKY, BLUE, BROWN, YELLOW, GREEN, MAUVE = (
+    "#5a5a5a", "#78a5ff", "#3c5a96", "#964b00", "#d2a500", "#5ac378", "#c3a5c3"
 )  # fmt: skip
-GREY = "#7f7f7f"  # of `hard`
 INK = "#777777"  # of text and axes: it can be read on white and on black, and a page finds it to put its own in
+# No more than seven can be told apart: some share the colour of a method of their kind, and differ in dashes.
 METHOD_COLOURS = {
-    "hard": GREY, "lsr": SKY, "tsla": BLUE, "colam": VERMILION, "online": ORANGE, "cs_kd": GREEN,
-    "label_refinery": PURPLE, "confidence_penalty": "#8c6d31", "disturb_label": "#b07aa1", "lsr_pre": "#76b7b2",
-    "tsla_pre": "#3b6ea8", "table": "#9c755f",
+    "hard": GREY, "disturb_label": GREY, "lsr": SKY, "lsr_pre": SKY, "tsla": BLUE, "tsla_pre": BLUE, "colam": BROWN,
+    "online": YELLOW, "label_refinery": YELLOW, "cs_kd": GREEN, "confidence_penalty": GREEN, "table": MAUVE,
 }  # fmt: skip
-# Of settings of one method, as `Axes.plot` takes them.
+# Of settings of one colour, as `Axes.plot` takes them.
 DASHES: tuple[Any, ...] = (
     "-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)),
     (0, (10, 3)), (0, (2.5, 1.5)), (0, (8, 1.5, 1, 1.5, 1, 1.5)), (0, (12, 2, 3, 2)),
@@ -92,16 +93,17 @@ def heat_map(axes: Axes, values: ArrayLike, names: Sequence[str], **limits: Any)
 
 def method_colour(method: str) -> str:
     """The colour of a method, everywhere; a fixed one for those that have none of their own."""
-    return METHOD_COLOURS.get(method) or list(METHOD_COLOURS.values())[zlib.crc32(method.encode()) % 12]
+    colours = list(METHOD_COLOURS.values())
+    return METHOD_COLOURS.get(method) or colours[zlib.crc32(method.encode()) % len(colours)]
 
 
 def line_styles(methods: Sequence[str]) -> list[dict[str, Any]]:
-    """Colour and dashes, as `Axes.plot` takes them, for settings of these methods; those of one differ in dashes."""
-    seen: dict[str, int] = {}
+    """Colour and dashes, as `Axes.plot` takes them, for settings of these methods; those of one colour differ in dashes."""
+    seen: Counter[str] = Counter()
     styles: list[dict[str, Any]] = []
-    for method in methods:
-        at = seen[method] = seen.get(method, -1) + 1
-        styles.append({"color": method_colour(method), "linestyle": DASHES[at % len(DASHES)]})
+    for colour in map(method_colour, methods):
+        styles.append({"color": colour, "linestyle": DASHES[seen[colour] % len(DASHES)]})
+        seen[colour] += 1
     return styles
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from fastlsr.analysis import Finding, aligned
-from fastlsr.drawing import GREY, method_colour, panels, style
+from fastlsr.drawing import INK, method_colour, panels, style
 from fastlsr.engine.predictions import evaluation_logits
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.metrics import ECE_BINS
@@ -139,7 +139,7 @@ def _picture(settings: Mapping[str, Any]) -> Figure:
 
 
 def _draw(panel: Axes, label: str, setting: Mapping[str, Any]) -> None:
-    panel.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
+    panel.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
     colour = method_colour(setting["method"])
     _draw_shares(panel, setting["raw"]["bins"], color=colour, alpha=0.35)
     _draw_shares(panel, setting["scaled"]["bins"], color="none", edgecolor=colour, linewidth=0.6)

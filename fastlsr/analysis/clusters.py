@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fastlsr.analysis import Finding
-from fastlsr.drawing import BLACK, MOST_NAMES, heat_map, method_colour, panels, style
+from fastlsr.drawing import INK, MOST_NAMES, heat_map, method_colour, panels, style
 from fastlsr.engine.features import split_features
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError
@@ -249,7 +249,7 @@ def _draw_bars(panel: Axes, settings: Sequence[Sequence[Mapping[str, Any]]], key
                 mean = sum(values) / len(values)
                 panel.barh(at + shift, mean, 0.36, color=colour, alpha=opacity, label=split)
                 panel.scatter(
-                    values, [at + shift] * len(values), s=9, color=BLACK, edgecolors="white", linewidths=0.5, zorder=3
+                    values, [at + shift] * len(values), s=9, color=INK, edgecolors="white", linewidths=0.5, zorder=3
                 )
     panel.invert_yaxis()
     panel.grid(visible=False, axis="y")

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastlsr import rng
 from fastlsr.analysis import Finding
 from fastlsr.data.loader import Loader
-from fastlsr.drawing import BLUE, GREEN, ORANGE, panels, style
+from fastlsr.drawing import BLUE, GREEN, YELLOW, panels, style
 from fastlsr.engine.features import split_features
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LOOKS = ((BLUE, "o"), (ORANGE, "^"), (GREEN, "s"))  # of the three classes: told apart without colour, too
+_LOOKS = ((BLUE, "o"), (YELLOW, "^"), (GREEN, "s"))  # of the three classes: told apart without colour, too
 _TITLE = 30  # characters of a line
 _FLAT = 1e-6  # of the longest side: triangles that are flatter span no plane
 

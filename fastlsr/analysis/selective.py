@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlsr.analysis import Finding, aligned
-from fastlsr.drawing import BLACK, draw_band, line_styles, panels, style
+from fastlsr.drawing import INK, draw_band, line_styles, panels, style
 from fastlsr.engine.predictions import evaluation_logits
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.scores import Predictions, area_under_risk, normalised_confidence, risk_coverage
@@ -115,7 +115,7 @@ def _draw_areas(panel: Axes, settings: Mapping[str, Any], styles: Sequence[Mappi
             values = _column(setting["runs"], kind, "excess")
             panel.barh(at + shift, statistics.fmean(values), 0.36, color=line["color"], alpha=opacity)
             panel.scatter(
-                values, [at + shift] * len(values), s=9, color=BLACK, edgecolors="white", linewidths=0.5, zorder=3
+                values, [at + shift] * len(values), s=9, color=INK, edgecolors="white", linewidths=0.5, zorder=3
             )
     panel.set_yticks(range(len(settings)), list(settings))
     panel.set(title="excess AURC (pale: normalised)", xlabel="10⁻³", ylim=(len(settings) - 0.4, -0.6))

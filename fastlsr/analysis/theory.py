@@ -289,9 +289,9 @@ def _picture(constants: Constants, chosen: Sequence[Budget], curves: Sequence[di
                 curve["steps"], measured - 2 * error, measured + 2 * error, color=drawing.BLUE, alpha=0.25
             )
             axis.plot(curve["steps"], measured, color=drawing.BLUE, label=r"measured, $\pm$ 2 standard errors")
-            axis.plot(curve["steps"], curve["bound"], "--", color=drawing.VERMILION, label="bound")
-            axis.plot(curve["steps"][-1], curve["bound"][-1], "o", color=drawing.VERMILION, label="what is promised")
-            axis.axhline(constants.epsilon**2, color=drawing.GREY, linestyle=":", label=r"$\epsilon^2$")
+            axis.plot(curve["steps"], curve["bound"], "--", color=drawing.BROWN, label="bound")
+            axis.plot(curve["steps"][-1], curve["bound"][-1], "o", color=drawing.BROWN, label="what is promised")
+            axis.axhline(constants.epsilon**2, color=drawing.INK, linestyle=":", label=r"$\epsilon^2$")
             steps = " + ".join(f"{stage.steps:,}" for stage in budget.stages)
             axis.set(xscale="log", yscale="log", title=f"{budget.name}: {steps} steps")
             axis.set(xlabel="steps of the last stage", ylabel=r"$E\,\Vert\nabla F(w_R)\Vert^2$")

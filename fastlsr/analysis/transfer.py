@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastlsr.analysis import Finding, aligned
-from fastlsr.drawing import BLACK, method_colour, panels, style
+from fastlsr.drawing import INK, method_colour, panels, style
 from fastlsr.engine.linear_probe import PROBED, probe
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.trials import grouped, mean_and_std
@@ -68,7 +68,7 @@ def _picture(settings: Mapping[str, Any], to: str) -> Figure:
             values = [run[name] for run in setting["runs"]]
             colour = method_colour(setting["method"])
             panel.vlines(statistics.fmean(values), at - 0.3, at + 0.3, color=colour, linewidth=2.5)
-            panel.scatter(values, [at] * len(values), s=14, color=colour, edgecolors=BLACK, linewidths=0.4, zorder=3)
+            panel.scatter(values, [at] * len(values), s=14, color=colour, edgecolors=INK, linewidths=0.4, zorder=3)
         panel.set_yticks(range(len(settings)), list(settings) if panel is axes[0] else [""] * len(settings))
         panel.set(title=_TITLES[name], ylim=(len(settings) - 0.5, -0.5))
     figure.suptitle(f"linear probe on {to}", fontsize=10)

@@ -256,7 +256,7 @@ def _histograms(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Figu
         histogram = row["histogram"]
         for key, mean, colour, label in (
             ("hard", "sigma2", drawing.BLUE, r"under $y$; mean: $\sigma^2$"),
-            ("soft", "sigma2_hat", drawing.ORANGE, r"under $\hat y$; mean: $\hat\sigma^2$"),
+            ("soft", "sigma2_hat", drawing.YELLOW, r"under $\hat y$; mean: $\hat\sigma^2$"),
         ):
             axis.stairs(histogram[key], histogram["edges"], fill=True, alpha=0.35, color=colour, label=label)
             axis.axvline(row[mean], color=colour, linestyle="--")
@@ -291,8 +291,8 @@ def _curves(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Figure:
             label=name,
         )
     for label, line in ((r"$\sigma^2$, under $y$", "o-"), (r"$\hat\sigma^2$, under $\hat y$", "^--")):
-        variances.plot([], [], line, color=drawing.GREY, markersize=3, label=label)
-    deltas.axhline(1, color=drawing.GREY, linewidth=0.8)
+        variances.plot([], [], line, color=drawing.INK, markersize=3, label=label)
+    deltas.axhline(1, color=drawing.INK, linewidth=0.8)
     variances.set(xlabel="epoch", yscale="log", title="variance of the gradients")
     deltas.set(xlabel="epoch", yscale="log", title=r"$\delta = \hat\sigma^2/\sigma^2$")
     variances.legend()

@@ -178,8 +178,6 @@ def _claims(report: Report) -> Iterator[str]:
     if len(order) > shown:
         yield f"  and {len(order) - shown} more that are not decided, in comparisons.md"
     yield from table.notes
-    if len(order) > 1 and any(not each.decided and len(each.differences) < each.needed for each in order):
-        yield "Fewer comparisons need fewer seeds: name those that you planned, as --compare=a:b,a:c."
 
 
 def _aside(collection: Collection) -> Iterator[str]:

@@ -38,7 +38,7 @@ class Comparison:
         interval: of the mean difference, BCa bootstrap at 95%; None for less than two differences.
         p: two-sided, of the sign-flip test; 1 for less than two differences.
         p_holm: p after Holm's correction over all comparisons made.
-        needed: differences with which the test could decide among so many comparisons.
+        needed: differences with which the test could decide, if the other comparisons keep theirs.
     """
 
     one: str
@@ -154,9 +154,12 @@ def compare(pairs: Sequence[Pair], column: str) -> list[Comparison]:
         tested = zip(members, intervals(differences), sign_flip_p(differences), strict=True)
         for at, (low, high), p in tested:
             found[at] = replace(found[at], interval=(low, high), p=p)
-    needed = needed_differences(len(found))
+    counts = [len(comparison.differences) for comparison in found]
+    needed = {count: needed_differences(counts, counts.index(count)) for count in set(counts)}
     corrected = holm([comparison.p for comparison in found])
-    return [replace(each, p_holm=p, needed=needed) for each, p in zip(found, corrected, strict=True)]
+    return [
+        replace(each, p_holm=p, needed=needed[count]) for each, p, count in zip(found, corrected, counts, strict=True)
+    ]
 
 
 def _differences(one: ReportedSetting, other: ReportedSetting, column: str) -> Comparison:
@@ -171,9 +174,20 @@ def _differences(one: ReportedSetting, other: ReportedSetting, column: str) -> C
     return Comparison(one.label, other.label, column, tuple(by_seed), differences)
 
 
-def needed_differences(comparisons: int) -> int:
-    """The smallest n of which the smallest possible p, 2 / 2^n, is significant after the first step of Holm's."""
-    return next(n for n in itertools.count(1) if comparisons * 2 / 2**n <= ALPHA)
+def needed_differences(counts: Sequence[int], at: int) -> int:
+    """The fewest differences, no less than it has, with which the comparison `at` could be decided.
+
+    So it is where its p is significant after Holm's correction when that of every comparison is 2 / 2^n, its smallest.
+
+    Args:
+        counts: the differences of each comparison.
+    """
+    smallest = [2 / 2**count for count in counts]
+
+    def could(count: int) -> bool:
+        return holm([*smallest[:at], 2 / 2**count, *smallest[at + 1 :]])[at] <= ALPHA
+
+    return next(count for count in itertools.count(counts[at]) if could(count))
 
 
 def is_exact(count: int) -> bool:
@@ -262,6 +276,11 @@ def notes(settings: Sequence[ReportedSetting], comparisons: Sequence[Comparison]
         said.append(f"With more than {_EXACT} seeds p is estimated from {_RESAMPLES} random signs.")
     if any(setting.config.data.folds for setting in settings):
         said.append("Folds share training data: of each seed their mean difference counts, as one.")
+    if count > 1 and any(not each.decided and len(each.differences) < each.needed for each in comparisons):
+        said.append(
+            "Fewer comparisons need fewer seeds: name those that were planned before the runs (--compare=a:b,a:c). "
+            "Chosen after a look at the figures, they would prove nothing."
+        )
     if column.sign:
         said.append(f"{'Higher' if column.sign > 0 else 'Lower'} is better.")
     return said

@@ -189,8 +189,8 @@ def _claims(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     lacking = [each for each in undecided if len(each.differences) < each.needed]
     open_ = [each.claim for each in undecided if len(each.differences) >= each.needed]
     if len(lacking) > 2:
-        pairs = f"{len(lacking)} of {_count(len(comparisons), 'comparison')}"
-        open_.append(f"{pairs}: {lacking[0].claim}. Fewer planned comparisons (--compare) need fewer seeds.")
+        total = _count(len(comparisons), "comparison")
+        open_ += [f"{count} of {total}: {claim}" for claim, count in Counter(each.claim for each in lacking).items()]
     else:
         open_ += [f"{each.one} and {each.other}: {each.claim}" for each in lacking]
     room = max(2, _MOST_CLAIMS - len(decided))

@@ -38,12 +38,20 @@ def no_warning():
 
 @pytest.mark.parametrize(("comparisons", "seeds"), [(1, 6), (2, 7), (3, 7), (4, 8), (5, 8), (6, 8), (7, 9), (15, 10)])
 def test_so_many_seeds_can_decide(comparisons, seeds):
-    assert needed_differences(comparisons) == seeds
+    assert needed_differences([3] * comparisons, 0) == seeds
+
+
+@pytest.mark.parametrize(
+    ("counts", "needed"),
+    [((8, 8, 8, 8, 6), (8, 8, 8, 8, 6)), ((7, 7, 7, 7, 6), (8, 8, 8, 8, 8)), ((10, 3), (10, 6)), ((5, 5), (7, 7))],
+)
+def test_with_unequal_seeds_the_last_step_of_holm_is_what_the_fewest_need(counts, needed):
+    assert tuple(needed_differences(counts, at) for at in range(len(counts))) == needed
 
 
 @given(st.integers(1, 500))
 def test_one_seed_less_could_not_decide_even_if_all_differences_had_one_sign(comparisons):
-    n = needed_differences(comparisons)
+    n = needed_differences([0] * comparisons, 0)
     assert comparisons * 2 / 2**n <= ALPHA < comparisons * 2 / 2 ** (n - 1)
 
 
