@@ -1,8 +1,8 @@
 """Analyses trained runs: python -m fastlsr.analyze KIND [RUN ...] [--OPTION=VALUE ...] [--out=DIR] [--data.dir=DIR].
 
-A RUN is a run's folder, or one checkpoint that it kept (`run.keep`). What is found is printed and written to
-DIR/KIND.txt and .json, with a picture in DIR/KIND.svg and .png. DIR is the run's own folder `analysis`, also for
-several of its checkpoints, or ./analysis for several runs or none. Runs that log to W&B get both there, too.
+A RUN is a run's folder, a folder of them, or one checkpoint that a run kept (`run.keep`). What is found is printed and
+written to DIR/KIND.txt and .json, with a picture in DIR/KIND.svg and .png. DIR is the run's own folder `analysis`, also
+for several of its checkpoints, or ./analysis for several runs or none. Runs that log to W&B get both there, too.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastlsr import analysis
 from fastlsr.cli import exit_on_input_error, read_arguments
 from fastlsr.config import PLACES, check_places
 from fastlsr.errors import InputError, unknown
+from fastlsr.runs import runs_below
+
+if TYPE_CHECKING:
+    from fastlsr.engine.trained import TrainedRun
 
 _READ: dict[str, Callable[[str], Any]] = {
     "int": int, "float": float, "bool": lambda text: {"true": True, "false": False}[text.lower()], "str": str
@@ -54,13 +58,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _overview() -> str:
     """A line for each kind, from the first of its docstring; imports none of them."""
-    lines = []
-    for kind in kinds():
-        spec = importlib.util.find_spec(f"fastlsr.analysis.{kind}")
-        assert spec is not None and spec.origin is not None
-        said = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
-        lines.append(f"  {kind:18} {said.splitlines()[0].split(': python -m')[0]}")
-    return "Kinds, each with a --help of its own:\n" + "\n".join(lines)
+    return "Kinds, each with a --help of its own:\n" + "\n".join(f"  {kind:18} {_sentence(kind)}" for kind in kinds())
+
+
+def _sentence(kind: str) -> str:
+    """What an analysis shows, the first line of its docstring."""
+    spec = importlib.util.find_spec(f"fastlsr.analysis.{kind}")
+    assert spec is not None and spec.origin is not None
+    said = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    return said.splitlines()[0].split(": python -m")[0].rstrip(".") + "."
 
 
 def _help(kind: str) -> str:
@@ -99,7 +105,8 @@ def run_analysis(kind: str, paths: Sequence[Path], options: dict[str, str], plac
     print(finding.text)
     words = ["python", "-m", "fastlsr.analyze", kind, *map(str, paths)]
     words += [f"--{name}={value}" for name, value in {**options, **places}.items()]
-    files = _write(finding, folder / kind, shlex.join(words))
+    about = _sentence(kind) + (f" {_of_runs(runs)}" if runs else "")
+    files = write(finding, folder / kind, shlex.join(words), about)
     print(f"written: {', '.join(map(str, files))}")
     for run in runs:
         log_finding(run, kind, files)
@@ -113,11 +120,7 @@ def _arguments(words: Sequence[str]) -> tuple[list[Path], dict[str, str], dict[s
         raise InputError("--cfg is no option here: a run has its own")
     places = {key: options.pop(key) for key in list(options) if "." in key}
     check_places(places)
-    paths = [Path(word) for word in words[:count]]
-    for path in paths:
-        if not path.exists():
-            raise InputError(f"{path} is not the folder of a run")
-    return paths, options, places
+    return [path for word in words[:count] for path in runs_below(Path(word))], options, places
 
 
 def _check_runs(kind: str, first: str, paths: Sequence[Path]) -> None:
@@ -150,16 +153,32 @@ def _value(name: str, text: str, type_: str) -> Any:
         raise InputError(f"--{name}={text}: expected {_KINDS[type_]}") from None
 
 
-def _write(finding: analysis.Finding, stem: Path, command: str) -> list[Path]:
-    """Writes the numbers, the text under its command, and the picture; returns the files."""
+def _of_runs(runs: Sequence[TrainedRun]) -> str:
+    """As "24 runs of trees_people, resnet8."."""
+    count = len({run.folder.path.resolve() for run in runs})
+    names = dict.fromkeys(f"{run.config.data.dataset}, {run.config.model.name}" for run in runs)
+    checkpoints = f"{len(runs)} checkpoints of " if len(runs) > count else ""
+    return f"{checkpoints}{count} run{'s' * (count > 1)} of {'; '.join(names)}."
+
+
+def write(finding: analysis.Finding, stem: Path, command: str, about: str) -> list[Path]:
+    """Writes what was found as STEM.json, .txt, .svg and .png; returns the files.
+
+    Args:
+        command: that found it, for the text and the numbers.
+        about: a sentence or two on what is shown, and of which runs; likewise.
+
+    Raises:
+        InputError: if a file cannot be written.
+    """
     from fastlsr.drawing import save_figure
     from fastlsr.files import replace_text
 
     numbers, text = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.txt")
     try:
         numbers.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(numbers, json.dumps(finding.numbers, indent=2) + "\n")
-        replace_text(text, f"$ {command}\n\n{finding.text}\n")
+        replace_text(numbers, json.dumps({"about": about, "command": command} | finding.numbers, indent=2) + "\n")
+        replace_text(text, f"{about}\n$ {command}\n\n{finding.text}\n")
         return [numbers, text, *(save_figure(finding.picture, stem) if finding.picture else [])]
     except OSError as error:
         raise InputError(f"{numbers} cannot be written: {error.strerror}") from None

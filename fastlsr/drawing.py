@@ -98,7 +98,7 @@ def method_colour(method: str) -> str:
 
 
 def line_styles(methods: Sequence[str]) -> list[dict[str, Any]]:
-    """Colour and dashes, as `Axes.plot` takes them, for settings of these methods; those of one colour differ in dashes."""
+    """Colour and dashes, as `Axes.plot` takes them, of settings of methods; dashes tell equal colours apart."""
     seen: Counter[str] = Counter()
     styles: list[dict[str, Any]] = []
     for colour in map(method_colour, methods):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ Row = dict[str, Any]
 
 BEST = "test/top1"  # the best row has the highest
 Kind = Literal["last", "best"]  # of a row, or of what is kept with it
+MARKS = ("environment.json", "metrics.jsonl", "checkpoint.pt")  # files of which one makes a folder a run
+_SWEEPS = "sweeps"  # where `fastlsr.sweep` keeps its logs beside the runs
 KINDS: tuple[Kind, ...] = ("last", "best")
 
 
@@ -208,6 +211,25 @@ def folder_of(path: Path) -> RunFolder:
     if path.is_dir():
         return RunFolder(path)
     return RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
+
+
+def runs_below(path: Path) -> list[Path]:
+    """The folders of runs in `path`, by name, and whatever lies beside them; `path` itself if none of them is a run.
+
+    Raises:
+        InputError: if it does not exist.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    if not path.is_dir() or has_begun(path):
+        return [path]
+    inside = sorted(each for each in path.glob("[!.]*") if each.is_dir() and (each.name != _SWEEPS or has_begun(each)))
+    return inside if any(map(has_begun, inside)) else [path]
+
+
+def has_begun(path: Path) -> bool:
+    """Whether a folder is that of a run."""
+    return any(os.path.exists(path / name) for name in MARKS)  # Path.exists raises for a folder of somebody else's
 
 
 def run_folder(config: Config) -> RunFolder:

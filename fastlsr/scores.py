@@ -184,10 +184,17 @@ def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarr
     return taken / len(correct), np.cumsum(np.repeat(errors, sizes)) / taken
 
 
+def risk_by_percent(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """float64[100]: the risk of `risk_coverage` where 1, 2 .. 100% of the samples are covered, or just above."""
+    _, risk = risk_coverage(confidence, correct)
+    return risk[-(-np.arange(1, 101) * len(risk) // 100) - 1]
+
+
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature from 0.01 to 100 that minimises the mean cross-entropy of logits / T (Guo et al. 2017).
 
-    The cross-entropy is convex in b = 1/T, with the slope  mean(E_p[z] - z_label),  p = softmax(b z).
+    The cross-entropy is convex in b = 1/T, with the slope  mean(E_p[z] - z_label),  p = softmax(b z). Where it has no
+    slope at T = 1, that is the temperature.
     """
     shifted = logits.astype(np.float32)
     shifted -= shifted.max(1, keepdims=True)
@@ -200,6 +207,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         expected = np.einsum("nk,nk->n", p, shifted) / p.sum(1)
         return float(expected.mean(dtype=np.float64) - own)
 
+    if slope(0.0) == 0:
+        return 1.0  # so it is for every temperature where all logits of a sample are equal
     low, high = np.log(_TEMPERATURES)
     if slope(low) <= 0:  # still falling where b is largest: all right, and the more so the colder
         return float(_TEMPERATURES[0])

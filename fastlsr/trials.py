@@ -173,9 +173,24 @@ def _options_of_setting(config: Config) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key in read or not key.startswith("method.")}
 
 
-def mean_and_std(numbers: Sequence[float]) -> str:
-    """As 98.05 ± 0.31, with the sample standard deviation (n - 1); without it for one number, and "-" for none."""
+def mean_and_std(numbers: Sequence[float], decimals: int | None = None) -> str:
+    """As 98.05 ± 0.31, with the sample standard deviation (n - 1); without it for one number, and "-" for none.
+
+    Args:
+        decimals: of both; None for as many as show two digits of the deviation, of the mean at most seven, and four
+            where nothing deviates.
+    """
     if not numbers:
         return "-"
-    mean = f"{statistics.fmean(numbers):#.4g}".rstrip(".")
-    return f"{mean} ± {statistics.stdev(numbers):#.2g}".rstrip(".") if len(numbers) > 1 else mean
+    mean = statistics.fmean(numbers)
+    if len(numbers) == 1:
+        return f"{mean:#.4g}".rstrip(".") if decimals is None else f"{mean:.{decimals}f}"
+    std = statistics.stdev(numbers)
+    if decimals is None:
+        decimals = min(carried_decimals(std, 2), carried_decimals(mean, 7)) if std else carried_decimals(mean, 4)
+    return f"{mean:.{decimals}f} ± {std:.{decimals}f}"
+
+
+def carried_decimals(number: float, digits: int = 2) -> int:
+    """The decimals with which a number has so many digits, or more if it has them before the point; 0 for 0."""
+    return max(0, digits - 1 - math.floor(math.log10(abs(number)))) if number else 0

@@ -216,6 +216,7 @@ def test_all_right_goes_to_the_coldest_temperature_and_all_wrong_to_the_hottest(
     logits, _ = problem()
     assert scores.fit_temperature(logits, logits.argmax(1)) == 0.01
     assert scores.fit_temperature(logits, logits.argmin(1)) == 100
+    assert scores.fit_temperature(np.zeros((4, 3)), np.zeros(4, dtype=int)) == 1
 
 
 def test_scaling_leaves_what_is_predicted():

@@ -185,23 +185,30 @@ def test_folds_are_complete_where_each_seed_holds_out_every_one_once(folds, held
         ([], "-"),
         ([98.05], "98.05"),
         ([1e-7], "1.000e-07"),
-        ([90, 92], "91.00 ± 1.4"),
+        ([90, 92], "91.0 ± 1.4"),
         ([97.74, 98.36], "98.05 ± 0.44"),
+        ([0.353, 0.361], "0.3570 ± 0.0057"),
         ([100, 100, 100], "100.0 ± 0.0"),
-        ([12345, 12355], "1.235e+04 ± 7.1"),
+        ([12345, 12355], "12350.0 ± 7.1"),
+        ([1, 1 + 1e-12], "1.000000 ± 0.000000"),
     ],
 )
-def test_mean_and_deviation_are_written_with_four_and_two_digits(numbers, text):
+def test_mean_and_deviation_share_the_decimals_that_the_deviation_carries(numbers, text):
     assert mean_and_std(numbers) == text
+
+
+@pytest.mark.parametrize(("numbers", "text"), [([], "-"), ([98.051], "98.05"), ([90, 92], "91.00 ± 1.41")])
+def test_the_decimals_of_a_column_can_be_given(numbers, text):
+    assert mean_and_std(numbers, 2) == text
 
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0.1, 100), min_size=2, max_size=9))
 def test_the_deviation_is_that_of_a_sample(numbers):
     mean, std = mean_and_std(numbers).split(" ± ")
-    assert float(mean) == pytest.approx(statistics.mean(numbers), rel=1e-3)
     expected = (sum((x - statistics.mean(numbers)) ** 2 for x in numbers) / (len(numbers) - 1)) ** 0.5
-    assert float(std) == pytest.approx(expected, rel=0.06, abs=1e-12)
+    assert float(mean) == pytest.approx(statistics.mean(numbers), rel=1e-3, abs=0.06 * expected)
+    assert float(std) == pytest.approx(expected, rel=0.06, abs=1e-4)
 
 
 def test_a_trial_is_read_from_its_folder_and_has_its_summary_once_it_is_finished(tmp_path):

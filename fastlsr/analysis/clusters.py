@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 
 from fastlsr.analysis import Finding
 from fastlsr.drawing import INK, MOST_NAMES, heat_map, method_colour, panels, style
+from fastlsr.engine.cost import forward_seconds, tell_cost
 from fastlsr.engine.features import split_features
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError
@@ -141,6 +142,7 @@ def analyze(runs: Sequence[TrainedRun], *, classes: str = "") -> Finding:
         raise InputError("a distance takes two classes: --classes=A,B")
     names = [runs[0].classes[label] for label in labels[0]]
     configs = [run.config for run in runs]
+    tell_cost(f"features of {len(runs)} runs", sum(forward_seconds(run, run.config) for run in runs))
     titles = zip(run_labels(configs), setting_labels(configs), strict=True)
     found = [
         {"label": label + run.at_epoch, "setting": setting + run.at_epoch, "method": run.config.method.name}

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,9 +28,10 @@ from fastlsr.analysis import Finding, aligned
 from fastlsr.analysis.clusters import variation_and_separation
 from fastlsr.config import PLACES, Config, differences
 from fastlsr.drawing import draw_band, line_styles, panels, style
+from fastlsr.engine.cost import forward_seconds, tell_cost
 from fastlsr.engine.features import split_features
-from fastlsr.engine.linear_probe import probe
-from fastlsr.engine.log import progress, terminal
+from fastlsr.engine.linear_probe import on_other_data, probe
+from fastlsr.engine.log import tracked
 from fastlsr.engine.predictions import evaluation_logits
 from fastlsr.engine.trained import TrainedRun, open_run
 from fastlsr.errors import InputError
@@ -141,26 +142,16 @@ def drop_epoch(plan: Plan) -> int | None:
 
 
 def _follow(runs: Sequence[TrainedRun], every: int, to: str) -> list[Curve]:
-    """The figures of the chosen checkpoints of each run, by epoch, while progress is shown.
-
-    Once the second one is done, it prints how long all take: the first compiles the loader's code.
-    """
-    chosen = [_chosen(run, every) for run in runs]
-    steps, console = sum(map(len, chosen)), terminal(stderr=True)
-    curves: list[Curve] = [{} for _ in runs]
-    jobs = [(at, epoch) for at, epochs in enumerate(chosen) for epoch in epochs]
-    with progress(console, "dropping: checkpoints", steps=steps) as advance:
-        for done, (at, epoch) in enumerate(jobs, start=1):
-            begin = time.monotonic()
-            curves[at][epoch] = checkpoint_figures(_opened(runs[at], epoch), to)
-            advance(done, f"{runs[at].config.run_name()}, epoch {epoch}")
-            if done == 2:
-                seconds = time.monotonic() - begin
-                minutes = seconds * (steps - done) / 60
-                console.print(
-                    f"dropping: {steps} checkpoints, {seconds:.1f} s each: {minutes:.0f} minutes", markup=False
-                )
-    return curves
+    """The figures of the chosen checkpoints of each run, by epoch; what they cost is printed before."""
+    jobs = [(run, epoch) for run in runs for epoch in _chosen(run, every)]
+    data = [lambda run: run.config, *([lambda run: on_other_data(run.config, to)] if to else [])]
+    tell_cost(
+        f"dropping: {len(jobs)} checkpoints", sum(forward_seconds(run, of(run)) for run, _ in jobs for of in data)
+    )
+    curves: dict[Path, Curve] = {run.folder.path: {} for run in runs}
+    for run, epoch in tracked(jobs, "dropping: checkpoints", steps=len(jobs)):
+        curves[run.folder.path][epoch] = checkpoint_figures(_opened(run, epoch), to)
+    return [curves[run.folder.path] for run in runs]
 
 
 def _chosen(run: TrainedRun, every: int) -> list[int]:
@@ -193,7 +184,9 @@ def _given_back(label: str, settings: Mapping[str, Followed]) -> dict[str, Any]:
         "before": max((epoch for epoch in epochs if epoch <= drop), default=None),
         "end": max((epoch for epoch in epochs if epoch > drop), default=None),
     }
-    found: dict[str, Any] = {"settings": members, "drop": drop, "seeds": [seed for seed, _ in repeats], "epochs": at}
+    rates = [phase.lr_scale for phase in dropping.plan.phases]
+    found: dict[str, Any] = {"settings": members, "drop": drop, "lr_scales": rates,
+                             "seeds": [seed for seed, _ in repeats], "epochs": at}  # fmt: skip
     if not repeats:
         return found | {"figures": {}}
     of_figures = {}
@@ -279,7 +272,7 @@ def _text(settings: Mapping[str, Followed], compared: Mapping[str, Any]) -> str:
         last = [[curve[each.epochs[-1]][name] for curve in each.curves.values()] for name in names]
         rows.append([label, str(len(each.curves)), str(each.epochs[-1]), *map(mean_and_std, last)])
     parts = [aligned(rows), *(_comparison(label, found) for label, found in compared.items())]
-    return "\n\n".join([*parts, _NOTE] if compared else parts)
+    return "\n\n".join([*parts, _NOTE if compared else "no run drops its smoothing: tsla and tsla_pre do"])
 
 
 def _comparison(label: str, found: Mapping[str, Any]) -> str:
@@ -289,6 +282,9 @@ def _comparison(label: str, found: Mapping[str, Any]) -> str:
     lines = [f"{label} drops the smoothing after epoch {found['drop']}; seeds in common: {len(found['seeds'])}"]
     if missing:
         lines.append(f"no {' and no '.join(missing)} among the runs that differs in the method alone")
+    if set(found["lr_scales"]) != {1.0}:
+        scales = " and then ".join(f"{each:g}" for each in found["lr_scales"])
+        lines.append(f"its learning rate is {scales} times the others', which changes the figures, too")
     for when, epoch in found["epochs"].items():
         rows = [[f"at epoch {epoch}", *heads, "given back"]]
         for name, each in found["figures"].items():

@@ -71,7 +71,7 @@ def analyze(run: TrainedRun, *, stages: str = "", epochs: int = 0) -> Finding:
             _train(network)
     found = [_found(network, own.get(network.stage)) for network in networks]
     numbers = {"run": run.folder.path.name, "epochs": networks[0].plan.epochs, "stages": found}
-    return Finding(numbers, _text(found, networks[0].plan.epochs), _picture(run, found))
+    return Finding(numbers, _text(found, networks[0].plan.epochs, run.plan.epochs), _picture(run, found))
 
 
 def _rows_after_stages(run: TrainedRun) -> dict[int, Row]:
@@ -158,7 +158,7 @@ def _found(network: Fresh, own: Row | None) -> dict[str, Any]:
     }
 
 
-def _text(found: Sequence[Mapping[str, Any]], epochs: int) -> str:
+def _text(found: Sequence[Mapping[str, Any]], epochs: int, of_run: int) -> str:
     lines = [
         f"test top-1, %, of a fresh network after {epochs} epochs on each stage's soft labels; one seed, so no spread",
         "stage  epoch  the run's own  expected  (its best epoch)  target entropy, nats",
@@ -169,6 +169,8 @@ def _text(found: Sequence[Mapping[str, Any]], epochs: int) -> str:
             f"{row['stage']:5}  {row['epoch']:5}  {own:>13}  {row['expected_top1']:8.2f}  "
             f"{row['expected_best_top1']:16.2f}  {row['target_entropy']:20.3f}"
         )
+    if epochs < of_run:
+        lines.append(f"trained for less than the run's {of_run} epochs: no comparison with the run's own top-1")
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ from fastlsr.analysis import Finding, aligned
 from fastlsr.drawing import INK, draw_band, line_styles, panels, style
 from fastlsr.engine.predictions import evaluation_logits
 from fastlsr.engine.trained import TrainedRun
-from fastlsr.scores import Predictions, area_under_risk, normalised_confidence, risk_coverage
+from fastlsr.scores import Predictions, area_under_risk, normalised_confidence, risk_by_percent
 from fastlsr.trials import grouped, mean_and_std
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _KINDS = ("raw", "normalised")
-_POINTS = 100  # of a curve: coverage 1%, 2% .. 100%
 
 
 def analyze(runs: Sequence[TrainedRun]) -> Finding:
@@ -47,7 +46,7 @@ def analyze(runs: Sequence[TrainedRun]) -> Finding:
     }
     with style():
         picture = _picture(settings)
-    return Finding({"points": _POINTS, "settings": settings}, _text(settings), picture)
+    return Finding({"settings": settings}, _text(settings), picture)
 
 
 def _of_run(run: TrainedRun) -> dict[str, Any]:
@@ -70,13 +69,11 @@ def of_confidence(confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]
         correct: bool[N].
     """
     area, least = area_under_risk(confidence, correct), area_under_risk(correct.astype(float), correct)
-    _, risk = risk_coverage(confidence, correct)
-    at = np.ceil(np.arange(1, _POINTS + 1) * len(risk) / _POINTS).astype(int) - 1
-    return {"aurc": area, "excess": area - least, "risk": risk[at].tolist()}
+    return {"aurc": area, "excess": area - least, "risk": risk_by_percent(confidence, correct).tolist()}
 
 
 def _text(settings: Mapping[str, Any]) -> str:
-    """A line for each setting: mean ± std over its runs; "gain" is that of normalising, in a run."""
+    """A line for each setting: mean ± std over its runs."""
     rows = [["", "n", "error", "AURC raw", "normalised", "gain", "excess raw", "normalised"]]
     for label, setting in settings.items():
         runs = setting["runs"]
@@ -84,7 +81,7 @@ def _text(settings: Mapping[str, Any]) -> str:
         columns.append([each["raw"]["aurc"] - each["normalised"]["aurc"] for each in runs])
         columns += [_column(runs, kind, "excess") for kind in _KINDS]
         rows.append([label, str(len(runs)), *map(mean_and_std, columns)])
-    return aligned(rows)
+    return f"{aligned(rows)}\nAURC and excess x 1000; gain: raw - normalised, of a run"
 
 
 def _column(runs: Sequence[Mapping[str, Any]], kind: str, key: str) -> list[float]:
@@ -94,12 +91,12 @@ def _column(runs: Sequence[Mapping[str, Any]], kind: str, key: str) -> list[floa
 def _picture(settings: Mapping[str, Any]) -> Figure:
     """The curves, raw and normalised, and the excess of their areas."""
     figure, axes = panels(1, 3, width=3.6, height=3.2)
-    coverage = np.arange(1, _POINTS + 1) / _POINTS
+    coverage = np.arange(1, 101)
     styles = line_styles([setting["method"] for setting in settings.values()])
     for panel, kind in zip(axes, _KINDS, strict=False):
         for (label, setting), line in zip(settings.items(), styles, strict=True):
             draw_band(panel, coverage, [each[kind]["risk"] for each in setting["runs"]], label, line)
-        panel.set(title={"raw": "highest probability", "normalised": "normalised logits"}[kind], xlabel="coverage")
+        panel.set(title={"raw": "highest probability", "normalised": "normalised logits"}[kind], xlabel="coverage, %")
     axes[1].sharey(axes[0])
     axes[0].set(ylabel="risk: share of errors", ylim=(0, None))
     _draw_areas(axes[2], settings, styles)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SHOWN = 6  # stages in the picture and in the text
-_COLUMNS = 3  # of the picture
+_COLUMNS = 3  # of the picture, at most
 _SOFTER = 0.02  # of the largest entropy: by less, labels do not count as softer
 _PAIRS = 10  # of each stage, in the numbers
 _PAIRS_OF_TEXT = 4
@@ -194,10 +194,11 @@ def _verdict(numbers: dict[str, Any]) -> str:
 
 @style()
 def _picture(classes: Sequence[str], stages: Sequence[Stage]) -> Figure:
-    """Heat maps, three in a row, on a logarithmic scale: what a label lends is small beside what it keeps."""
+    """Heat maps, at most three in a row, on a logarithmic scale: what a label lends is small beside what it keeps."""
     from matplotlib.colors import LogNorm
 
-    rows, columns = math.ceil(len(stages) / _COLUMNS), min(len(stages), _COLUMNS)
+    rows = math.ceil(len(stages) / _COLUMNS)
+    columns = math.ceil(len(stages) / rows)
     side = max(2.4, 0.15 * min(len(classes), MOST_NAMES) + 1.2)
     figure, axes = panels(rows, columns, width=side, height=side + 0.7)
     scale = LogNorm(_LEAST, 1, clip=True)

@@ -201,19 +201,19 @@ def obstacle_to_theorem_4(constants: Constants) -> str:
 
 
 def case_of(constants: Constants) -> str:
-    """What the Remarks say of such a delta, in orders of epsilon alone."""
-    least = constants.epsilon**2 / (4 * constants.sigma2)
+    """What the Remarks say of such a delta, in orders of epsilon alone; of TSLA only where Theorem 4 applies."""
+    least, applies = constants.epsilon**2 / (4 * constants.sigma2), not obstacle_to_theorem_4(constants)
     if constants.delta <= least:
+        tsla = "TSLA between log(1/eps) and 1/eps^2, " if applies else ""
         return (
             f"delta <= epsilon^2 / (4 sigma2) = {least:.3g}, case 1 of Theorem 3: LSR in O(1/eps^2), "
-            "TSLA between log(1/eps) and 1/eps^2, SGD in O(1/eps^4)"
+            f"{tsla}SGD in O(1/eps^4)"
         )
+    lsr = "case 2 of Theorem 3: LSR is not promised to get there"
     if constants.delta < 1:
-        return (
-            f"epsilon^2 / (4 sigma2) = {least:.3g} < delta < 1, case 2 of Theorem 3: LSR is not promised to get there, "
-            "TSLA in O(delta/eps^4), SGD in O(1/eps^4)"
-        )
-    return "delta >= 1, case 2 of Theorem 3: LSR is not promised to get there, and SGD's order is better than TSLA's"
+        tsla = "TSLA in O(delta/eps^4), " if applies else ""
+        return f"epsilon^2 / (4 sigma2) = {least:.3g} < delta < 1, {lsr}, {tsla}SGD in O(1/eps^4)"
+    return f"delta >= 1, {lsr}" + (", and SGD's order is better than TSLA's" if applies else "")
 
 
 def _lines(constants: Constants, chosen: Sequence[Budget], curves: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastlsr.analysis import Finding, aligned
 from fastlsr.drawing import INK, method_colour, panels, style
-from fastlsr.engine.linear_probe import PROBED, probe
+from fastlsr.engine.cost import forward_seconds, tell_cost
+from fastlsr.engine.linear_probe import HELD_OUT, PROBED, on_other_data, probe
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.trials import grouped, mean_and_std
 
@@ -35,6 +36,7 @@ def analyze(runs: Sequence[TrainedRun], *, to: str) -> Finding:
         InputError: for files that do not fit.
     """
     groups = grouped([run.config for run in runs], [run.position.epochs for run in runs])
+    tell_cost(f"transfer of {len(runs)} runs", sum(forward_seconds(run, on_other_data(run.config, to)) for run in runs))
     found = [_of_run(run, to) for run in runs]
     settings = {
         label: {"method": found[members[0]]["method"], "runs": [found[at] for at in members]}
@@ -52,12 +54,14 @@ def _of_run(run: TrainedRun, to: str) -> dict[str, Any]:
 
 def _text(settings: Mapping[str, Any], to: str) -> str:
     """A line for each setting: mean ± std over its runs."""
-    rows = [[f"to {to}", "n", *_TITLES.values(), "L2"]]
+    rows = [[f"to {to}", "n", *_TITLES.values(), "penalty"]]
     for label, setting in settings.items():
         figures = [mean_and_std([run[name] for run in setting["runs"]]) for name in PROBED]
         penalties = sorted({run["l2"] for run in setting["runs"]})
         rows.append([label, str(len(setting["runs"])), *figures, " ".join(f"{each:g}" for each in penalties)])
-    return aligned(rows)
+    return (
+        f"{aligned(rows)}\npenalty: of the probe's squared weights, chosen on {1 / HELD_OUT:.0%} of the training split"
+    )
 
 
 def _picture(settings: Mapping[str, Any], to: str) -> Figure:

@@ -14,7 +14,7 @@ from fastlsr.runs import RunFolder
 
 State = dict[str, Any]
 
-# What an opened run needs of a state, and all that a kept checkpoint holds: not what training goes on from.
+# What an opened run needs of a state: not what training goes on from.
 FOR_ANALYSES = ("config", "decided", "model", "ema", "position", "targets")
 
 
@@ -24,10 +24,11 @@ def save(folder: RunFolder, state: State) -> None:
 
 
 def keep(folder: RunFolder, state: State) -> None:
-    """Writes what analyses read of `state` aside, under the number of its epochs."""
+    """Writes what analyses need of `state` aside, and the W&B run that they log to, under the number of its epochs."""
     path = folder.kept_checkpoint(state["position"][0])
     path.parent.mkdir(exist_ok=True)
-    replace_file(path, lambda temporary: torch.save({key: state[key] for key in FOR_ANALYSES}, temporary))
+    kept = {key: state[key] for key in (*FOR_ANALYSES, "wandb_id")}
+    replace_file(path, lambda temporary: torch.save(kept, temporary))
 
 
 def load_newest(run: Path) -> tuple[State | None, str]:

@@ -58,7 +58,7 @@ def probe(run: TrainedRun, dataset: str, *, quiet: bool = False) -> dict[str, fl
     Raises:
         InputError: for files that do not fit, or a network whose features cannot be had or are not finite.
     """
-    config = _on_other_data(run.config, dataset)
+    config = on_other_data(run.config, dataset)
     data_digests(config)
     loaders = training_loader(config, run.device, plain=True), evaluation_loader(config, run.device)
     train, test = (split_features(run, each, dataset, quiet=quiet) for each in loaders)
@@ -76,8 +76,15 @@ def probe(run: TrainedRun, dataset: str, *, quiet: bool = False) -> dict[str, fl
     }
 
 
-def _on_other_data(config: Config, dataset: str) -> Config:
-    """The options with another data set, whole, its images at the resolution that the network was trained with."""
+def on_other_data(config: Config, dataset: str) -> Config:
+    """The options with another data set, whole, its images at the resolution that the network was trained with.
+
+    Args:
+        dataset: as `data.dataset`, in the same `data.dir`.
+
+    Raises:
+        InputError: if the manifest of the run's own data cannot be read.
+    """
     own, _ = split_paths(config)
     resolution = input_resolution(read_manifest(own), config.data)
     data = replace(config.data, dataset=dataset, train="", val="", folds=0, fold=0, resolution=resolution)

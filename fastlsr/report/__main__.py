@@ -23,7 +23,7 @@ from rich.console import Console
 from fastlsr.cli import Parser, exit_on_input_error, interrupts_raised
 from fastlsr.errors import InputError, unknown
 from fastlsr.files import replace_text
-from fastlsr.report.collect import Collection, collect
+from fastlsr.report.collect import UNFINISHED, Collection, collect
 from fastlsr.report.columns import COLUMNS
 from fastlsr.report.comparisons import Comparison, all_pairs, compare, planned_pairs
 from fastlsr.report.exports import comparisons_csv, numbers_of, runs_csv, settings_csv
@@ -31,6 +31,7 @@ from fastlsr.report.figures import report_figures
 from fastlsr.report.formats import latex, markdown, print_lines, print_table
 from fastlsr.report.page import write_page
 from fastlsr.report.recipes import PaperTable, paper_table
+from fastlsr.report.supplements import notes_html
 from fastlsr.report.tables import Table, aside_table, comparison_table, setting_tables
 from fastlsr.report.unfinished import unfinished_settings
 from fastlsr.report.watch import watch
@@ -74,12 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if out.exists() and not out.is_dir():
             raise InputError(f"--out={out} is no folder")
         command = shlex.join(["python", "-m", "fastlsr.report", *(sys.argv[1:] if arguments is None else arguments)])
+        if options.notes:
+            notes_html(options.notes)  # raises before anything is computed
         about: _About = {"command": command, "notes": options.notes}
         chosen = {"planned": options.compare, "column": options.metric, "paper": options.paper}
         if options.watch:
             with interrupts_raised():
-                watch(options.runs, lambda to_come: _renew(options.runs, chosen, out, about, to_come))
-            print("all runs are finished")
+                ended = watch(options.runs, lambda to_come: _renew(options.runs, chosen, out, about, to_come))
+            print("all runs are finished" if ended else "no run is under way, and none has written for an hour")
         else:
             report = make_report(options.runs, **chosen)
             print_report(report)
@@ -92,7 +95,7 @@ def _renew(paths: Sequence[Path], chosen: Mapping[str, str], out: Path, about: _
     """Writes the report as it is now, and prints a line; returns whether a run is unfinished."""
     report = make_report(paths, **chosen, unfinished=True)
     states = Counter(each.what for each in report.collection.aside)
-    unfinished = states["running"] + states["stopped"] > 0
+    unfinished = any(states[what] for what in UNFINISHED)
     if not (report.collection.settings or unfinished or to_come):
         raise InputError(f"there is no run in {', '.join(map(str, paths))}")
     if not (unfinished or to_come):
@@ -116,7 +119,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("--metric", default="top1", metavar="NAME", help="the figure compared, as nll or scaled/nll")
     parser.add_argument("--notes", type=Path, metavar="FILE", help="Markdown that the page begins with")
-    parser.add_argument("--watch", action="store_true", help="renew the report until all runs are finished, or Ctrl-C")
+    parser.add_argument(
+        "--watch", action="store_true", help="renew the report until all runs are finished, or none goes on"
+    )
     return parser
 
 
@@ -133,7 +138,7 @@ def make_report(
         unfinished: whether runs may still finish. Then planned comparisons wait for their settings.
 
     Raises:
-        InputError: for a name that is not known, or, unless `unfinished`, where no run is finished.
+        InputError: for a name that is not known, or, unless `unfinished`, where there is no run.
     """
     if column not in COLUMNS:
         raise InputError("--metric=" + unknown("figure", column, list(COLUMNS)))
@@ -144,7 +149,7 @@ def make_report(
     try:
         pairs = planned_pairs(planned, collection.settings) if planned else all_pairs(collection.settings)
     except InputError:
-        if not unfinished:
+        if collection.settings and not unfinished:
             raise
         pairs = []
     comparisons = compare(pairs, column)
@@ -154,8 +159,10 @@ def make_report(
 def print_report(report: Report) -> None:
     """Prints tables, what may be claimed, and the folders set aside."""
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    if not report.collection.settings:
+        print_lines(console, ["No run is finished yet.", ""])
     for table in report.tables:
-        if table.name in _PRINTED:
+        if table.name in _PRINTED and table.rows:
             print_table(console, table)
             console.print()
     if report.comparisons:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_LINES = 8  # in one panel
+_LEGEND_WIDTH = 64  # letters, of which a line takes seven
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,10 @@ def make_figure(
         axes.set_title(title, loc="left")
         handles, labels = axes.get_legend_handles_labels()
         if labels:
-            columns = max(1, min(4, len(labels), 64 // (max(map(len, labels)) + 7)))
-            figure.set_figheight(height + 0.17 * -(-len(labels) // columns))
+            columns = max(1, min(4, len(labels), _LEGEND_WIDTH // (max(map(len, labels)) + 7)))
+            labels = [textwrap.fill(label, _LEGEND_WIDTH - 7) for label in labels]
+            lines = max(label.count("\n") + 1 for label in labels)
+            figure.set_figheight(height + 0.17 * lines * -(-len(labels) // columns))
             figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
     return ReportFigure(name, group, title, caption, figure, numbers)
 

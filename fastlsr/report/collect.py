@@ -21,18 +21,16 @@ from fastlsr.files import is_in_use
 from fastlsr.labels.methods import make_plan
 from fastlsr.labels.plan import Plan
 from fastlsr.logits import EvaluationLogits, read_logits
-from fastlsr.runs import BEST, KEYS, KINDS, Kind, Row, RunFolder, Summary, best_of
-from fastlsr.scores import SCORES, Predictions, nll, reliability, risk_coverage, temperature_scaled
+from fastlsr.runs import BEST, KEYS, KINDS, MARKS, Kind, Row, RunFolder, Summary, best_of, has_begun, runs_below
+from fastlsr.scores import SCORES, Predictions, nll, reliability, risk_by_percent, temperature_scaled
 from fastlsr.trials import REPEATS, Setting, Trial, read_trial, setting_labels, settings_of, varying
 
 SCALED = "scaled/"  # in front of a score's name: after temperature scaling
 TEMPERATURE = "temperature"  # a run's figure: the mean of the two that were fitted, each on a half
-COVERAGES = np.arange(1, 101) / 100  # at which `ReportedRun.risk` is known
+UNFINISHED = ("running", "stopped")  # what `SetAside` calls a run that may still finish
 
-_SWEEPS = "sweeps"  # where `fastlsr.sweep` keeps its logs beside the runs
 _OF_ROWS = ("top1", "top5", "nll", "ece")  # figures that a row has, of the logits as they were before float16
-_MARKS = ("environment.json", "metrics.jsonl", "checkpoint.pt")  # one makes it a run
-_FILES = (*_MARKS, "config.yaml", "summary.json")  # that a report reads, or a run replaces
+_FILES = (*MARKS, "config.yaml", "summary.json")  # that a report reads, or a run replaces
 _MOST_THREADS = 8  # each holds some float32 copies of a run's logits: 200 MB for one of ImageNet's
 _SOURCES = ("train_data", "test_data", "teacher")  # of the digests in `Trial.data` here
 
@@ -48,7 +46,7 @@ class ReportedRun:
             `SCALED` in front, and `TEMPERATURE`. What needs logits is missing where the run kept none.
         hours: that its epochs took.
         reliability: float64[3, 15] of the last epoch, as `scores.reliability`; None without logits.
-        risk: float64[100], the selective risk of the last epoch at `COVERAGES`; None without logits.
+        risk: float64[100], of the last epoch, as `scores.risk_by_percent`; None without logits.
     """
 
     trial: Trial
@@ -126,16 +124,16 @@ def collect(paths: Sequence[Path], *, unfinished: bool = False) -> Collection:
         unfinished: whether runs may still finish, so that there need be no finished one yet.
 
     Raises:
-        InputError: if a path does not exist, or there is no finished run among them.
+        InputError: if a path does not exist, or there is neither a finished nor an unfinished run among them.
     """
-    folders = list({folder.resolve(): folder for path in paths for folder in _folders_of(path)}.values())
+    folders = list({folder.resolve(): folder for path in paths for folder in runs_below(path)}.values())
     with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MOST_THREADS)) as pool:
         readings = list(pool.map(_look_at, folders))
     runs = {run.trial.folder.path: run for run, _ in readings if run}
     aside = [each for _, found in readings for each in found]
-    if not runs and not unfinished:
+    if not (runs or unfinished or any(each.what in UNFINISHED for each in aside)):
         first = f" ({aside[0].path}: {aside[0].what}, {aside[0].reason})" if aside else ""
-        raise InputError(f"there is no finished run among {len(folders)} folders{first}")
+        raise InputError(f"there is no run in {', '.join(map(str, paths))}{first}")
     settings = settings_of(run.trial for run in runs.values())
     aside += [
         SetAside(copy.folder.path, "copy", f"its options, seed and data are those of {_twin(copy, setting)}")
@@ -148,20 +146,6 @@ def collect(paths: Sequence[Path], *, unfinished: bool = False) -> Collection:
     common = {key: value for key, value in (options[0] if options else {}).items()
               if (key, value) in alike and key not in REPEATS}  # fmt: skip
     return Collection(tuple(_reported(settings, runs)), tuple(aside), common, differing)
-
-
-def _folders_of(path: Path) -> list[Path]:
-    """The path itself, or its subfolders if one of them is a run."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist")
-    if not path.is_dir() or _has_begun(path):
-        return [path]
-    inside = sorted(each for each in path.glob("[!.]*") if each.is_dir() and (each.name != _SWEEPS or _has_begun(each)))
-    return inside if any(map(_has_begun, inside)) else [path]
-
-
-def _has_begun(path: Path) -> bool:
-    return any(os.path.exists(path / name) for name in _MARKS)  # Path.exists raises for a folder of somebody else's
 
 
 def _twin(copy: Trial, setting: Setting) -> Path:
@@ -213,7 +197,7 @@ def _read(path: Path, stamp: object) -> tuple[ReportedRun | None, str, str]:
         return None, "no run", "it is a file"
     if not os.access(path, os.R_OK | os.X_OK):
         return None, "broken", "it cannot be read"
-    if not _has_begun(path):
+    if not has_begun(path):
         return None, "no run", "it has none of a run's files"
     folder = RunFolder(path)
     try:
@@ -297,9 +281,8 @@ def _scored(trial: Trial, kind: Kind, row: Row) -> _Scored:
     figures = {name: score.value(predictions) for name, score in SCORES.items()}
     figures |= {SCALED + name: score.value(scaled) for name, score in SCORES.items()}
     figures[TEMPERATURE] = sum(temperatures) / len(temperatures)
-    _, risk = risk_coverage(predictions.confidence, predictions.correct)
-    samples = np.ceil((COVERAGES * len(risk)).round(6)).astype(int)
-    return _Scored(figures, reliability(predictions), risk[samples - 1])
+    risk = risk_by_percent(predictions.log_confidence, predictions.correct)
+    return _Scored(figures, reliability(predictions), risk)
 
 
 def _misfit_of_logits(kept: EvaluationLogits, predictions: Predictions, row: Row, trial: Trial) -> str:

@@ -54,9 +54,19 @@ def curve_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
         if key == "target_entropy" and not any(line.mean[line.count > 0].any() for line in lines):
             continue  # hard labels throughout
         marks = " A dot, and a tick below, mark each change of a method's targets." if _marked(lines) else ""
-        caption = f"{title} after each epoch: {band_words(lines)}.{marks}"
+        caption = f"{title} after each epoch: {band_words(lines)}.{marks}{_cut_off(lines)}"
         figures += _line_figures(key.replace("/", "-"), "Curves", title, caption, lines, "epoch", _UNITS[key])
     return figures
+
+
+def _cut_off(lines: Sequence[Line]) -> str:
+    """A sentence on what the axes leave out, and on means that are of some runs alone; "" where there is neither."""
+    low, high = _limits(lines) or (-math.inf, math.inf)
+    outside = any(((line.mean < low) | (line.mean > high)).any() for line in lines)
+    fewer = any(np.ptp(line.count) for line in lines)
+    return (" Early epochs that are far off are cut." if outside else "") + (
+        " Where some runs are shorter, the mean is that of the others." if fewer else ""
+    )
 
 
 def _marked(lines: Sequence[Line]) -> bool:

@@ -41,10 +41,11 @@ _LATEX = str.maketrans({
 
 
 def latex(table: Table) -> str:
-    """The table in LaTeX; it needs the package booktabs."""
+    """The table in LaTeX."""
     spec = "".join("l" if head.is_text else "r" for head in table.heads)
     groups = _groups(table.heads)
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(table.title)}}}", rf"\label{{tab:{table.name}}}",
+    lines = [r"% needs \usepackage{booktabs}"]
+    lines += [r"\begin{table}", r"\centering", rf"\caption{{{_tex(table.title)}}}", rf"\label{{tab:{table.name}}}",
              rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]  # fmt: skip
     if any(name for name, _, _ in groups):
         lines.append(" & ".join(rf"\multicolumn{{{last - first + 1}}}{{c}}{{{_tex(name)}}}" if name else

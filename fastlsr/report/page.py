@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import itertools
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -248,14 +249,14 @@ def _origin(collection: Collection) -> dict[str, Any]:
     return {
         "settings": _settings_table(collection.settings),
         "facts": _facts([each for of_setting in environments.values() for each in of_setting]),
-        "commands": [f"{label}: {_command(first)}" for label, (first, *_) in environments.items() if _command(first)],
+        "commands": [f"# {label}\n{_command(first)}" for label, (first, *_) in environments.items() if _command(first)],
         "varying": ", ".join(collection.varying),
         "common": [(key, str(value)) for key, value in collection.common.items()],
     }
 
 
 def _command(environment: Mapping[str, Any]) -> str:
-    return " ".join(environment.get("command") or ())
+    return shlex.join(environment.get("command") or ())
 
 
 def _settings_table(settings: Sequence[ReportedSetting]) -> Table:

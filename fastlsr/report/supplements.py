@@ -18,6 +18,7 @@ class WrittenAnalysis:
     Attributes:
         title: its kind, and its folder's name where that is below `ANALYSES`.
         name: unique in the report, for an id.
+        about: what it shows, of which runs.
         text: the command, and what it printed.
         svg: its picture, as a document; "" where there is none.
         links: paths from the report's folder to its numbers and its pictures.
@@ -25,6 +26,7 @@ class WrittenAnalysis:
 
     title: str
     name: str
+    about: str
     text: str
     svg: str
     links: tuple[str, ...]
@@ -36,10 +38,12 @@ def written_analyses(out: Path) -> Iterator[WrittenAnalysis]:
         files = [file for suffix in (".json", ".svg", ".png") if (file := text.with_suffix(suffix)).is_file()]
         below = text.relative_to(out / ANALYSES).with_suffix("").parts
         picture = text.with_suffix(".svg")
+        about, _, said = text.read_text(encoding="utf-8").rstrip().partition("\n")
         yield WrittenAnalysis(
             title=below[-1].replace("_", " ") + (f": {', '.join(below[:-1])}" if len(below) > 1 else ""),
             name="-".join([ANALYSES, *below]),
-            text=text.read_text(encoding="utf-8").rstrip(),
+            about=about,
+            text=said,
             svg=picture.read_text(encoding="utf-8") if picture in files else "",
             links=tuple(file.relative_to(out).as_posix() for file in files),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from fastlsr.report.comparisons import Comparison, carried_winners
 from fastlsr.report.comparisons import notes as comparison_notes
 from fastlsr.report.recipes import PaperRow, PaperTable, label_beside, recipe_notes
 from fastlsr.runs import KINDS, Kind
+from fastlsr.trials import carried_decimals, mean_and_std
 
 NONE, NOT_RUN = "-", "not run"
 
@@ -67,6 +67,8 @@ def setting_tables(
             winners = bold if kind == "last" else set()
             cells = [_figures(collection.settings, kind, each, winners if each.key == column else set())
                      for each in columns]  # fmt: skip
+            if all(cell.number is None for column in cells for cell in column):
+                continue  # no run kept the logits
             rows = tuple(zip(*_names(collection.settings), *cells, strict=True))
             tables.append(Table(name, f"Calibration and risk, {kind} epoch{suffix}", tuple(heads), rows))
     return [replace(table, notes=(*table.notes, *_notes(table, bold))) for table in tables]
@@ -84,8 +86,10 @@ def _accuracies(settings: Sequence[ReportedSetting], column: str, bold: set[str]
         if paper and each.key in paper.metrics:
             heads.append(Head(f"quoted, {paper.name}", each.title, "as the paper prints it, not measured"))
             columns.append([_quoted(row, each.key) for row in (*matches, *missing)])
-    heads.append(Head("hours", "", "of all epochs of a run, with their evaluation"))
-    columns.append(_cells([[run.hours for run in setting.runs] for setting in settings], 3, settings))
+    heads.append(
+        Head("hours", "", "of all epochs of a run, with their evaluation; without what a stop within an epoch lost")
+    )
+    columns.append(_cells([[run.hours for run in setting.runs] for setting in settings], 4, settings))
     columns[0] += [Cell(label_beside(row, settings)) for row in missing]
     columns[1] += [Cell("0", 0)] * len(missing)
     columns[2] += [Cell(NOT_RUN)] * len(missing)
@@ -111,26 +115,18 @@ def _figures(settings: Sequence[ReportedSetting], kind: Kind, column: ReportColu
 
 def _cells(numbers: Sequence[Sequence[float]], decimals: int, settings: Sequence[ReportedSetting]) -> list[Cell]:
     """A cell of each setting's numbers; where some of its runs have none, it shows of how many it is."""
-    decimals = carried_decimals(numbers, decimals)
-    texts = [mean_std(each, decimals) for each in numbers]
+    decimals = column_decimals(numbers, decimals)
+    texts = [mean_and_std(each, decimals) for each in numbers]
     lacking = [f" (n {len(each)})" if 0 < len(each) < len(s.runs) else ""
                for each, s in zip(numbers, settings, strict=True)]  # fmt: skip
     means = [statistics.fmean(each) if each else None for each in numbers]
     return [Cell(text + note, mean) for text, note, mean in zip(texts, lacking, means, strict=True)]
 
 
-def carried_decimals(numbers: Sequence[Sequence[float]], most: int) -> int:
-    """Decimals for a column of mean ± std: two digits of the smallest deviation that is not 0, and at most `most`."""
+def column_decimals(numbers: Sequence[Sequence[float]], most: int) -> int:
+    """Decimals for a column of mean ± std: those of the smallest deviation that is not 0, and at most `most`."""
     deviations = [std for each in numbers if len(each) > 1 and (std := statistics.stdev(each)) > 0]
-    return min(most, max(0, 1 - math.floor(math.log10(min(deviations))))) if deviations else most
-
-
-def mean_std(numbers: Sequence[float], decimals: int) -> str:
-    """As 98.05 ± 0.31, with the sample standard deviation (n - 1); without it for one number, and "-" for none."""
-    if not numbers:
-        return NONE
-    mean = f"{statistics.fmean(numbers):.{decimals}f}"
-    return f"{mean} ± {statistics.stdev(numbers):.{decimals}f}" if len(numbers) > 1 else mean
+    return min(most, carried_decimals(min(deviations))) if deviations else most
 
 
 def _quoted(row: PaperRow | None, name: str) -> Cell:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fastlsr.errors import InputError
 from fastlsr.labels.methods import make_plan
-from fastlsr.report.collect import ReportedRun, ReportedSetting, SetAside
+from fastlsr.report.collect import UNFINISHED, ReportedRun, ReportedSetting, SetAside
 from fastlsr.runs import Row, RunFolder
 from fastlsr.trials import Trial, read_trial, run_labels, settings_of
 
@@ -15,7 +15,7 @@ def unfinished_settings(aside: Sequence[SetAside]) -> list[ReportedSetting]:
     """The settings, without figures, of running and stopped runs that have a row; "(unfinished)" ends their labels."""
     rows, trials = {}, []
     for each in aside:
-        if each.what in ("running", "stopped") and (read := _read(RunFolder(each.path))):
+        if each.what in UNFINISHED and (read := _read(RunFolder(each.path))):
             trials.append(read[0])
             rows[each.path] = read[1]
     settings = settings_of(trials)

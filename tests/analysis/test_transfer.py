@@ -1,7 +1,6 @@
 """The linear probe of runs on real digits, on photographs."""
 
 import json
-import statistics
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from fastlsr.data.manifest import read_manifest
 from fastlsr.engine.features import split_features
 from fastlsr.engine.linear_probe import probe
 from fastlsr.engine.trained import open_run
+from fastlsr.trials import mean_and_std
 
 
 def test_a_probe_is_scikit_learns_regression_on_the_features_at_the_networks_resolution(six_runs, both_data):
@@ -45,8 +45,8 @@ def test_the_command_probes_on_images_of_other_sizes_and_classes(six_runs, both_
         for run in each["runs"]:
             assert run["top1"] * 12 / 100 == pytest.approx(round(run["top1"] * 12 / 100))
             assert run["top5"] == 100, "of four classes"
-    mean = statistics.fmean(run["top1"] for run in found["settings"]["hard"]["runs"])
-    assert f"{mean:#.4g}".rstrip(".") in capsys.readouterr().out
+    figures = mean_and_std([run["top1"] for run in found["settings"]["hard"]["runs"]])
+    assert figures in capsys.readouterr().out
     assert (tmp_path / "transfer.svg").exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 from fastlsr.errors import InputError
 from fastlsr.files import sole_use
 from fastlsr.logits import read_logits
-from fastlsr.report.collect import COVERAGES, SCALED, TEMPERATURE, collect
+from fastlsr.report.collect import SCALED, TEMPERATURE, collect
 from fastlsr.runs import RunFolder
 from fastlsr.scores import SCORES, Predictions, risk_coverage, temperature_scaled
 
@@ -50,8 +50,8 @@ def test_curves_are_those_of_the_last_epoch(runs):
     predictions = Predictions(kept.logits, kept.labels)
     coverage, risk = risk_coverage(predictions.confidence, predictions.correct)
     assert run.reliability[0].sum() == len(kept.labels) == 120
-    for at, share in zip(run.risk, COVERAGES, strict=True):
-        assert at == risk[coverage >= share - 1e-12][0], "of the fewest samples that are at least this share"
+    for at, percent in zip(run.risk, range(1, 101), strict=True):
+        assert at == risk[coverage >= percent / 100 - 1e-12][0], "of the fewest samples that are at least this share"
 
 
 def test_accuracies_are_without_the_rounding_to_float32_that_rows_have(write_run, tmp_path):
@@ -182,12 +182,14 @@ def test_nothing_in_a_run_s_folder_is_changed(runs):
 
 
 @pytest.mark.parametrize("missing", [True, False])
-def test_no_finished_run_at_all_is_one_line_that_names_a_reason(write_run, tmp_path, missing):
-    path = tmp_path / "absent" if missing else write_run(tmp_path / "a", done=1)
+def test_no_run_at_all_is_one_line_that_names_a_reason(tmp_path, missing):
+    path = tmp_path / "absent"
+    if not missing:
+        path.mkdir()
     with pytest.raises(InputError, match=str(path)) as error:
         collect([path])
     assert "\n" not in str(error.value)
-    assert missing or "stopped, after 1 of 4 epochs" in str(error.value)
+    assert missing or "none of a run's files" in str(error.value)
 
 
 def test_numbers_are_those_of_the_runs_that_have_them(write_run, tmp_path):

@@ -62,6 +62,14 @@ def test_quoted_figures_are_in_every_file_of_tables(decided, tmp_path, capsys):
         assert figure in (tmp_path / "out" / name).read_text()
 
 
+def test_runs_of_which_none_is_finished_are_reported_by_their_curves(write_run, tmp_path, capsys):
+    write_run(tmp_path / "runs" / "hard", done=2)
+    assert main([str(tmp_path / "runs"), "--compare=hard:lsr", f"--out={tmp_path / 'out'}"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "No run is finished yet." in shown and "after 2 of 4 epochs" in shown
+    assert "hard (unfinished)" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+
+
 def test_of_one_setting_nothing_is_compared(write_run, tmp_path, capsys):
     write_run(tmp_path / "a", samples=40)
     assert main([str(tmp_path / "a"), "--out", str(tmp_path / "out")]) == 0

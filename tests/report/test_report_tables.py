@@ -27,9 +27,8 @@ from fastlsr.report.tables import (
     Head,
     Table,
     aside_table,
-    carried_decimals,
+    column_decimals,
     comparison_table,
-    mean_std,
     setting_tables,
 )
 
@@ -49,39 +48,29 @@ def cells(table, title, group=""):
 
 
 @pytest.mark.parametrize(
-    ("numbers", "decimals", "text"),
-    [([], 2, "-"), ([98.05], 2, "98.05"), ([90, 92], 1, "91.0 ± 1.4"), ([1, 1, 1], 2, "1.00 ± 0.00")],
-)
-def test_mean_and_deviation_as_text(numbers, decimals, text):
-    assert mean_std(numbers, decimals) == text
-
-
-@pytest.mark.parametrize(
     ("deviations", "most", "decimals"),
     [([], 2, 2), ([0.0], 2, 2), ([0.31], 2, 2), ([1.4], 2, 1), ([1.4, 0.91], 2, 2), ([23.0], 2, 0), ([0.0052], 4, 4),
      ([0.0011, 0.2], 3, 3), ([100.0], 2, 0), ([0.1], 4, 2)],
 )  # fmt: skip
 def test_a_column_has_two_digits_of_its_smallest_deviation(deviations, most, decimals):
     numbers = [[50 - each / 2**0.5, 50 + each / 2**0.5] for each in deviations]  # the sample deviation of two
-    assert carried_decimals([*numbers, [1.0], []], most) == decimals
+    assert column_decimals([*numbers, [1.0], []], most) == decimals
 
 
 def test_last_and_best_epoch_have_columns_of_their_own(make_setting):
     accuracy, *_ = setting_tables(collection(make_setting("hard", {0: 50.0, 1: 52.0})))
     assert cells(accuracy, "last epoch", "top-1") == {"hard": "51.0 ± 1.4"}
     assert cells(accuracy, "best epoch", "top-1") == {"hard": "52.0 ± 1.4"}
-    assert cells(accuracy, "n") == {"hard": "2"} and cells(accuracy, "hours") == {"hard": "0.500 ± 0.000"}
+    assert cells(accuracy, "n") == {"hard": "2"} and cells(accuracy, "hours") == {"hard": "0.5000 ± 0.0000"}
 
 
 def test_every_figure_has_its_column_last_and_best_raw_and_scaled(make_setting):
     names = [column.key for column in COLUMNS.values() if column.key not in ("top1", "top5")]
     setting = make_setting("hard", {0: 50.0}, **{name: at / 10 for at, name in enumerate(names)})
     tables = {table.name: table for table in setting_tables(collection(setting))}
-    assert list(tables) == ["accuracy", "last", "last_scaled", "best", "best_scaled"]
+    assert list(tables) == ["accuracy", "last", "last_scaled"], "no table without any figure"
     shown = [cell.number for name in ("last", "last_scaled") for cell in tables[name].rows[0][2:]]
     assert shown == [at / 10 for at in range(len(names))]
-    assert {cell.text for name in ("best", "best_scaled") for cell in tables[name].rows[0][2:]} == {NONE}
-    assert [head.title for head in tables["best"].heads] == [head.title for head in tables["last"].heads]
 
 
 def test_of_a_score_the_lowest_is_set_in_bold_in_the_table_of_the_last_epoch(make_setting):

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from fastlsr.analysis import Finding
-from fastlsr.analyze import _write
+from fastlsr.analyze import write
 from fastlsr.drawing import panels
 from fastlsr.errors import InputError
 from fastlsr.report.__main__ import main
@@ -18,14 +18,15 @@ def out(tmp_path):
     figure, (axes,) = panels()
     axes.plot([0, 1], [0, 1])
     folder = tmp_path / "out"
-    _write(Finding({"a": 1}, "one & <two>", figure), folder / "analysis" / "soft_labels", "python -m x")
-    _write(Finding({"b": 2}, "three"), folder / "analysis" / "colam" / "variance", "python -m y")
+    write(Finding({"a": 1}, "one & <two>", figure), folder / "analysis" / "soft_labels", "python -m x", "Shows <x>.")
+    write(Finding({"b": 2}, "three"), folder / "analysis" / "colam" / "variance", "python -m y", "Shows y.")
     return folder
 
 
 def test_analyses_are_found_with_their_text_pictures_and_files(out):
     below, top = written_analyses(out)
     assert (top.title, below.title) == ("soft labels", "variance: colam")
+    assert (top.about, below.about) == ("Shows <x>.", "Shows y.")
     assert top.text == "$ python -m x\n\none & <two>" and top.svg.startswith("<svg") and not below.svg
     assert below.links == ("analysis/colam/variance.json",)
     assert [link.rpartition(".")[2] for link in top.links] == ["json", "svg", "png"]
@@ -39,7 +40,7 @@ def test_the_page_shows_them_under_the_notes(out, runs, tmp_path, capsys):
     page = (out / "index.html").read_text(encoding="utf-8")
     assert page.count("<h1>") == 1 and "<h1>What &amp; why</h1>" in page and "<td>2</td>" in page
     assert "&lt;script&gt;alert()" in page
-    assert "one &amp; &lt;two&gt;" in page and 'id="analyses"' in page
+    assert "Shows &lt;x&gt;." in page and "one &amp; &lt;two&gt;" in page and 'id="analyses"' in page
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids)), "two pictures share an id"
 

@@ -1,5 +1,6 @@
 """A report that is renewed while runs go on, and the curves of runs that are not finished."""
 
+import contextlib
 import functools
 import shutil
 import signal
@@ -72,6 +73,23 @@ def test_what_is_written_during_a_renewal_is_seen_at_the_next_look(write_run, tm
     pauses = iter([None])  # a second one would be the end
     watch([run], renew, pause=lambda: next(pauses))
     assert reports == [2, 3]
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+def test_it_gives_up_on_a_stopped_run_after_an_hour_but_not_while_one_is_under_way(write_run, tmp_path, under_way):
+    run = write_run(tmp_path / "runs" / "hard", done=2)
+    hours, looks = iter(range(1, 99)), []
+
+    def pause():
+        looks.append(True)
+        if len(looks) == 5:
+            RunFolder(run).write_summary(RunFolder(run).read_rows(), finished=True)
+
+    with sole_use(run, "busy") if under_way else contextlib.nullcontext():
+        ended = watch(
+            [tmp_path / "runs"], lambda to_come: len(looks) < 5, pause=pause, clock=lambda: 1800.0 * next(hours)
+        )
+    assert (ended, len(looks)) == ((True, 5) if under_way else (False, 2))
 
 
 def test_unfinished_runs_have_curves_and_no_figures(write_run, tmp_path):

@@ -1,0 +1,35 @@
+"""What an analysis of a run will take, by the speed at which the run was trained."""
+
+from __future__ import annotations
+
+from fastlsr.config import Config
+from fastlsr.data.manifest import read_manifest
+from fastlsr.data.splits import split_paths
+from fastlsr.engine.log import terminal
+from fastlsr.engine.trained import TrainedRun
+
+FORWARD = 1 / 3  # of what training on an image takes; the backward pass is the rest
+_SECONDS_FROM = 60.0  # that are told of
+
+
+def training_seconds(run: TrainedRun, images: float) -> float:
+    """How long training on so many images takes, as in the run's last epoch; 0 where no row tells."""
+    speeds = [row["images_per_second"] for row in run.folder.read_rows() if row.get("images_per_second")]
+    return images / speeds[-1] if speeds else 0.0
+
+
+def forward_seconds(run: TrainedRun, data: Config) -> float:
+    """How long the run's network takes for both splits of a data set without training.
+
+    Raises:
+        InputError: if a manifest cannot be read.
+    """
+    images = sum(read_manifest(split).count for split in split_paths(data))
+    return training_seconds(run, FORWARD * images)
+
+
+def tell_cost(work: str, seconds: float) -> None:
+    """Prints, to stderr, what is about to be done and the expected minutes; nothing if it is less than one."""
+    if seconds >= _SECONDS_FROM:
+        minutes = f"about {seconds / 60:.0f} minutes at the speed at which the runs were trained"
+        terminal(stderr=True).print(f"{work}: {minutes}", markup=False)
