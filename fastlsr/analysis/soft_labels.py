@@ -1,27 +1,29 @@
-"""The soft labels that a run learned, stage by stage: python -m fastlsr.analyze soft_labels RUN.
+"""The soft labels that runs learned, stage by stage: python -m fastlsr.analyze soft_labels RUN ...
 
 Row a of a stage's table is the label of class a; what it has off the diagonal, it lends to the other classes. A network
 that fits its training set learns labels whose peaks are their own classes. One that does not passes its doubts on: from
-stage to stage the labels get softer and lose peaks, they blur. The table by stage shows it coming.
+stage to stage the labels get softer and lose peaks, they blur. One run shows its tables; several show, by setting, how
+well the network fitted when the first labels were learned, and what became of the labels.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from fastlsr.analysis import Finding
+from fastlsr.analysis import Finding, aligned
 from fastlsr.data.soft_labels import stage_labels
 from fastlsr.data.superclasses import SUPERCLASS
-from fastlsr.drawing import MOST_NAMES, heat_map, panels, style
+from fastlsr.drawing import MOST_NAMES, draw_band, heat_map, line_styles, panels, style
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError
+from fastlsr.trials import grouped, mean_and_std
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,37 +104,74 @@ def share_inside(table: Tensor, groups: Sequence[str]) -> float:
     return (100 * lent[same].sum() / total).item() if total else math.nan
 
 
-def analyze(run: TrainedRun) -> Finding:
-    """By stage: the entropy, the peaks, the accuracy when it ended, and the pairs of classes that lend each other most.
+def analyze(runs: Sequence[TrainedRun]) -> Finding:
+    """Of one run by stage: the entropy, the peaks, the accuracy when it ended, the pairs that lend each other most.
 
     On classes of CIFAR-100, also how much of the weight off the diagonal stays inside the superclass, and how much does
-    in labels that are spread evenly.
+    in labels that are spread evenly. Of several runs: entropy and peaks by setting; runs without soft labels are left
+    out, and counted.
 
     Raises:
-        InputError: if the run has no soft labels, or they cannot be read.
+        InputError: if no run has soft labels, or they cannot be read.
     """
+    with style():
+        return _of_one(runs[0]) if len(runs) == 1 else _of_several(runs)
+
+
+def _of_one(run: TrainedRun) -> Finding:
     stages = learned_stages(run)
-    rows = {row["epoch"]: row for row in run.folder.read_rows()}
     groups = [SUPERCLASS.get(name, "") for name in run.classes]
     known = all(groups) and len(set(groups)) > 1
     found = []
-    for stage in stages:
-        row = rows.get(stage.epoch, {})
-        figures = {
-            "stage": stage.number,
-            "epoch": stage.epoch,
-            "entropy": mean_entropy(stage.table),
-            "peaks": own_peaks(stage.table),
-            **{key: row.get(key) for key in ("train/top1", "test/top1")},
-            "file": str(run.folder.soft_labels(stage.number)),
-            "pairs": _named(run.classes, stage.table),
-        }
-        found.append(figures | ({"inside_superclass": _finite(share_inside(stage.table, groups))} if known else {}))
+    for stage, figures in zip(stages, _figures(run, stages), strict=True):
+        inside = {"inside_superclass": _finite(share_inside(stage.table, groups))} if known else {}
+        files = {"file": str(run.folder.soft_labels(stage.number)), "pairs": _named(run.classes, stage.table)}
+        found.append(figures | files | inside)
     numbers: dict[str, Any] = {"classes": run.classes, "most_entropy": math.log(len(run.classes)), "stages": found}
     if known:
         numbers["inside_superclass_by_chance"] = share_inside(torch.ones(len(groups), len(groups)), groups)
     shown = _spread(len(stages))
     return Finding(numbers, _text(numbers, shown), _picture(run.classes, [stages[at] for at in shown]))
+
+
+def _figures(run: TrainedRun, stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """Of each stage, entropy and peaks of its table, and the accuracies of the row when it ended."""
+    rows = {row["epoch"]: row for row in run.folder.read_rows()}
+    return [
+        {
+            "stage": stage.number,
+            "epoch": stage.epoch,
+            "entropy": mean_entropy(stage.table),
+            "peaks": own_peaks(stage.table),
+            **{key: rows.get(stage.epoch, {}).get(key) for key in ("train/top1", "test/top1")},
+        }
+        for stage in stages
+    ]
+
+
+def _of_several(runs: Sequence[TrainedRun]) -> Finding:
+    learning = [run for run in runs if any(phase.learns for phase in run.plan.phases)]
+    if not learning:
+        raise InputError("none of the runs has soft labels: their methods learn none by class")
+    found = [
+        {"run": str(run.folder.path), "seed": run.config.train.seed, "classes": len(run.classes),
+         "stages": (stages := _figures(run, learned_stages(run))), "blurred": blurred(stages, len(run.classes))}
+        for run in learning
+    ]  # fmt: skip
+    groups = grouped([run.config for run in learning], [run.position.epochs for run in learning])
+    settings = {
+        label: {"method": learning[members[0]].config.method.name, "runs": [found[at] for at in members]}
+        for label, members in groups.items()
+    }
+    left_out = len(runs) - len(learning)
+    numbers = {"without_soft_labels": left_out, "settings": settings}
+    return Finding(numbers, _text_of_settings(settings, left_out), _curves(settings))
+
+
+def blurred(stages: Sequence[Mapping[str, Any]], classes: int) -> bool:
+    """Whether labels of so many classes got softer from the first of the stages to the last, or lost peaks."""
+    softer = stages[-1]["entropy"] - stages[0]["entropy"] > _SOFTER * math.log(classes)
+    return softer or stages[-1]["peaks"] < classes
 
 
 def _named(classes: Sequence[str], table: Tensor) -> list[dict[str, Any]]:
@@ -182,8 +221,7 @@ def _verdict(numbers: dict[str, Any]) -> str:
     """A line on whether the labels blur: whether they get softer from the first stage to the last, or lose peaks."""
     first, last, classes = numbers["stages"][0], numbers["stages"][-1], len(numbers["classes"])
     signs = f"entropy {first['entropy']:.3f} to {last['entropy']:.3f} nats, {last['peaks']} of {classes} own peaks"
-    softer = last["entropy"] - first["entropy"] > _SOFTER * numbers["most_entropy"]
-    if not softer and last["peaks"] == classes:
+    if not blurred(numbers["stages"], classes):
         return f"no sign that the labels blur: {signs}"
     fit = f", with {first['train/top1']:.0f}% of the training set fitted" if first["train/top1"] is not None else ""
     return (
@@ -192,7 +230,52 @@ def _verdict(numbers: dict[str, Any]) -> str:
     )
 
 
-@style()
+def _text_of_settings(settings: Mapping[str, Any], left_out: int) -> str:
+    """A line for each setting: mean ± std over its runs."""
+    heads = ["", "n", "stages", "train top-1", "entropy first", "last", "own peaks last", "test top-1", "blurred"]
+    rows = [heads]
+    for label, setting in settings.items():
+        ends = [(run["stages"][0], run["stages"][-1]) for run in setting["runs"]]
+        columns = [
+            [first["train/top1"] for first, _ in ends], [first["entropy"] for first, _ in ends],
+            [last["entropy"] for _, last in ends], [last["peaks"] for _, last in ends],
+            [last["test/top1"] for _, last in ends],
+        ]  # fmt: skip
+        figures = [mean_and_std([number for number in column if number is not None]) for column in columns]
+        count = f"{sum(run['blurred'] for run in setting['runs'])} of {len(ends)}"
+        rows.append([label, str(len(ends)), str(len(setting["runs"][0]["stages"])), *figures, count])
+    notes = [
+        "train top-1: when the first labels were learned; test top-1: when the last were; entropy in nats",
+        "blurred: the labels got softer from the first stage to the last, or lost peaks of their own classes",
+    ]
+    if left_out:
+        notes.append(f"{left_out} runs learn no soft labels by class and are left out")
+    return "\n".join([aligned(rows), *notes])
+
+
+def _curves(settings: Mapping[str, Any]) -> Figure:
+    """The entropy by stage of each setting, and that of the last labels against how well the first network fitted."""
+    figure, (stages, fit) = panels(1, 2, width=4.0, height=3.0)
+    lines = line_styles([setting["method"] for setting in settings.values()])
+    for number, ((label, setting), line) in enumerate(zip(settings.items(), lines, strict=True)):
+        curves = [[stage["entropy"] for stage in run["stages"]] for run in setting["runs"]]
+        epochs = [stage["epoch"] for stage in setting["runs"][0]["stages"]]
+        marker = "os^Dv<>P"[number % 8]
+        draw_band(
+            stages, epochs, curves, label, line | ({"marker": marker, "markersize": 4} if len(epochs) < 20 else {})
+        )
+        ends = [(run["stages"][0]["train/top1"], run["stages"][-1]["entropy"]) for run in setting["runs"]]
+        known = [end for end in ends if end[0] is not None]
+        if known:
+            fit.plot(*zip(*known, strict=True), marker, color=line["color"], markersize=5, alpha=0.8)
+    stages.set(xlabel="epoch at which a stage ends", ylabel="entropy of its labels, nats", ylim=(0, None))
+    fit.set(xlabel="train top-1 when the first labels were learned, %", ylabel="entropy of the last labels, nats")
+    fit.set_ylim(0, None)
+    handles, labels = stages.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3))
+    return figure
+
+
 def _picture(classes: Sequence[str], stages: Sequence[Stage]) -> Figure:
     """Heat maps, at most three in a row, on a logarithmic scale: what a label lends is small beside what it keeps."""
     from matplotlib.colors import LogNorm

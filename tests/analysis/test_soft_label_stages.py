@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from fastlsr import analyze, train
 from fastlsr.analysis import soft_labels
+from fastlsr.config import Method
 from fastlsr.data.superclasses import SUPERCLASS
 from fastlsr.engine.trained import open_run
+from fastlsr.labels.methods import make_plan
 from fastlsr.runs import RunFolder
 
 STAGES = 8
@@ -80,7 +82,7 @@ def test_the_command_shows_every_stage_with_the_row_of_its_end(run, capsys):
 
 
 def test_a_picture_shows_the_first_the_last_and_four_stages_between(run):
-    finding = soft_labels.analyze(open_run(run))
+    finding = soft_labels.analyze([open_run(run)])
     titles = [panel.get_title() for panel in finding.picture.axes if panel.get_title()]
     assert len(titles) == 6 and titles[0].startswith("stage 1,") and titles[-1].startswith(f"stage {STAGES},")
 
@@ -93,7 +95,7 @@ def test_an_earlier_checkpoint_has_the_stages_before_it(run):
 def test_classes_of_cifar100_tell_what_stays_inside_the_superclass(run):
     opened = open_run(run)
     names = "maple_tree oak_tree palm_tree pine_tree willow_tree baby boy girl man woman".split()
-    numbers = soft_labels.analyze(replace(opened, decided={**opened.decided, "classes": names})).numbers
+    numbers = soft_labels.analyze([replace(opened, decided={**opened.decided, "classes": names})]).numbers
     assert numbers["inside_superclass_by_chance"] == pytest.approx(400 / 9)
     table = load_file(RunFolder(run).soft_labels(1))["soft_labels"]
     inside = table[:5, :5].sum() + table[5:, 5:].sum() - table.diagonal().sum()
@@ -118,9 +120,26 @@ def mixed(own):
 def test_labels_that_get_softer_or_lose_peaks_are_warned_of(copy, first, last, blur):
     for stage, table in ((1, first), (STAGES, last)):
         save_file({"soft_labels": table}, copy.soft_labels(stage))
-    text = soft_labels.analyze(open_run(copy.path)).text
+    text = soft_labels.analyze([open_run(copy.path)]).text
     assert ("warning: the labels blur" in text) == blur
     assert ("no sign that the labels blur" in text) != blur
+
+
+def test_of_several_runs_each_setting_shows_its_first_and_last_stage_and_others_are_counted(run, copy):
+    opened = open_run(run)
+    blurring = replace(opened, folder=copy, config=replace(opened.config, train=replace(opened.config.train, seed=1)))
+    for stage, table in ((1, mixed(0.9)), (STAGES, mixed(0.6).roll(1, 0))):
+        save_file({"soft_labels": table}, copy.soft_labels(stage))
+    hard = replace(opened, plan=make_plan(Method(name="hard"), STAGES))
+    finding = soft_labels.analyze([opened, blurring, hard])
+    alone = soft_labels.analyze([opened]).numbers["stages"]
+    (setting,) = finding.numbers["settings"].values()
+    first, second = setting["runs"]
+    assert first["stages"] == [{key: stage[key] for key in first["stages"][0]} for stage in alone]
+    assert second["blurred"] and second["stages"][-1]["peaks"] == 0
+    assert second["stages"][0]["entropy"] == pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1 / 9), abs=1e-6)
+    assert finding.numbers["without_soft_labels"] == 1 and "1 runs learn no soft labels" in finding.text
+    assert f"{1 + first['blurred']} of 2" in finding.text
 
 
 def fails(path, capsys):
