@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastlsr import train
 from fastlsr.data.prepare.encoding import Encoding
 from fastlsr.data.prepare.sources import SOURCES, Dataset, read_dataset
 from fastlsr.data.prepare.writing import write_beton
@@ -53,6 +54,20 @@ def digits_dir(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("digits")
     _write_all("digits", read_dataset("digits", None, out), out, SOURCES["digits"].encoding)
     return out
+
+
+@pytest.fixture(scope="session")
+def train_digits(digits_dir):
+    """(folder, {"section.key": value}) -> the folder, after a run of two epochs of ResNet-8 on the digits is in it."""
+
+    def run(folder: Path, options: dict[str, object] | None = None) -> Path:
+        given = {"data.dataset": "digits", "data.dir": digits_dir, "model.name": "resnet8", "train.epochs": 2,
+                 "train.compile": "off", "train.precision": "fp32", "log.wandb": "disabled",
+                 "run.dir": folder.parent, "run.name": folder.name, **(options or {})}  # fmt: skip
+        assert train.main([f"--{name}={value}" for name, value in given.items()]) == 0
+        return folder
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,8 @@ from fastlsr.config import load
 
 
 @pytest.fixture(scope="module")
-def run(digits_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    options = {"data.dataset": "digits", "data.dir": digits_dir, "model.name": "resnet8", "train.epochs": 2,
-               "train.compile": "off", "train.precision": "fp32", "log.wandb": "disabled", "run.dir": folder,
-               "run.name": "a", "run.keep": 1}  # fmt: skip
-    assert train.main([f"--{name}={value}" for name, value in options.items()]) == 0
-    return folder / "a"
+def run(train_digits, tmp_path_factory):
+    return train_digits(tmp_path_factory.mktemp("runs") / "a", {"run.keep": 1})
 
 
 def test_checkpoints_of_one_run_are_analysed_into_its_folder(run, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastlsr import analyze, train
+from fastlsr import analyze
 from fastlsr.analysis import clusters
 from fastlsr.engine import checkpoint
 from fastlsr.engine.features import split_features
@@ -128,16 +128,9 @@ def test_the_size_of_all_features_does_not_matter(seed, size):
     )
 
 
-@pytest.fixture(scope="module")
-def runs(digits_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    options = {"data.dataset": "digits", "data.dir": digits_dir, "model.name": "resnet8",
-               "train.compile": "off", "train.precision": "fp32", "log.wandb": "disabled",
-               "run.dir": folder}  # fmt: skip
-    for seed in (0, 1):
-        words = {**options, "run.name": seed, "train.seed": seed, "train.epochs": 2, "run.keep": 1}
-        assert train.main([f"--{name}={value}" for name, value in words.items()]) == 0
-    return [folder / "0", folder / "1"]
+@pytest.fixture
+def runs(six_runs):
+    return [six_runs["hard-0"], six_runs["hard-1"]]
 
 
 def test_the_command_prints_each_pair_of_templates_and_their_average(runs, capsys):

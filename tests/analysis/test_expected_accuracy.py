@@ -7,23 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastlsr import analyze, train
+from fastlsr import analyze
 from fastlsr.engine import checkpoint
-
-OPTIONS = {"data.dataset": "digits", "model.name": "resnet8", "train.epochs": 2, "train.compile": "off",
-           "train.precision": "fp32", "log.wandb": "disabled"}  # fmt: skip
-
-
-def trained(folder, digits_dir, **options):
-    every = {**OPTIONS, "data.dir": digits_dir, "run.dir": folder.parent, "run.name": folder.name, **options}
-    assert train.main([f"--{name}={value}" for name, value in every.items()]) == 0
-    return folder
 
 
 @pytest.fixture(scope="module")
-def run(digits_dir, tmp_path_factory):
+def run(train_digits, tmp_path_factory):
     colam = {"method.name": "colam", "method.stages": 2, "method.temperature": 1.5, "run.keep": 1}
-    return trained(tmp_path_factory.mktemp("runs") / "a", digits_dir, **colam)
+    return train_digits(tmp_path_factory.mktemp("runs") / "a", colam)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +27,11 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_each_stage_has_the_accuracy_of_a_run_of_method_table(run, analysed, digits_dir, tmp_path):
+def test_each_stage_has_the_accuracy_of_a_run_of_method_table(run, analysed, train_digits, tmp_path):
     found = json.loads((analysed / "expected_accuracy.json").read_text())
     assert [stage["stage"] for stage in found["stages"]] == [0, 1, 2]
     assert [stage["own_top1"] for stage in found["stages"]] == [None, *(row["test/top1"] for row in rows(run))]
-    by_hand = trained(tmp_path / "b", digits_dir, **{
+    by_hand = train_digits(tmp_path / "b", {
         "method.name": "table", "method.teacher_key": "class", "method.temperature": 1.5,
         "method.teacher": run / "soft_labels" / "stage_01.safetensors",
     })  # fmt: skip

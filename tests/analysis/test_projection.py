@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastlsr import analyze, train
+from fastlsr import analyze
 from fastlsr.analysis import projection
 from fastlsr.engine.features import split_features
 from fastlsr.engine.trained import open_run
@@ -66,16 +66,9 @@ def test_spreads_by_hand():
     assert [each["to_template"] for each in found] == [0, 1, 2]
 
 
-@pytest.fixture(scope="module")
-def runs(digits_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    options = {"data.dataset": "digits", "data.dir": digits_dir, "model.name": "resnet8", "train.epochs": 1,
-               "train.compile": "off", "train.precision": "fp32", "log.wandb": "disabled",
-               "run.dir": folder}  # fmt: skip
-    for method in ("hard", "lsr"):
-        words = {**options, "run.name": method, "method.name": method}
-        assert train.main([f"--{name}={value}" for name, value in words.items()]) == 0
-    return [folder / "hard", folder / "lsr"]
+@pytest.fixture
+def runs(six_runs):
+    return [six_runs["hard-0"], six_runs["lsr-0"]]
 
 
 def test_the_command_projects_the_same_images_of_every_run(runs, tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastlsr import analyze, train
+from fastlsr import analyze
 from fastlsr.analysis import soft_labels
 from fastlsr.config import Method
 from fastlsr.data.superclasses import SUPERCLASS
@@ -46,14 +46,10 @@ def test_evenly_spread_labels_keep_in_a_superclass_what_chance_gives():
 
 
 @pytest.fixture(scope="module")
-def run(digits_dir, tmp_path_factory):
+def run(train_digits, tmp_path_factory):
     """The folder of a run of eight stages of an epoch each."""
-    folder = tmp_path_factory.mktemp("runs")
-    options = {"data.dataset": "digits", "data.dir": digits_dir, "model.name": "resnet8", "train.epochs": STAGES,
-               "train.compile": "off", "train.precision": "fp32", "log.wandb": "disabled", "run.dir": folder,
-               "run.name": "a", "method.name": "colam", "method.stages": STAGES, "run.keep": 3}  # fmt: skip
-    assert train.main([f"--{name}={value}" for name, value in options.items()]) == 0
-    return folder / "a"
+    options = {"train.epochs": STAGES, "method.name": "colam", "method.stages": STAGES, "run.keep": 3}
+    return train_digits(tmp_path_factory.mktemp("runs") / "a", options)
 
 
 @pytest.fixture

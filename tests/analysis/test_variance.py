@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fastlsr import analyze, train
+from fastlsr import analyze
 from fastlsr.analysis import variance
 from fastlsr.engine.features import split_features
 from fastlsr.engine.trained import open_run
@@ -119,13 +119,9 @@ def test_the_draw_is_the_same_each_time_and_holds_each_sample_once():
 
 
 @pytest.fixture(scope="module")
-def run(digits_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    options = {"data.dataset": "digits", "data.dir": digits_dir, "model.name": "resnet8", "train.epochs": 2,
-               "train.compile": "off", "train.precision": "fp32", "log.wandb": "disabled", "run.dir": folder,
-               "run.name": "a", "run.keep": 1, "method.name": "tsla", "method.smoothing": 0.3}  # fmt: skip
-    assert train.main([f"--{name}={value}" for name, value in options.items()]) == 0
-    return folder / "a"
+def run(train_digits, tmp_path_factory):
+    options = {"run.keep": 1, "method.name": "tsla", "method.smoothing": 0.3}
+    return train_digits(tmp_path_factory.mktemp("runs") / "a", options)
 
 
 def found_by_command(folder, runs, *options):

@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pytest
 
-from fastlsr import train
 from fastlsr.engine.predictions import evaluation_logits
 from fastlsr.engine.trained import open_run
 from fastlsr.errors import InputError
@@ -15,13 +14,8 @@ from fastlsr.scores import Predictions, nll
 
 
 @pytest.fixture(scope="module")
-def run(digits_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    options = {"data.dataset": "digits", "data.dir": digits_dir, "model.name": "resnet8", "train.epochs": 2,
-               "train.compile": "off", "train.precision": "fp32", "log.wandb": "disabled", "run.dir": folder,
-               "run.name": "a", "run.keep": 1}  # fmt: skip
-    assert train.main([f"--{name}={value}" for name, value in options.items()]) == 0
-    return RunFolder(folder / "a")
+def run(train_digits, tmp_path_factory):
+    return RunFolder(train_digits(tmp_path_factory.mktemp("runs") / "a", {"run.keep": 1}))
 
 
 @pytest.fixture

@@ -3,21 +3,15 @@
 import pytest
 import torch
 
-from fastlsr import train
 from fastlsr.engine.trained import open_run
 from fastlsr.errors import InputError
 from fastlsr.runs import RunFolder
 
 
 @pytest.fixture(scope="module")
-def run(digits_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    options = {"data.dataset": "digits", "data.dir": digits_dir, "model.name": "resnet8", "train.epochs": 2,
-               "train.compile": "off", "train.precision": "fp32", "log.wandb": "disabled", "run.dir": folder,
-               "run.name": "a", "method.name": "tsla", "method.drop_epoch": 1, "method.smoothing": 0.5,
-               "train.ema": 0.9}  # fmt: skip
-    assert train.main([f"--{name}={value}" for name, value in options.items()]) == 0
-    return RunFolder(folder / "a")
+def run(train_digits, tmp_path_factory):
+    options = {"method.name": "tsla", "method.drop_epoch": 1, "method.smoothing": 0.5, "train.ema": 0.9}
+    return RunFolder(train_digits(tmp_path_factory.mktemp("runs") / "a", options))
 
 
 def test_a_run_is_opened_as_it_evaluates(run):
