@@ -24,7 +24,7 @@ from fastlsr import analysis
 from fastlsr.cli import exit_on_input_error, read_arguments
 from fastlsr.config import PLACES, check_places
 from fastlsr.errors import InputError, unknown
-from fastlsr.runs import runs_below
+from fastlsr.runs import has_begun, runs_below
 
 if TYPE_CHECKING:
     from fastlsr.engine.trained import TrainedRun
@@ -51,8 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise InputError(f"usage: python -m fastlsr.analyze KIND [RUN ...]; kinds: {', '.join(kinds())}")
         if words[0] not in kinds():
             raise InputError(unknown("kind of analysis", words[0], kinds()))
-        paths, options, places = _arguments(words[1:])
-        run_analysis(words[0], paths, options, places)
+        given, options, places = _arguments(words[1:])
+        run_analysis(words[0], given, options, places)
     return 0
 
 
@@ -79,17 +79,18 @@ def _help(kind: str) -> str:
     )
 
 
-def run_analysis(kind: str, paths: Sequence[Path], options: dict[str, str], places: Mapping[str, str]) -> None:
-    """Runs one analysis of the runs at `paths`, prints what it finds and writes its files.
+def run_analysis(kind: str, given: Sequence[Path], options: dict[str, str], places: Mapping[str, str]) -> None:
+    """Runs one analysis, prints what it finds and writes its files.
 
     Args:
+        given: runs and folders of runs.
         options: of the analysis, and `out`, as they were typed.
         places: `section.key` to value of `config.PLACES`.
 
     Raises:
         InputError: for runs or options that do not fit; nothing is written then.
     """
-    out = options.pop("out", "")
+    out, paths = options.pop("out", ""), [path for each in given for path in _runs_in(each)]
     # Imported after the arguments were looked at: it takes seconds.
     from fastlsr.engine.log import log_finding
     from fastlsr.engine.trained import open_run
@@ -103,7 +104,7 @@ def run_analysis(kind: str, paths: Sequence[Path], options: dict[str, str], plac
     of_runs = {run.folder.path for run in runs}
     folder = Path(out) if out else of_runs.pop() / "analysis" if len(of_runs) == 1 else Path("analysis")
     print(finding.text)
-    words = ["python", "-m", "fastlsr.analyze", kind, *map(str, paths)]
+    words = ["python", "-m", "fastlsr.analyze", kind, *map(str, given)]
     words += [f"--{name}={value}" for name, value in {**options, **places}.items()]
     about = _sentence(kind) + (f" {_of_runs(runs)}" if runs else "")
     files = write(finding, folder / kind, shlex.join(words), about)
@@ -113,14 +114,19 @@ def run_analysis(kind: str, paths: Sequence[Path], options: dict[str, str], plac
 
 
 def _arguments(words: Sequence[str]) -> tuple[list[Path], dict[str, str], dict[str, str]]:
-    """(runs, options, places) of a command line, checked as far as the files can be looked at."""
+    """(runs and folders of them, options, places) of a command line."""
     count = next((at for at, word in enumerate(words) if word.startswith("-")), len(words))
     path_of_config, options, _ = read_arguments(words[count:])
     if path_of_config:
         raise InputError("--cfg is no option here: a run has its own")
     places = {key: options.pop(key) for key in list(options) if "." in key}
     check_places(places)
-    return [path for word in words[:count] for path in runs_below(Path(word))], options, places
+    return [Path(word) for word in words[:count]], options, places
+
+
+def _runs_in(path: Path) -> list[Path]:
+    """The run, or the runs of a folder; what else lies there is none of theirs."""
+    return [each for each in runs_below(path) if each == path or has_begun(each)]
 
 
 def _check_runs(kind: str, first: str, paths: Sequence[Path]) -> None:

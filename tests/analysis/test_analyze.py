@@ -1,5 +1,8 @@
 """Where the command writes what an analysis finds."""
 
+import json
+import shutil
+
 import pytest
 
 from fastlsr import analyze, train
@@ -17,6 +20,17 @@ def test_checkpoints_of_one_run_are_analysed_into_its_folder(run, tmp_path, monk
     assert analyze.main(["variance", *kept, "--parameters=head", "--samples=20"]) == 0
     assert (run / "analysis" / "variance.json").exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_stands_for_the_runs_in_it(six_runs, tmp_path):
+    folder = next(iter(six_runs.values())).parent
+    runs = tmp_path / "runs"
+    shutil.copytree(folder, runs, ignore=shutil.ignore_patterns("analysis", "checkpoints", "tsla-*"))
+    (runs / "sweeps").mkdir()
+    assert analyze.main(["selective", str(runs), f"--out={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "selective.json").read_text())
+    assert {name: len(each["runs"]) for name, each in found["settings"].items()} == {"hard": 2, "lsr": 2}
+    assert found["command"] == f"python -m fastlsr.analyze selective {runs}" and "4 runs of digits" in found["about"]
 
 
 def test_what_is_of_no_run_is_written_where_the_command_runs(tmp_path, monkeypatch):
