@@ -11,6 +11,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import itertools
 import json
 import pkgutil
 import shlex
@@ -115,13 +116,18 @@ def run_analysis(kind: str, given: Sequence[Path], options: dict[str, str], plac
 
 def _arguments(words: Sequence[str]) -> tuple[list[Path], dict[str, str], dict[str, str]]:
     """(runs and folders of them, options, places) of a command line."""
-    count = next((at for at, word in enumerate(words) if word.startswith("-")), len(words))
-    path_of_config, options, _ = read_arguments(words[count:])
+    given, of_options, rest = list[Path](), list[str](), iter(words)
+    for word in rest:
+        if word.startswith("-"):
+            of_options += [word, *([] if "=" in word else itertools.islice(rest, 1))]
+        else:
+            given.append(Path(word))
+    path_of_config, options, _ = read_arguments(of_options)
     if path_of_config:
         raise InputError("--cfg is no option here: a run has its own")
     places = {key: options.pop(key) for key in list(options) if "." in key}
     check_places(places)
-    return [Path(word) for word in words[:count]], options, places
+    return given, options, places
 
 
 def _runs_in(path: Path) -> list[Path]:
@@ -183,11 +189,21 @@ def write(finding: analysis.Finding, stem: Path, command: str, about: str) -> li
     numbers, text = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.txt")
     try:
         numbers.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(numbers, json.dumps({"about": about, "command": command} | finding.numbers, indent=2) + "\n")
+        content = {"about": about, "command": command} | _rounded(finding.numbers)
+        replace_text(numbers, json.dumps(content, indent=1) + "\n")
         replace_text(text, f"{about}\n$ {command}\n\n{finding.text}\n")
         return [numbers, text, *(save_figure(finding.picture, stem) if finding.picture else [])]
     except OSError as error:
         raise InputError(f"{numbers} cannot be written: {error.strerror}") from None
+
+
+def _rounded(value: Any) -> Any:
+    """The same with nine digits of each float, as many as float32 has: what computes them has no more."""
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.9g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":
