@@ -25,7 +25,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTION = README.partition("### A method of your own\n")[2].partition("\n## ")[0]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-LINKING = [*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "benchmarks/reports").glob("*.md"))]
+STUDIES = sorted((ROOT / "docs/studies").glob("*/README.md"))
+LINKING = [*PAGES, *STUDIES, ROOT / "CHANGELOG.md", *sorted((ROOT / "benchmarks/reports").glob("*.md"))]
 
 of_each_page = pytest.mark.parametrize("page", LINKING, ids=lambda page: page.stem)
 
