@@ -189,21 +189,12 @@ def write(finding: analysis.Finding, stem: Path, command: str, about: str) -> li
     numbers, text = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.txt")
     try:
         numbers.parent.mkdir(parents=True, exist_ok=True)
-        content = {"about": about, "command": command} | _rounded(finding.numbers)
+        content = {"about": about, "command": command} | finding.numbers
         replace_text(numbers, json.dumps(content, indent=1) + "\n")
         replace_text(text, f"{about}\n$ {command}\n\n{finding.text}\n")
         return [numbers, text, *(save_figure(finding.picture, stem) if finding.picture else [])]
     except OSError as error:
         raise InputError(f"{numbers} cannot be written: {error.strerror}") from None
-
-
-def _rounded(value: Any) -> Any:
-    """The same with nine digits of each float, as many as float32 has: what computes them has no more."""
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(each) for each in value]
-    return float(f"{value:.9g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

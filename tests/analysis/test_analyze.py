@@ -3,11 +3,9 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 
 from fastlsr import analyze, train
-from fastlsr.analysis import Finding
 from fastlsr.config import load
 
 
@@ -33,15 +31,6 @@ def test_a_folder_stands_for_the_runs_in_it(six_runs, tmp_path):
     found = json.loads((tmp_path / "selective.json").read_text())
     assert {name: len(each["runs"]) for name, each in found["settings"].items()} == {"hard": 2, "lsr": 2}
     assert found["command"] == f"python -m fastlsr.analyze selective {runs}" and "4 runs of digits" in found["about"]
-
-
-def test_numbers_are_kept_to_the_digits_of_float32(tmp_path):
-    given = {"a": [1 / 3, (2, None, True, "b")], "c": {"d": float(np.float32(0.1))}}
-    analyze.write(Finding(given, "text"), tmp_path / "kind", "command", "About.")
-    found = json.loads((tmp_path / "kind.json").read_text())
-    assert found == {"about": "About.", "command": "command", "a": [0.333333333, [2, None, True, "b"]],
-                     "c": {"d": 0.100000001}}  # fmt: skip
-    assert np.float32(found["c"]["d"]) == np.float32(0.1)
 
 
 def test_what_is_of_no_run_is_written_where_the_command_runs(tmp_path, monkeypatch):

@@ -48,8 +48,8 @@ def test_the_table_has_mean_deviation_and_n_of_each_setting_best_first(results):
     assert [column.header for column in table.columns] == ["method.temperature", "n", "last", "best"]
     assert rows_of(table) == [
         ("3", "1 of 3", "99.00", "99.00"),
-        ("2", "3", "95.00 ± 0.0", "95.00 ± 0.0"),
-        ("1", "3", "91.00 ± 1.0", "92.33 ± 1.5"),
+        ("2", "3", "95.00 ± 0.00", "95.00 ± 0.00"),
+        ("1", "3", "91.0 ± 1.0", "92.3 ± 1.5"),
     ]  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def test_a_file_of_options_that_varies_is_a_column(sweep_file, tmp_path):
 def test_selection_takes_the_best_mean_of_complete_settings_and_prints_their_command(results):
     warning, line, command = selection_text(*results(TOP1, NUMBERS)).splitlines()
     assert warning == "warning: 1 settings lack trials or folds and were not considered"
-    assert line == "selected: highest mean test/top1 (last) 95.00 ± 0.0, n = 3"
+    assert line == "selected: highest mean test/top1 (last) 95.00 ± 0.00, n = 3"
     assert command == "python -m fastlsr.train --method.name=colam --method.temperature=2 --model.name=resnet8"
 
 
