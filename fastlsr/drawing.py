@@ -34,6 +34,7 @@ DASHES: tuple[Any, ...] = (
     "-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)),
     (0, (10, 3)), (0, (2.5, 1.5)), (0, (8, 1.5, 1, 1.5, 1, 1.5)), (0, (12, 2, 3, 2)),
 )  # fmt: skip
+_LETTERS, _LETTERS_OF_LINE = 13, 7  # of a legend: in an inch, and as wide as a line with its gaps
 MOST_NAMES, MOST_VALUES = 20, 10  # classes that a heat map names, and whose values it prints
 
 _STYLE: Any = {
@@ -122,6 +123,13 @@ def draw_band(axes: Axes, x: ArrayLike, curves: Sequence[ArrayLike], label: str,
     if len(values) > 1:
         spread = values.std(0, ddof=1)
         axes.fill_between(x, mean - spread, mean + spread, color=line["color"], alpha=0.15, linewidth=0)
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """Draws the legend of what `axes` shows below all panels, in as many columns as fit."""
+    handles, labels = axes.get_legend_handles_labels()
+    letters = int(figure.get_figwidth() * _LETTERS) // (max(map(len, labels)) + _LETTERS_OF_LINE)
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(len(labels), letters, 4)))
 
 
 def svg(figure: Figure) -> str:

@@ -27,7 +27,7 @@ from scipy import stats
 from fastlsr.analysis import Finding, aligned
 from fastlsr.analysis.clusters import variation_and_separation
 from fastlsr.config import PLACES, Config, differences
-from fastlsr.drawing import draw_band, line_styles, panels, style
+from fastlsr.drawing import draw_band, legend_below, line_styles, panels, style
 from fastlsr.engine.cost import forward_seconds, tell_cost
 from fastlsr.engine.features import split_features
 from fastlsr.engine.linear_probe import on_other_data, probe
@@ -320,6 +320,5 @@ def _picture(settings: Mapping[str, Followed]) -> Figure:
             if drop := drop_epoch(each.plan):
                 panel.axvline(drop, color=line["color"], linewidth=0.9, linestyle=":")
         panel.set(title=FIGURES[name][0], xlabel="epoch" if panel in axes[-columns:] else "")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    legend_below(figure, axes[0])
     return figure

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlsr.analysis import Finding, aligned
-from fastlsr.drawing import INK, draw_band, line_styles, panels, style
+from fastlsr.drawing import INK, draw_band, legend_below, line_styles, panels, style
 from fastlsr.engine.predictions import evaluation_logits
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.scores import Predictions, area_under_risk, normalised_confidence, risk_by_percent
@@ -100,8 +100,7 @@ def _picture(settings: Mapping[str, Any]) -> Figure:
     axes[1].sharey(axes[0])
     axes[0].set(ylabel="risk: share of errors", ylim=(0, None))
     _draw_areas(axes[2], settings, styles)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    legend_below(figure, axes[0])
     return figure
 
 

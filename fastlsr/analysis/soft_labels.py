@@ -20,7 +20,7 @@ from torch import Tensor
 from fastlsr.analysis import Finding, aligned
 from fastlsr.data.soft_labels import stage_labels
 from fastlsr.data.superclasses import SUPERCLASS
-from fastlsr.drawing import MOST_NAMES, draw_band, heat_map, line_styles, panels, style
+from fastlsr.drawing import MOST_NAMES, draw_band, heat_map, legend_below, line_styles, panels, style
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError
 from fastlsr.trials import grouped, mean_and_std
@@ -268,11 +268,10 @@ def _curves(settings: Mapping[str, Any]) -> Figure:
         known = [end for end in ends if end[0] is not None]
         if known:
             fit.plot(*zip(*known, strict=True), marker, color=line["color"], markersize=5, alpha=0.8)
-    stages.set(xlabel="epoch at which a stage ends", ylabel="entropy of its labels, nats", ylim=(0, None))
-    fit.set(xlabel="train top-1 when the first labels were learned, %", ylabel="entropy of the last labels, nats")
+    stages.set(xlabel="epoch at which a stage ends", ylabel="entropy of labels, nats", ylim=(0, None))
+    fit.set(xlabel="train top-1 when the first labels were learned, %", ylabel="entropy, last labels, nats")
     fit.set_ylim(0, None)
-    handles, labels = stages.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3))
+    legend_below(figure, stages)
     return figure
 
 
