@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
     from numpy.typing import ArrayLike
 
-# By colour names of Okabe and Ito's set, moved apart: any two are 30 or more apart in CIELAB for readers with full
-# colour vision, protanopia and deuteranopia, and each can be seen on white and on black.
+# Any two are more than 30 apart in CIELAB for readers with full colour vision, protanopia and deuteranopia, and each
+# can be seen on white and on black. Okabe and Ito's set begins with black, which a dark page hides.
 GREY, SKY, BLUE, BROWN, YELLOW, GREEN, MAUVE = (
     "#5a5a5a", "#78a5ff", "#3c5a96", "#964b00", "#d2a500", "#5ac378", "#c3a5c3"
 )  # fmt: skip
@@ -128,8 +128,8 @@ def draw_band(axes: Axes, x: ArrayLike, curves: Sequence[ArrayLike], label: str,
 def legend_below(figure: Figure, axes: Axes) -> None:
     """Draws the legend of what `axes` shows below all panels, in as many columns as fit."""
     handles, labels = axes.get_legend_handles_labels()
-    letters = int(figure.get_figwidth() * _LETTERS) // (max(map(len, labels)) + _LETTERS_OF_LINE)
-    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(len(labels), letters, 4)))
+    fitting = int(figure.get_figwidth() * _LETTERS) // (max(map(len, labels)) + _LETTERS_OF_LINE)
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(len(labels), fitting, 4)))
 
 
 def svg(figure: Figure) -> str:

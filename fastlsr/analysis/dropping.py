@@ -144,14 +144,17 @@ def drop_epoch(plan: Plan) -> int | None:
 def _follow(runs: Sequence[TrainedRun], every: int, to: str) -> list[Curve]:
     """The figures of the chosen checkpoints of each run, by epoch; what they cost is printed before."""
     jobs = [(run, epoch) for run in runs for epoch in _chosen(run, every)]
-    data = [lambda run: run.config, *([lambda run: on_other_data(run.config, to)] if to else [])]
-    tell_cost(
-        f"dropping: {len(jobs)} checkpoints", sum(forward_seconds(run, of(run)) for run, _ in jobs for of in data)
-    )
+    seconds = {run.folder.path: _seconds_of_checkpoint(run, to) for run in runs}
+    tell_cost(f"dropping: {len(jobs)} checkpoints", sum(seconds[run.folder.path] for run, _ in jobs))
     curves: dict[Path, Curve] = {run.folder.path: {} for run in runs}
     for run, epoch in tracked(jobs, "dropping: checkpoints", steps=len(jobs)):
         curves[run.folder.path][epoch] = checkpoint_figures(_opened(run, epoch), to)
     return [curves[run.folder.path] for run in runs]
+
+
+def _seconds_of_checkpoint(run: TrainedRun, to: str) -> float:
+    own = forward_seconds(run, run.config)
+    return own + (forward_seconds(run, on_other_data(run.config, to)) if to else 0.0)
 
 
 def _chosen(run: TrainedRun, every: int) -> list[int]:

@@ -249,7 +249,7 @@ def _text_of_settings(settings: Mapping[str, Any], left_out: int) -> str:
         "blurred: the labels got softer from the first stage to the last, or lost peaks of their own classes",
     ]
     if left_out:
-        notes.append(f"{left_out} runs learn no soft labels by class and are left out")
+        notes.append(f"left out, since their methods learn no soft labels by class: {left_out} of the runs")
     return "\n".join([aligned(rows), *notes])
 
 

@@ -7,6 +7,7 @@ from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import split_paths
 from fastlsr.engine.log import terminal
 from fastlsr.engine.trained import TrainedRun
+from fastlsr.errors import InputError
 
 FORWARD = 1 / 3  # of what training on an image takes; the backward pass is the rest
 _SECONDS_FROM = 60.0  # that are told of
@@ -14,7 +15,11 @@ _SECONDS_FROM = 60.0  # that are told of
 
 def training_seconds(run: TrainedRun, images: float) -> float:
     """How long training on so many images takes, as in the run's last epoch; 0 where no row tells."""
-    speeds = [row["images_per_second"] for row in run.folder.read_rows() if row.get("images_per_second")]
+    try:
+        rows = run.folder.read_rows()
+    except InputError:  # an estimate is no reason to fail
+        return 0.0
+    speeds = [row["images_per_second"] for row in rows if row.get("images_per_second")]
     return images / speeds[-1] if speeds else 0.0
 
 

@@ -1,6 +1,7 @@
 """TSLA Eq. 4's variances: by hand, in the closed form of a linear softmax model, and of a run on real digits."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -145,6 +146,13 @@ def test_the_head_of_a_run_has_the_closed_form_of_its_features(run, tmp_path, ca
     assert said["samples"] == sum(said["histogram"]["hard"]) == sum(said["histogram"]["soft"]) == 100
     assert f"{said['theta']:.3g}" in capsys.readouterr().out
     assert (tmp_path / "variance.png").exists()
+
+
+def test_a_run_without_rows_is_analysed_without_an_estimate_of_its_cost(run, tmp_path):
+    copied = shutil.copytree(run, tmp_path / "copied")
+    (copied / "metrics.jsonl").unlink()
+    options = ["--parameters=head", "--samples=20"]
+    assert found_by_command(tmp_path, [copied], *options)["checkpoints"][0]["samples"] == 20
 
 
 def test_all_parameters_have_the_variance_of_gradients_taken_one_by_one(run, tmp_path):
