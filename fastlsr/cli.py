@@ -7,7 +7,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from fastlsr.errors import InputError
@@ -57,19 +57,27 @@ def read_arguments(arguments: Sequence[str], flags: Sequence[str] = ()) -> tuple
     return path, overrides, seen
 
 
+def to_stderr(line: str) -> None:
+    """Prints a line to stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
-def exit_on_input_error() -> Iterator[None]:
+def exit_on_input_error(say: Callable[[str], None] = to_stderr) -> Iterator[None]:
     """Ends a command as a shell expects, around the body of a `main` function.
 
     `InputError` becomes one line on stderr and exit code 2, KeyboardInterrupt exit code 130. When the reader of stdout
     is gone, as after `... | head`, the command ends with code 141 and prints nothing.
+
+    Args:
+        say: prints the line.
     """
     try:
         yield
         if sys.stdout:  # None when the shell closed it
             sys.stdout.flush()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

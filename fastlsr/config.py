@@ -136,6 +136,9 @@ class Train:
         "auto", "torch.compile; auto takes what is faster on this device", choices=("auto", "on", "off")
     )
     channels_last: bool = option(True, "channels-last memory format")
+    sync_batchnorm: bool = option(
+        False, "several ranks: batch norm's statistics over the whole batch, not over each rank's part of it"
+    )
     deterministic: bool = option(False, "only deterministic kernels (slower on CUDA; the CPU always is)")
     device: str = option("auto", "auto | cpu | cuda | cuda:N")
     ema: float = option(0.0, "decay of an exponential moving average of the weights, which is then evaluated; 0: none",

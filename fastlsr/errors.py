@@ -14,7 +14,13 @@ class InputError(Exception):
 
 
 class TrainingFailed(Exception):
-    """Training failed on valid input, as at a loss that is not finite; the message gives epoch and step."""
+    """Training failed on valid input, as at a loss that is not finite; the message gives epoch and step.
+
+    Attributes:
+        elsewhere: whether another rank of the run failed, and this one with it.
+    """
+
+    elsewhere = False
 
 
 def unknown(what: str, name: str, known: Collection[str]) -> str:

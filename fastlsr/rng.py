@@ -27,6 +27,7 @@ class Stream(IntEnum):
     PEERS = 2  # the samples of a class whose logits are averaged, COLAM (phase)
     REDRAWS = 3  # labels redrawn by DisturbLabel (epoch)
     GENERATIONS = 4  # fresh weights (phase)
+    RANKS = 6  # torch's own generator of each rank but the first (epoch * 2**12 + rank)
     ANALYSES = 5  # the samples that an analysis looks at (0), and their bootstrap (1)
 
 

@@ -85,6 +85,11 @@ def compared_keys() -> list[str]:
     return ["epoch", *(column.key for column in COLUMNS if column.line and "/" in column.key)]
 
 
+def summary_of(name: str, rows: Sequence[Row], *, finished: bool) -> Summary:
+    """The last and the best of one or more rows of the run `name`."""
+    return Summary(name=name, finished=finished, last=rows[-1], best=best_of(rows))
+
+
 def best_of(rows: Iterable[Row]) -> Row:
     """The first of the rows with the highest test accuracy."""
     return max(rows, key=lambda row: row[BEST])
@@ -163,7 +168,7 @@ class RunFolder:
 
     def write_summary(self, rows: Sequence[Row], *, finished: bool) -> Summary:
         """Writes the last and the best of one or more rows; returns what it wrote."""
-        summary = Summary(name=self.path.name, finished=finished, last=rows[-1], best=best_of(rows))
+        summary = summary_of(self.path.name, rows, finished=finished)
         self._write_json("summary.json", summary)
         return summary
 

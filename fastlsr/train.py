@@ -10,16 +10,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 
-from fastlsr.cli import exit_on_input_error, interrupts_raised, read_arguments
+from fastlsr.cli import exit_on_input_error, interrupts_raised, read_arguments, to_stderr
 from fastlsr.config import Config, differences, load, usage
 from fastlsr.data.splits import data_digests
 from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.labels.methods import make_plan, options_of, overview
+from fastlsr.ranks import check_batch_divides, read_ranks
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains as the command line asks for; returns the exit code."""
-    with exit_on_input_error():
+    with exit_on_input_error(say_once):
         started = time.perf_counter()
         words = sys.argv[1:] if arguments is None else arguments
         if not words:
@@ -30,12 +31,14 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"Options, with their defaults:\n{usage()}")
             return 0
         config = load(path, overrides)
+        check_batch_divides(config.data.batch_size)
         plan = make_plan(config.method, config.train.epochs)
         if "dry-run" not in flags:  # which prints the plan before it looks for the data
             data_digests(config)
-        for warning in warnings(config, overrides):
-            print(f"warning: {warning}", file=sys.stderr)
-        print("loading torch, FFCV and W&B", flush=True)
+        if not read_ranks().rank:
+            for warning in warnings(config, overrides):
+                print(f"warning: {warning}", file=sys.stderr)
+            print("loading torch, FFCV and W&B", flush=True)
         try:
             # Imported after these checks: it takes seconds.
             if "dry-run" in flags:
@@ -49,11 +52,21 @@ def main(arguments: list[str] | None = None) -> int:
             with interrupts_raised():
                 return train(config, plan, started=started)
         except TrainingFailed as error:
-            print(f"failed: {error}; the last checkpoint, if there is one, is good", file=sys.stderr)
+            say_once(f"failed: {error}; the last checkpoint, if there is one, is good", of_any=error.elsewhere)
             return 1
         except KeyboardInterrupt:  # before the first step, or the second one: nothing is left to save
             print("interrupted; the last checkpoint, if there is one, is good", file=sys.stderr)
             return 128 + signal.SIGINT
+
+
+def say_once(line: str, *, of_any: bool = False) -> None:
+    """Prints a line to stderr, unless another rank of the run has; with `of_any` unless one has printed any line."""
+    if read_ranks().world_size > 1:
+        from fastlsr.engine.distributed import is_first_to_say  # which loads torch
+
+        if not is_first_to_say(line, of_any=of_any):
+            return
+    to_stderr(line)
 
 
 def warnings(config: Config, overrides: Mapping[str, str]) -> Iterator[str]:

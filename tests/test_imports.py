@@ -16,7 +16,7 @@ else:
 ROOT = Path(__file__).parents[1]
 
 _BASE = {"", "errors", "files", "cli", "rng"}  # "" is fastlsr/__init__.py itself
-_VALUES = _BASE | {"config", "metrics"}
+_VALUES = _BASE | {"config", "metrics", "ranks"}
 _CORE = _VALUES | {"labels", "data", "models", "engine", "runs", "logits"}
 _ENTRY_POINTS = {"train", "evaluate", "analyze", "sweep", "teach", "doctor"}
 # What each part of fastlsr may import of fastlsr, besides itself. A new part needs a line here.

@@ -25,6 +25,7 @@ from fastlsr.data.pipeline import Batch, Pipeline
 from fastlsr.data.splits import Subset, whole
 from fastlsr.data.tables import read_tables
 from fastlsr.errors import InputError
+from fastlsr.ranks import ALONE, Ranks, read_ranks
 
 __all__ = ["Batch", "Loader", "check_pairs_storage", "worker_count"]
 
@@ -36,7 +37,8 @@ class Loader:
 
     With `train`, in the order and with the augmentation of `data`; otherwise every sample once, in the order of
     the file, not augmented. With `paired`, the second half of each batch holds, for every sample of the first, another
-    of its class (itself, if the class has no other) with a crop of its own, so that B samples make a batch of 2B. Only
+    of its class (itself, if the class has no other) with a crop of its own, so that B samples make a batch of 2B. Of
+    several `ranks`, each gets its part of every batch, which may be empty: together, what one alone would get. Only
     one epoch of a loader is under way at a time: beginning another ends it.
 
     Attributes:
@@ -62,6 +64,7 @@ class Loader:
         device: torch.device,
         subset: Subset = whole,
         paired: bool = False,
+        ranks: Ranks = ALONE,
     ):
         if paired:
             check_pairs_storage(data)
@@ -85,6 +88,7 @@ class Loader:
             device=device,
             workers=self.workers,
             paired=paired,
+            ranks=ranks,
         )
         self._thread: EpochThread | None = None
         if not len(self):
@@ -145,7 +149,7 @@ def check_pairs_storage(data: Data) -> None:
 
 
 def worker_count(requested: int, *, device: torch.device) -> int:
-    """Threads that decode: as requested up to the cores; 0 chooses.
+    """Threads that decode: as requested up to the cores, which the ranks on this machine share; 0 chooses.
 
     A GPU leaves the cores to the loader: all of them, up to 12. On the CPU the network needs them, and torch takes all
     (`engine.runtime.threads`): one thread decodes hundreds of photographs a second, where two cores train tens, so
@@ -157,6 +161,6 @@ def worker_count(requested: int, *, device: torch.device) -> int:
 
 
 def _cores() -> int:
-    """The cores that this process may run on, unless the environment gives numba another number."""
+    """This rank's share of the cores that it may run on, unless the environment gives numba another number."""
     settings: Any = numba.config  # whose attributes are made at import
-    return settings.NUMBA_NUM_THREADS
+    return max(1, settings.NUMBA_NUM_THREADS // read_ranks().local_world_size)

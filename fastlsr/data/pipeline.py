@@ -23,6 +23,7 @@ from fastlsr.data.order import epoch_order, peers_of
 from fastlsr.data.slots import Slot
 from fastlsr.data.storage import EpochStorage, MappedFile, PagedFile
 from fastlsr.data.tables import Tables
+from fastlsr.ranks import Ranks, share
 
 _BATCHES_AHEAD = 3
 
@@ -46,6 +47,7 @@ class Pipeline(FFCVLoader):
         indices: int64[n], the samples of the file that are used.
         file_bytes: the file's size.
         workers: threads that decode.
+        ranks: which part of each batch to prepare.
     """
 
     def __init__(
@@ -61,8 +63,9 @@ class Pipeline(FFCVLoader):
         device: torch.device,
         workers: int,
         paired: bool,
+        ranks: Ranks,
     ):
-        self._metadata, self._paired = tables.metadata, paired
+        self._metadata, self._paired, self._ranks = tables.metadata, paired, ranks
         self._decoder = ImageDecoder(tables.images, crop, seed=seed, workers=workers, paired=paired, file=tables.path)
         with _ffcv_without_compiling():
             super().__init__(
@@ -84,20 +87,32 @@ class Pipeline(FFCVLoader):
             self.storage = PagedFile(tables.path, file_bytes, page_bytes=tables.page_bytes, page_of_sample=tables.page)
         # One slot is the consumer's, one is being filled, the others wait. They live as long as the loader: fresh
         # (pinned) memory for every epoch, as in FFCV, can take longer than an epoch's first batch.
-        images, slots = min(data.batch_size, len(indices)) * (2 if paired else 1), _BATCHES_AHEAD + 2
+        images, slots = self._most_samples() * (2 if paired else 1), _BATCHES_AHEAD + 2
         self._memory = self.graph.allocate_memory(images, slots)
         self.slots = [Slot(number, device) for number in range(slots)]
 
     def batches(self, epoch: int) -> list[np.ndarray]:
-        """The sample indices, int64[B], of each batch of `epoch`, which `fill` crops for from now on."""
+        """The samples, int64[B], of this rank's part of each batch of `epoch`, which `fill` crops for from now on.
+
+        A part may be empty.
+        """
         self._decoder.epoch = epoch
         order = self.indices[self._order(seed=self.seed, epoch=epoch)]
-        batches = [order[n * self.batch_size : (n + 1) * self.batch_size] for n in range(len(self))]
+        whole = (order[n * self.batch_size : (n + 1) * self.batch_size] for n in range(len(self)))
+        batches = [batch[self._share(len(batch))] for batch in whole]
         if not self._paired:
             return batches
         peers = np.zeros(len(self._metadata), dtype=np.int64)
         peers[self.indices] = self.indices[peers_of(self._metadata["f1"][self.indices], seed=self.seed, epoch=epoch)]
         return [np.concatenate([batch, peers[batch]]) for batch in batches]
+
+    def _share(self, count: int) -> slice:
+        return share(count, self._ranks.rank, self._ranks.world_size)
+
+    def _most_samples(self) -> int:
+        """Of this rank in any batch; the last one's part can be larger than that of a full one."""
+        sizes = (min(self.batch_size, len(self.indices)), len(self.indices) % self.batch_size)
+        return max(len(range(size)[self._share(size)]) for size in sizes)
 
     def fill(self, slot: Slot, indices: np.ndarray, storage: EpochStorage) -> Batch:
         """The batch of these samples, in the memory of `slot`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,9 +27,14 @@ class CollectedLogits:
         self._parts.append((logits.clamp(half.min, half.max).half(), batch.labels.clone(), batch.index.clone()))
 
     def on_host(self, *, epoch: int, data: str) -> EvaluationLogits:
-        """All of them, of a network trained for `epoch` epochs on the file of digest `data`. Waits for the device."""
-        logits, labels, index = (torch.cat(column).cpu().numpy() for column in zip(*self._parts, strict=True))
-        return EvaluationLogits(logits, labels, index, epoch=epoch, data=data)
+        """Those of all ranks by ascending index, of a network trained for `epoch` epochs on the file of digest `data`.
+
+        Waits for the device. The main rank alone has all of them; the others get their own.
+        """
+        own = tuple(torch.cat(column).cpu().numpy() for column in zip(*self._parts, strict=True))
+        logits, labels, index = map(np.concatenate, zip(*(distributed.gather(own) or [own]), strict=True))
+        order = np.argsort(index)
+        return EvaluationLogits(logits[order], labels[order], index[order], epoch=epoch, data=data)
 
 
 @torch.inference_mode()
@@ -45,15 +51,15 @@ def evaluate(
 
     Args:
         forward: uint8 images [B, 3, H, W] to logits [B, K], in evaluation mode.
-        batches: a whole epoch of the split.
+        batches: a whole epoch of the split, or this rank's part of it. Ranks exchange nothing before its end.
         collect: where the logits are added, too.
     """
     objective, device = targets.by_class().objective, targets.mix.device
-    one = torch.ones((), device=device)
+    one, nothing = torch.ones((), device=device), torch.zeros(0, targets.classes, device=device)
     loss_and_samples = torch.zeros(2, dtype=torch.float64, device=device)
     sums: dict[str, Tensor] = {}
     for batch in batches:
-        logits = forward(batch.images).float()
+        logits = forward(batch.images).float() if len(batch.images) else nothing
         losses, _ = objective(logits, batch.labels, one)
         loss = losses.sum(dtype=torch.float64)
         loss_and_samples += torch.stack([loss, torch.full_like(loss, len(logits))])

@@ -94,7 +94,8 @@ class LabelLearner:
         assert self._plain is not None
         network.eval()
         for images, labels, index in watch(self._plain.epoch(0)):
-            self.means.update(network(images), labels, index)
+            if len(images):  # of several ranks, one may have none
+                self.means.update(network(images), labels, index)
         network.train()
 
     def state_dict(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from fastlsr.config import Config
 from fastlsr.errors import InputError
-from fastlsr.runs import Row, RunFolder, Summary, compared_keys, epoch_line
+from fastlsr.runs import Row, RunFolder, Summary, compared_keys, epoch_line, summary_of
 
 if TYPE_CHECKING:
     from fastlsr.engine.trained import TrainedRun
@@ -141,6 +141,30 @@ class RunLog:
                 self.wandb.finish(exit_code=exit_code)
 
 
+class SilentLog(RunLog):
+    """Keeps the rows, and neither prints nor writes: the log of every rank but the main one."""
+
+    def __init__(self, folder: RunFolder, config: Config, epochs: int):
+        super().__init__(folder, config, epochs)
+        self.console = terminal(quiet=True)
+
+    def restore(self, rows: list[Row]) -> None:
+        """Makes the rows these."""
+        self.rows = list(rows)
+
+    def open(self, rows: list[Row], *, wandb_id: str | None) -> None:
+        """Goes on after `rows`."""
+        self.restore(rows)
+
+    def row(self, row: Row) -> None:
+        """Keeps an epoch's row."""
+        self.rows.append(row)
+
+    def summary(self, *, finished: bool) -> Summary:
+        """The last and the best row."""
+        return summary_of(self.folder.path.name, self.rows, finished=finished)
+
+
 def log_finding(run: TrainedRun, kind: str, files: Sequence[Path]) -> None:
     """Logs the numbers and the picture of an analysis to the W&B run that has the run's rows, where there is one.
 
@@ -191,10 +215,11 @@ class _Console(Console):
         raise
 
 
-def terminal(*, stderr: bool = False) -> Console:
-    """A console for lines that are never cut off."""
+def terminal(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """A console for lines that are never cut off, or, if `quiet`, never shown."""
     stream = sys.stderr if stderr else sys.stdout
-    return _Console(width=None if stream.isatty() else 160, highlight=False, soft_wrap=True, stderr=stderr)
+    width = None if stream.isatty() else 160
+    return _Console(width=width, highlight=False, soft_wrap=True, stderr=stderr, quiet=quiet)
 
 
 @contextmanager

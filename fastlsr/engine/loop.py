@@ -7,6 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 
@@ -19,14 +20,15 @@ from fastlsr.data.splits import fold_name
 from fastlsr.engine import checkpoint, distributed
 from fastlsr.engine.evaluation import CollectedLogits
 from fastlsr.engine.label_learning import LearnedLabels
-from fastlsr.engine.log import RunLog, agent_run, results_table, wandb_mode
-from fastlsr.engine.provenance import environment, source_digests
+from fastlsr.engine.log import RunLog, SilentLog, agent_run, results_table, wandb_mode
+from fastlsr.engine.provenance import environment, software, source_digests
 from fastlsr.engine.runtime import choose_device, peak_memory_bytes, set_up_torch
 from fastlsr.engine.session import Session, State
 from fastlsr.engine.totals import EpochTotals
 from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.files import remove_leftovers, sole_use
 from fastlsr.labels.plan import Plan
+from fastlsr.ranks import Ranks, read_ranks
 from fastlsr.runs import KINDS, Row, RunFolder, best_of, run_folder
 
 WAITING_SHARE = 0.1  # of an epoch spent waiting for data, above which advice is printed
@@ -41,6 +43,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
+        self._steps = distributed.LateAgreement()
 
     def __enter__(self) -> StopRequest:
         self._former = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -55,22 +58,31 @@ class StopRequest:
         for each in self._former:
             signal.signal(each, signal.SIG_DFL)
 
+    def check_step(self) -> None:
+        """Raises Stopped, after the same step on all ranks, if any was asked to stop before the step before."""
+        self._stop(self._steps.agree(self.signal))
+
     def check(self) -> None:
-        """Raises Stopped, in all processes of the run, if any was asked to stop."""
-        self.signal = distributed.agree(self.signal)
-        if self.signal:
+        """Raises Stopped, on all ranks, if any was asked to stop."""
+        self._stop(distributed.agree(self.signal))
+
+    def _stop(self, number: int) -> None:
+        if number:
+            self.signal = number
             raise Stopped
 
     def watch(self, batches: Generator[Batch, None, None]) -> Iterator[Batch]:
-        """The same batches, until a stop is requested.
+        """The same batches, until this rank is asked to stop. Ranks exchange nothing until the batches end.
 
         Raises:
-            Stopped: then; the loader's thread has ended.
+            Stopped: then, if any rank was; the loader's thread has ended.
         """
         with contextlib.closing(batches):
             for batch in batches:
-                self.check()
+                if self.signal:
+                    break
                 yield batch
+        self.check()
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,8 @@ class Start:
 def train(config: Config, plan: Plan, *, started: float) -> int:
     """Trains the configured run, from its checkpoint where there is one; returns the exit code.
 
+    Under torchrun, all ranks call it.
+
     Args:
         plan: of the configured method.
         started: when the command began, as `time.perf_counter` has it.
@@ -97,25 +111,33 @@ def train(config: Config, plan: Plan, *, started: float) -> int:
         InputError: before anything is written.
         TrainingFailed: with the last good checkpoint kept.
     """
-    wandb_mode(config.log.wandb)
     device = choose_device(config.train.device)
-    folder, start = run_folder(config), find_start(config, plan)
-    log = RunLog(folder, config, plan.epochs)
+    set_up_torch(device, deterministic=config.train.deterministic)
+    with distributed.process_group(device) as ranks:
+        distributed.check_alike(facts(config, plan))
+        return _train(config, plan, device, ranks, started=started)
+
+
+def _train(config: Config, plan: Plan, device: torch.device, ranks: Ranks, *, started: float) -> int:
+    start = distributed.from_main(lambda: find_start(config, plan))
+    folder = run_folder(config)
+    log = RunLog(folder, config, plan.epochs) if distributed.is_main() else SilentLog(folder, config, plan.epochs)
     log.report(f"run: {folder.path}")
     if start.remark:
         log.report(f"warning: {start.remark}")
     if start.state and start.state["position"][0] == plan.epochs:
         log.report("finished before; nothing is left to train (another run.name would train it anew)")
         return show_finished(log, start.state)
-    set_up_torch(device, deterministic=config.train.deterministic)
-    session = Session(config, plan, device, state=start.state, report=log.report)
+    session = Session(config, plan, device, state=start.state, report=log.report, ranks=ranks)
     if start.state:
         log.report(f"resuming after {session.position.epochs} epochs and {session.position.batches} batches")
-    with sole_use(folder.path, f"another process is training {folder.path}"):
-        begin_files(folder, session, start)
+    with sole_use_of(folder):
+        if distributed.is_main():
+            begin_files(folder, session, start)
         log.open(start.state["rows"] if start.state else [], wandb_id=start.state["wandb_id"] if start.state else None)
         threads = f"{torch.get_num_threads()} threads of torch, {session.train.workers} of the loader"
-        log.report(f"ready after {time.perf_counter() - started:.1f} s; training on {device}, {threads}")
+        where = f"{device}, {threads}" if ranks.world_size == 1 else f"{ranks.world_size} ranks, each with {threads}"
+        log.report(f"ready after {time.perf_counter() - started:.1f} s; training on {where}")
         code = 1
         try:
             with StopRequest() as stop:
@@ -125,19 +147,36 @@ def train(config: Config, plan: Plan, *, started: float) -> int:
         return code
 
 
+def facts(config: Config, plan: Plan) -> dict[str, object]:
+    """What all ranks must have alike, by name."""
+    options = {
+        f"{section}.{name}": value for section, values in config.as_dict().items() for name, value in values.items()
+    }
+    return {**options, **source_digests(config, plan), **software()}
+
+
+def sole_use_of(folder: RunFolder) -> AbstractContextManager[int | None]:
+    """Inside, no other run writes to the folder; the main rank holds it for all."""
+    return (
+        sole_use(folder.path, f"another process is training {folder.path}") if distributed.is_main() else nullcontext()
+    )
+
+
 def find_start(config: Config, plan: Plan) -> Start:
     """What `run.resume` makes the run go on from.
 
     Raises:
-        InputError: if that is not there, should not be there, or belongs to other options, data or another teacher.
+        InputError: if that is not there, should not be there, or belongs to other options, data or another teacher; or
+            if W&B is not there that is requested.
     """
+    wandb_mode(config.log.wandb)
     folder, digests = run_folder(config).path, source_digests(config, plan)
     state, remark = checkpoint.load_newest(folder)
     if state is None:
         if config.run.resume == "must":
             raise InputError(f"run.resume=must: {folder} has no checkpoint")
         return Start(None, remark)
-    if config.run.resume == "never":
+    if config.run.resume == "never" and not read_ranks().restarts:  # torchrun started this very run again
         raise InputError(f"run.resume=never: {folder} holds a run already; take another run.name")
     changed = differences(config, from_dict(state["config"]))
     if changed:
@@ -222,7 +261,7 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
         end = session.end_epoch(stop.watch)
     except Stopped:
         return None
-    if end.learned:
+    if end.learned and distributed.is_main():
         keep_soft_labels(end.learned, session, log)
     row = {
         "epoch": session.position.epochs,
@@ -234,9 +273,9 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
         **speed,
         "target_entropy": end.target_entropy,
         "seconds": time.perf_counter() - start,
-        "peak_memory_bytes": peak_memory_bytes(session.device),
+        "peak_memory_bytes": distributed.agree(peak_memory_bytes(session.device)),
     }
-    if logits and distributed.is_main():
+    if logits:
         keep_logits(logits, row, session, log)
     return row
 
@@ -247,7 +286,7 @@ def keep_logits(logits: CollectedLogits, row: Row, session: Session, log: RunLog
     reached = {"last": session.finished, "best": best_of([*log.rows, row]) is row}
     if kinds := [kind for kind in KINDS if reached[kind] and requested in (kind, "both")]:
         kept = logits.on_host(epoch=row["epoch"], data=session.test.manifest.digest)
-        for kind in kinds:
+        for kind in kinds if distributed.is_main() else ():
             kept.write(log.folder.logits(kind))
 
 
@@ -270,13 +309,14 @@ def train_epoch(session: Session, log: RunLog, stop: StopRequest) -> tuple[Epoch
                 note = f"loss {so_far.loss:.4f}" if so_far.seen else ""
             advance(done, note)
             if stepped:
-                stop.check()
+                stop.check_step()
     whole = session.totals.read()
     check_finite(whole, epoch)
     seconds = time.perf_counter() - start
     advise(session, log, seconds)
     seen = session.samples_before(session.position.batches) - session.samples_before(first)
-    return whole, {"images_per_second": seen / seconds, "data_wait": session.train.wait_seconds / seconds}
+    waited = distributed.agree(session.train.wait_seconds / seconds)
+    return whole, {"images_per_second": seen / seconds, "data_wait": waited}
 
 
 def check_finite(totals: EpochTotals, epoch: int) -> None:

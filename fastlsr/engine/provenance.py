@@ -40,18 +40,22 @@ def _teacher_digest(config: Config, plan: Plan) -> str | None:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What produced a run: versions, device, command, and the state of the code's git checkout."""
-    names = ("torch", "torchvision", "ffcv", "numba", "numpy", "timm", "fastargs", "wandb")
     return {
-        "fastlsr": __version__,
+        **software(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "versions": {name: _version(name) for name in names},
         "git": _git_state(),
     }
+
+
+def software() -> dict[str, Any]:
+    """The versions of this program, of Python, and of the packages that a run's numbers depend on."""
+    names = ("torch", "torchvision", "ffcv", "numba", "numpy", "timm", "fastargs", "wandb")
+    versions = {name: _version(name) for name in names}
+    return {"fastlsr": __version__, "python": platform.python_version(), "versions": versions}
 
 
 def _version(package: str) -> str:

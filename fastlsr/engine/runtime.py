@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from fastlsr.errors import InputError
+from fastlsr.ranks import read_ranks
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -17,17 +18,25 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 def choose_device(name: str) -> torch.device:
     """The device of `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
 
+    Of several ranks on this machine, `auto` and `cuda` give each the CUDA device of its own number.
+
     Raises:
-        InputError: for anything else, or a CUDA device that is not there.
+        InputError: for anything else, or a CUDA device that is not there, or one for several ranks.
     """
+    ranks = read_ranks()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
         raise InputError(f"train.device={name}: expected auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+    if number and ranks.local_world_size > 1:
+        raise InputError(
+            f"train.device={name}: each of {ranks.local_world_size} ranks needs a device; take cuda or auto"
+        )
+    place = int(number or ranks.local_rank)
+    if kind == "cuda" and place >= torch.cuda.device_count():
         raise InputError(f"train.device={name}: this machine has {torch.cuda.device_count()} CUDA devices")
-    return torch.device("cpu") if kind == "cpu" else torch.device("cuda", int(number or 0))
+    return torch.device("cpu") if kind == "cpu" else torch.device("cuda", place)
 
 
 def cores() -> int:
@@ -36,12 +45,15 @@ def cores() -> int:
 
 
 def threads() -> int:
-    """Threads for torch: as many as cores, or OMP_NUM_THREADS if that is fewer, as for one of several trials.
+    """Threads for torch: this rank's share of the cores, or fewer with OMP_NUM_THREADS, as for one of several trials.
 
     No core is reserved for the loader: on a CPU its thread works for a small part of the time.
     """
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores(), int(limit)) if limit.isdigit() and int(limit) else cores()
+    here = read_ranks().local_world_size
+    share, limit = max(1, cores() // here), os.environ.get("OMP_NUM_THREADS", "")
+    if limit == "1" and here > 1:  # torchrun's own setting, whatever the cores
+        return share
+    return min(share, int(limit)) if limit.isdigit() and int(limit) else share
 
 
 def set_up_torch(device: torch.device, *, deterministic: bool) -> None:

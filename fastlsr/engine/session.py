@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from fastlsr.data.manifest import Manifest
 from fastlsr.data.soft_labels import SampleLabels, class_labels, sample_labels
 from fastlsr.data.splits import Subset, fold_name, held_out_subset, split_paths, training_subset, whole
 from fastlsr.engine import distributed
+from fastlsr.engine.batchnorm import BatchNorm, running_statistics, synchronise
 from fastlsr.engine.checkpoint import State
 from fastlsr.engine.classifier import Classifier, MovingAverage
 from fastlsr.engine.compiling import CompileNotices, choose_compile
@@ -33,8 +34,10 @@ from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.labels.plan import EXTRA_PASS, FORMER_NETWORK, LEARNED, TEACHER_CLASS, TEACHER_SAMPLE, Plan
 from fastlsr.labels.targets import Targets
 from fastlsr.models import build_model, expected_normalization, head_parameters
+from fastlsr.ranks import ALONE, Ranks
 
 _ENTROPY_VALUES = 1 << 22  # of targets that are looked at together
+_MOST_RANKS = 1 << 12  # of the numbers that `rng.Stream.RANKS` has for an epoch
 
 
 @dataclass
@@ -61,7 +64,13 @@ class EpochEnd:
 
 
 def training_loader(
-    config: Config, device: torch.device, *, plain: bool = False, paired: bool = False, chosen: Subset = whole
+    config: Config,
+    device: torch.device,
+    *,
+    plain: bool = False,
+    paired: bool = False,
+    chosen: Subset = whole,
+    ranks: Ranks = ALONE,
 ) -> Loader:
     """The batches to train on.
 
@@ -69,6 +78,7 @@ def training_loader(
         plain: the same samples in the file's order and not augmented.
         paired: each sample with another of its class.
         chosen: takes some of the samples, from the labels of all of them.
+        ranks: which part of each batch.
 
     Raises:
         InputError: for files or options that do not fit.
@@ -80,10 +90,12 @@ def training_loader(
         samples = of_split(labels)
         return samples[chosen(labels[samples])]
 
-    return Loader(train, config.data, train=not plain, seed=seed, device=device, subset=subset, paired=paired)
+    return Loader(
+        train, config.data, train=not plain, seed=seed, device=device, subset=subset, paired=paired, ranks=ranks
+    )
 
 
-def evaluation_loader(config: Config, device: torch.device) -> Loader:
+def evaluation_loader(config: Config, device: torch.device, ranks: Ranks = ALONE) -> Loader:
     """The batches to evaluate on: those of the evaluation split, or of the fold held out of the training split.
 
     Raises:
@@ -91,7 +103,7 @@ def evaluation_loader(config: Config, device: torch.device) -> Loader:
     """
     _, val = split_paths(config)
     seed, subset = config.train.seed, held_out_subset(config.data)
-    return Loader(val, config.data, train=False, seed=seed, device=device, subset=subset)
+    return Loader(val, config.data, train=False, seed=seed, device=device, subset=subset, ranks=ranks)
 
 
 def read_teacher(
@@ -125,7 +137,7 @@ def check_last_batch(model: nn.Module, count: int, data: Data) -> None:
     Raises:
         InputError: if one has.
     """
-    normalises = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    normalises = any(isinstance(module, BatchNorm) for module in model.modules())
     if normalises and not data.drop_last and min(count, data.batch_size) > 1 and count % data.batch_size == 1:
         raise InputError(
             f"data.batch_size={data.batch_size} leaves a last batch of one of {count} images, which batch "
@@ -142,6 +154,7 @@ class Session:
         device: where to train.
         state: what to go on from, as `state_dict` gave it; None begins.
         report: prints a line.
+        ranks: which of the processes that train the run together this is.
 
     Attributes:
         position: how far the run is.
@@ -162,11 +175,12 @@ class Session:
         *,
         state: State | None = None,
         report: Callable[[str], None],
+        ranks: Ranks = ALONE,
     ):
-        self.config, self.plan, self.device = config, plan, device
+        self.config, self.plan, self.device, self.ranks = config, plan, device, ranks
         self.position = Position()
-        self.train = training_loader(config, device, paired=plan.pairs)
-        self.test = evaluation_loader(config, device)
+        self.train = training_loader(config, device, paired=plan.pairs, ranks=ranks)
+        self.test = evaluation_loader(config, device, ranks)
         if config.data.folds:
             held_out = f"{len(self.test.indices):,} of {self.train.manifest.count:,} training images are held out"
             report(f"fold {config.data.fold} of {config.data.folds}: {held_out}, and evaluated on as `test`")
@@ -185,13 +199,15 @@ class Session:
             self.targets.table.copy_(table)
         self.learner: LabelLearner | None = None
         if plan.learns:
-            plain = training_loader(config, device, plain=True) if EXTRA_PASS in plan.learns else None
+            plain = training_loader(config, device, plain=True, ranks=ranks) if EXTRA_PASS in plan.learns else None
             self.learner = LabelLearner(plan, self.train, plain, seed=config.train.seed, device=device)
         self.ema = MovingAverage(model, config.train.ema) if config.train.ema else None
         if not state:
             self.decided["compile"] = self._decide_to_compile(report)
         compile = self.decided["compile"]
         self._notices = CompileNotices(compile, report)
+        if config.train.sync_batchnorm and ranks.world_size > 1:
+            synchronise(self.network, device)
         means = self.learner.means if self.learner else None
         self.step = TrainStep(self.network, self.optimizer, self.targets, means, teacher=self.teacher, compile=compile)
         self._evaluated = self.network if self.ema is None else self.network.around(self.ema.model)
@@ -199,6 +215,8 @@ class Session:
         self._entropies: dict[int, float] = {}
         if state:
             self._restore(state)
+        else:
+            self._draw_apart()
 
     def _build_network(self, pretrained: str, seed: int | None = None) -> nn.Module:
         config = self.config
@@ -212,17 +230,21 @@ class Session:
         expected = expected_normalization(model, self.config.model.pretrained) or (manifest.mean, manifest.std)
         return {
             "normalization": [list(values) for values in expected],
-            "precision": distributed.broadcast(choose_precision(self.config.train.precision, self.device, report)),
+            "precision": distributed.from_main(
+                lambda: choose_precision(self.config.train.precision, self.device, report)
+            ),
             **source_digests(self.config, self.plan),
             "classes": list(manifest.classes),
         }
 
     def _decide_to_compile(self, report: Callable[[str], None]) -> bool:
         size, count = self.train.resolution, min(self.config.data.batch_size, len(self.train.indices))
+        count = math.ceil(count / self.ranks.world_size)
         images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
         images = images.to(self.device, memory_format=torch.channels_last)
         steps = len(self.train) * self.plan.epochs
-        return distributed.broadcast(choose_compile(self.config.train.compile, self.network, images, steps, report))
+        requested = self.config.train.compile
+        return distributed.from_main(lambda: choose_compile(requested, self.network, images, steps, report))
 
     @property
     def totals(self) -> Totals:
@@ -267,6 +289,13 @@ class Session:
                 state["momentum_buffer"].zero_()
         if self.ema:
             self.ema.load_state_dict(self.network.model.state_dict())
+        self._draw_apart()
+
+    def _draw_apart(self) -> None:
+        """Gives each rank's dropout draws of its own from here on; rank 0 has those that it would have alone."""
+        if rank := self.ranks.rank:
+            number = self.position.epochs * _MOST_RANKS + rank
+            torch.manual_seed(rng.derived_seed(rng.Stream.RANKS, self.config.train.seed, number))
 
     def _set_former(self, former: Classifier) -> None:
         self.step.former = former.eval().requires_grad_(False)
@@ -284,9 +313,10 @@ class Session:
         last = min(first + group, len(self.train))
         samples = self.samples_before(last) - self.samples_before(first)
         with self._notices.announced("the training step", len(images), self.step.former):
-            self.step.accumulate(images, labels, index, samples=samples)
+            exchange = self.position.batches + 1 == last
+            self.step.accumulate(images, labels, index, samples=samples, exchange=exchange)
         self.position.batches += 1
-        if self.position.batches < last:
+        if not exchange:
             return False
         self.step.update()
         if self.ema:
@@ -300,6 +330,7 @@ class Session:
             watch: passes the batches on, and may end the pass by raising.
             collect: where the logits are added, too.
         """
+        distributed.mean_(self._statistics())
         self._evaluated.eval()
         metrics = evaluate(self._logits, watch(self.test.epoch(0)), self.targets, collect)
         self.network.train()
@@ -372,8 +403,13 @@ class Session:
         return total / len(self.train.indices)
 
     def state_dict(self) -> State:
-        """All that the rest of the run depends on, as tensors and plain values."""
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        """All that the rest of the run depends on, as tensors and plain values; whole on the main rank only.
+
+        Averages batch norm's statistics over the ranks. What each rank had of its own is under "ranks", from which as
+        many of them go on to the same bits.
+        """
+        own = {"sums": _copies(self._sums()), "statistics": _copies(self._statistics()), "rng": self._random_state()}
+        distributed.mean_(self._statistics())
         former = self.step.former
         return {
             "config": self.config.as_dict(),
@@ -387,11 +423,24 @@ class Session:
             **(self.learner.state_dict() if self.learner else {"means": None, "learned": None}),
             "former": former.model.state_dict() if former else None,
             "totals": self.totals.values,
-            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "rng": own["rng"],
+            "ranks": distributed.gather(own) if self.ranks.world_size > 1 else None,
         }
 
+    def _sums(self) -> list[Tensor]:
+        """The tensors that are this rank's, and add up over ranks."""
+        return [self.totals.sums, *(self.learner.means.sums if self.learner else ())]
+
+    def _statistics(self) -> list[Tensor]:
+        """Batch norm's running statistics, which are this rank's between two evaluations."""
+        return running_statistics(self.network) + (running_statistics(self.ema.model) if self.ema else [])
+
+    def _random_state(self) -> State:
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
     def _restore(self, state: State) -> None:
-        """Goes on from what `state_dict` gave."""
+        """Goes on from what `state_dict` gave, to as many ranks or another number of them."""
         self.position = Position(*state["position"])
         self.network.model.load_state_dict(state["model"])
         if self.ema:
@@ -407,6 +456,29 @@ class Session:
             former.model.load_state_dict(state["former"])
             self._set_former(former)
         self.totals.values.copy_(state["totals"])
-        torch.set_rng_state(state["rng"]["cpu"])
-        if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
-            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+        self._set_random_state(state["rng"])
+        ranks = state.get("ranks") or []
+        if len(ranks) == self.ranks.world_size:
+            own = ranks[self.ranks.rank]
+            _copy_all(own["sums"], self._sums())
+            _copy_all(own["statistics"], self._statistics())
+            self._set_random_state(own["rng"])
+        elif self.ranks.rank:  # rank 0 has what all had seen
+            _copy_all([torch.zeros(()) for _ in self._sums()], self._sums())
+            self._draw_apart()
+        elif ranks:
+            _copy_all([sum(parts) for parts in zip(*(own["sums"] for own in ranks), strict=True)], self._sums())
+
+    def _set_random_state(self, state: State) -> None:
+        torch.set_rng_state(state["cpu"])
+        if self.device.type == "cuda" and state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.to("cpu", copy=True) for tensor in tensors]
+
+
+def _copy_all(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)

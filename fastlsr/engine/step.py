@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from fastlsr.data.soft_labels import SampleLabels
+from fastlsr.engine import distributed
+from fastlsr.engine.batchnorm import is_synchronised
 from fastlsr.engine.classifier import Classifier
 from fastlsr.engine.totals import Totals
 from fastlsr.labels.class_means import ClassMeans
@@ -17,6 +21,8 @@ from fastlsr.labels.targets import Targets
 
 class TrainStep:
     """Trains on a batch; `compute` is the part that torch.compile may fuse.
+
+    Of several ranks each trains on its part of the batch, and all make the same step: that on the whole batch.
 
     Args:
         network: in training mode.
@@ -43,12 +49,14 @@ class TrainStep:
     ):
         device = targets.mix.device
         self.network, self.optimizer, self.targets, self.means = network, optimizer, targets, means
+        self._replica = distributed.replicated(network)
+        self._synchronises = is_synchronised(network)
         self.teacher = teacher
         self.former: Classifier | None = None
         self.label_seed = torch.zeros((), dtype=torch.int64, device=device)
         self.totals = Totals(device)
-        self.scale = torch.ones((), device=device)  # of the gradients: 1 / samples, times fp16's own
-        self._share, self._samples = torch.ones((), device=device), 1
+        self.scale = torch.ones((), device=device)  # of the gradients: ranks / samples, times fp16's own
+        self._share, self._samples = torch.ones((), device=device), 0
         self.scaler = torch.amp.GradScaler(device.type, enabled=network.dtype == torch.float16)
         # Static shapes: the ragged last batch gets a graph of its own instead of a slower dynamic one.
         self.compute: Callable[..., tuple[Tensor, Tensor]] = (
@@ -60,7 +68,7 @@ class TrainStep:
         peers = None
         if self.targets.plan.pairs:  # the second half holds a peer for each sample of the first
             (images, peers), labels, index = images.chunk(2), labels.chunk(2)[0], index.chunk(2)[0]
-        logits = self.network(images)
+        logits = self._replica(images)
         soft_labels = self._soft_labels(images, index)
         trained_on = labels
         if self.targets.redraws:
@@ -85,18 +93,39 @@ class TrainStep:
                 return self.former(images).float().softmax(1)
         return None if self.teacher is None else self.teacher.rows(index)
 
-    def accumulate(self, images: Tensor, labels: Tensor, index: Tensor, *, samples: int) -> None:
+    def accumulate(self, images: Tensor, labels: Tensor, index: Tensor, *, samples: int, exchange: bool = True) -> None:
         """Adds a batch's gradient, as its share of a mean over `samples` samples.
 
         Args:
-            images: uint8 [B, 3, H, W]; labels, index: int64 [B]; all on the device.
+            images: uint8 [B, 3, H, W]; labels, index: int64 [B]; all on the device. Of several ranks, this one's part
+                of the batch, which may be empty.
+            samples: of all ranks together, in all batches whose gradients are added up.
+            exchange: whether ranks add up their gradients now, as they must before `update`.
         """
         if samples != self._samples:
-            self._share.fill_(1 / samples)
+            self._share.fill_(distributed.world_size() / samples)  # the mean over ranks divides by them
             self._samples = samples
         self.scale.copy_(self.scaler.scale(self._share))
-        logits, gradients = self.compute(images, labels, index)
-        logits.backward(gradients)
+        with self._exchanging(exchange):
+            if len(images) or self._synchronises:
+                logits, gradients = self.compute(images, labels, index)
+                logits.backward(gradients)
+            else:
+                self._stand_by(images, exchange)
+
+    def _exchanging(self, exchange: bool) -> AbstractContextManager[None]:
+        if exchange or not isinstance(self._replica, DistributedDataParallel):
+            return nullcontext()
+        return self._replica.no_sync()
+
+    def _stand_by(self, images: Tensor, exchange: bool) -> None:
+        """Takes part in a step on a batch of which this rank has no sample: its gradients are 0."""
+        self.totals.steps[0] += 1
+        if exchange:
+            self.network.eval()  # batch norm's statistics stay
+            logits = self._replica(images.new_zeros(1, *images.shape[1:]))
+            logits.backward(torch.zeros_like(logits))
+            self.network.train()
 
     def update(self) -> None:
         """Moves the weights by the gradients added up, and clears those."""

@@ -1,0 +1,70 @@
+"""Which of the processes that train one run this is: torchrun's environment variables. Loaded without torch.
+
+Names as torch has them: a rank is one process's number, from 0; the main one is rank 0.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from fastlsr.errors import InputError
+
+_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process among those that train a run; the default is a process that trains it alone.
+
+    Attributes:
+        rank: its number.
+        world_size: how many there are.
+        local_rank: its number among those on this machine.
+        local_world_size: how many of them are on this machine.
+        restarts: how often torchrun has started all of them again after a failure.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    restarts: int = 0
+
+
+ALONE = Ranks()
+
+
+def read_ranks() -> Ranks:
+    """What torchrun states of this process; `ALONE` where one of its variables is missing."""
+    try:
+        numbers = [int(os.environ[name]) for name in _NAMES]
+    except (KeyError, ValueError):
+        return ALONE
+    rank, world_size, local_rank, local_world_size = numbers
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return Ranks(rank, world_size, local_rank, local_world_size, restarts)
+
+
+def check_batch_divides(batch_size: int) -> None:
+    """Checks that all ranks of this run get equal parts of a batch.
+
+    Raises:
+        InputError: if they do not.
+    """
+    ranks = read_ranks().world_size
+    if batch_size % ranks:
+        raise InputError(
+            f"data.batch_size={batch_size} is that of all {ranks} ranks together, which does not divide it; "
+            f"take {batch_size // ranks * ranks or ranks} or {(batch_size // ranks + 1) * ranks}"
+        )
+
+
+def share(count: int, rank: int, ranks: int) -> slice:
+    """The part of a batch of `count` samples that is a rank's: one of contiguous parts, equal to one sample.
+
+    No part of two or more samples is a single one, which batch normalisation cannot take; so a small batch leaves the
+    last ranks without any.
+    """
+    used = min(ranks, max(1, count // 2))
+    return slice(*(count * min(place, used) // used for place in (rank, rank + 1)))
