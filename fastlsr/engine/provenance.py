@@ -43,7 +43,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     names = ("torch", "torchvision", "ffcv", "numba", "numpy", "timm", "fastargs", "wandb")
     return {
         "fastlsr": __version__,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": cores(),
