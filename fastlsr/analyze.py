@@ -25,6 +25,7 @@ from fastlsr import analysis
 from fastlsr.cli import exit_on_input_error, read_arguments
 from fastlsr.config import PLACES, check_places
 from fastlsr.errors import InputError, unknown
+from fastlsr.files import check_can_be_written
 from fastlsr.runs import has_begun, runs_below
 
 if TYPE_CHECKING:
@@ -101,9 +102,13 @@ def run_analysis(kind: str, given: Sequence[Path], options: dict[str, str], plac
     _check_runs(kind, first, paths)
     chosen = _read_options(kind, options, analyze)
     runs = [open_run(path, places) for path in paths]
-    finding = analyze(*([runs] if first == "runs" else runs), **chosen)
+    for run, path in zip(runs, paths, strict=True):
+        if path.is_dir() and run.at_epoch:
+            print(f"note: {path} is not finished, {run.position.epochs} of {run.plan.epochs} epochs", file=sys.stderr)
     of_runs = {run.folder.path for run in runs}
     folder = Path(out) if out else of_runs.pop() / "analysis" if len(of_runs) == 1 else Path("analysis")
+    check_can_be_written(folder)  # before what may take hours
+    finding = analyze(*([runs] if first == "runs" else runs), **chosen)
     print(finding.text)
     words = ["python", "-m", "fastlsr.analyze", kind, *map(str, given)]
     words += [f"--{name}={value}" for name, value in {**options, **places}.items()]
@@ -152,9 +157,9 @@ def _read_options(kind: str, options: Mapping[str, str], analyze: Callable[..., 
         if name not in [option.name for option in known]:
             names = [f"--{key}" for key in (*(option.name for option in known), "out", *PLACES)]
             raise InputError(unknown(f"option of {kind}", f"--{name}", names))
-    for option in known:
-        if option.default is option.empty and option.name not in options:
-            raise InputError(f"{kind} needs --{option.name}=VALUE")
+    missing = [o.name for o in known if o.default is o.empty and o.name not in options]
+    if missing:
+        raise InputError(f"{kind} needs {', '.join(f'--{name}=VALUE' for name in missing)}")
     return {name: _value(name, text, annotated[name].__name__) for name, text in options.items()}
 
 

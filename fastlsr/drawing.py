@@ -120,6 +120,8 @@ def draw_band(axes: Axes, x: ArrayLike, curves: Sequence[ArrayLike], label: str,
     values = np.array(curves, dtype=float)
     mean = values.mean(0)
     axes.plot(x, mean, label=label, **line)
+    if np.asarray(x).dtype.kind == "i":
+        axes.locator_params(axis="x", integer=True)  # no half epochs
     if len(values) > 1:
         spread = values.std(0, ddof=1)
         axes.fill_between(x, mean - spread, mean + spread, color=line["color"], alpha=0.15, linewidth=0)

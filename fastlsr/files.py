@@ -36,6 +36,19 @@ def replace_file(path: Path, write: Callable[[Path], object], *, keep: Path | No
         raise
 
 
+def check_can_be_written(folder: Path) -> None:
+    """Checks, without making it, that a folder is there or can be made, and files in it.
+
+    Raises:
+        InputError: if not.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"{folder} cannot be written: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{folder} cannot be written: no permission for {there}")
+
+
 def _sync_folder(folder: Path) -> None:
     # fsync of the file does not cover its name.
     handle = os.open(folder, os.O_RDONLY)

@@ -194,7 +194,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature from 0.01 to 100 that minimises the mean cross-entropy of logits / T (Guo et al. 2017).
 
     The cross-entropy is convex in b = 1/T, with the slope  mean(E_p[z] - z_label),  p = softmax(b z). Where it has no
-    slope at T = 1, that is the temperature.
+    slope at T = 1, that is the temperature; and where all predictions are right, which has no minimum.
     """
     shifted = logits.astype(np.float32)
     shifted -= shifted.max(1, keepdims=True)
@@ -210,8 +210,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     if slope(0.0) == 0:
         return 1.0  # so it is for every temperature where all logits of a sample are equal
     low, high = np.log(_TEMPERATURES)
-    if slope(low) <= 0:  # still falling where b is largest: all right, and the more so the colder
-        return float(_TEMPERATURES[0])
+    if slope(low) <= 0:  # still falling where b is largest: one wrong prediction in the other half would cost all
+        return 1.0
     if slope(high) >= 0:
         return float(_TEMPERATURES[1])
     return float(np.exp(brentq(slope, low, high, xtol=1e-5)))

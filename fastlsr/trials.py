@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,10 +99,22 @@ def varying(settings: Sequence[Setting]) -> list[str]:
 def setting_labels(configs: Sequence[Config]) -> list[str]:
     """What a picture calls each run's setting, such as "lsr smoothing=0.2": equal for repeats, and for them alone.
 
-    The method's name, then the options besides `REPEATS` in which the configs differ, where they are not the default.
+    The method's name; the data set, if there are several; then the options besides `REPEATS` in which the configs of
+    one data set differ, where they are not the default.
     """
-    keys = [key for key in _varying(configs) if key != "method.name"]
-    return [" ".join([config.method.name, *_set_options(config, keys)]) for config in configs]
+    of_data = {config.data.dataset: [each for each in configs if each.data.dataset == config.data.dataset]
+               for config in configs}  # fmt: skip
+    keys = {name: [key for key in _varying(alike) if key != "method.name"] for name, alike in of_data.items()}
+    names = [config.method.name + data_set_suffix(config, of_data) for config in configs]
+    return [
+        " ".join([name, *_set_options(config, keys[config.data.dataset])])
+        for name, config in zip(names, configs, strict=True)
+    ]
+
+
+def data_set_suffix(config: Config, data_sets: Collection[str]) -> str:
+    """What follows the method in the label of a setting: its data set, if there are several."""
+    return f" dataset={config.data.dataset}" if len(data_sets) > 1 else ""
 
 
 def run_labels(configs: Sequence[Config]) -> list[str]:
@@ -121,8 +133,20 @@ def run_labels(configs: Sequence[Config]) -> list[str]:
     ]
 
 
+def ordered(configs: Sequence[Config]) -> list[int]:
+    """The positions of runs: methods in the order in which they come, those of one by the values of their options."""
+    methods = list(dict.fromkeys(config.method.name for config in configs))
+    keys = [key for key in _varying(configs) if key != "method.name"]
+
+    def place(at: int) -> tuple[Any, ...]:
+        options = _options_of_setting(configs[at])
+        return methods.index(configs[at].method.name), *((key in options, options.get(key)) for key in keys)
+
+    return sorted(range(len(configs)), key=place)
+
+
 def grouped(configs: Sequence[Config], epochs: Sequence[int]) -> dict[str, list[int]]:
-    """The label of each setting to the positions of its runs, both in the order in which they come.
+    """The label of each setting, as `ordered`, to the positions of its runs, in the order in which they come.
 
     Args:
         epochs: that each run's network was trained for; those of one setting with different ones are groups of their
@@ -134,8 +158,9 @@ def grouped(configs: Sequence[Config], epochs: Sequence[int]) -> dict[str, list[
     labels = setting_labels(configs)
     groups: dict[str, list[int]] = {}
     trained = {label: {each for each, other in zip(epochs, labels, strict=True) if other == label} for label in labels}
-    for at, (label, epoch) in enumerate(zip(labels, epochs, strict=True)):
-        groups.setdefault(label + (f", epoch {epoch}" if len(trained[label]) > 1 else ""), []).append(at)
+    for at in ordered(configs):
+        label = labels[at] + (f", epoch {epochs[at]}" if len(trained[labels[at]]) > 1 else "")
+        groups.setdefault(label, []).append(at)
     for label, members in groups.items():
         repeats = {(configs[at].train.seed, configs[at].data.fold) for at in members}
         if len(repeats) < len(members):
@@ -187,7 +212,8 @@ def mean_and_std(numbers: Sequence[float], decimals: int | None = None) -> str:
         return f"{mean:#.4g}".rstrip(".") if decimals is None else f"{mean:.{decimals}f}"
     std = statistics.stdev(numbers)
     if decimals is None:
-        decimals = min(carried_decimals(std, 2), carried_decimals(mean, 7)) if std else carried_decimals(mean, 4)
+        of_mean = [carried_decimals(mean, 7 if std else 4)] if mean else []
+        decimals = min([*of_mean, *([carried_decimals(std, 2)] if std else [])], default=0)
     return f"{mean:.{decimals}f} ± {std:.{decimals}f}"
 
 

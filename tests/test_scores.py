@@ -212,9 +212,9 @@ def test_no_temperature_beside_the_fitted_one_has_a_lower_cross_entropy():
     assert min(losses) == losses[1]
 
 
-def test_all_right_goes_to_the_coldest_temperature_and_all_wrong_to_the_hottest():
+def test_all_right_stays_at_temperature_one_and_all_wrong_goes_to_the_hottest():
     logits, _ = problem()
-    assert scores.fit_temperature(logits, logits.argmax(1)) == 0.01
+    assert scores.fit_temperature(logits, logits.argmax(1)) == 1
     assert scores.fit_temperature(logits, logits.argmin(1)) == 100
     assert scores.fit_temperature(np.zeros((4, 3)), np.zeros(4, dtype=int)) == 1
 

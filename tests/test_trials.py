@@ -21,6 +21,7 @@ from fastlsr.trials import (
     Trial,
     grouped,
     mean_and_std,
+    ordered,
     read_trial,
     run_labels,
     settings_of,
@@ -116,10 +117,24 @@ def test_what_varies_is_named_in_the_order_of_the_options_without_repeats_and_pl
             [f"hard, seed {seed}, fold {fold}" for fold in "01" for seed in "01"],
         ),
         ([{}, {"data.workers": "2"}], ["hard, seed 0", "hard, seed 0"]),
+        (  # options that differ between data sets alone are not spelled out
+            [
+                {"data.dataset": "digits", "optim.lr": "7"},
+                {"method.smoothing": "0.2", "method.name": "lsr"},
+                {"method.name": "lsr", "method.smoothing": "0.3"},
+            ],
+            ["hard dataset=digits", "lsr dataset=cifar100 smoothing=0.2", "lsr dataset=cifar100 smoothing=0.3"],
+        ),
     ],
 )
 def test_a_run_is_labelled_by_its_method_and_what_tells_it_from_the_others(chosen, labels):
     assert run_labels([load(overrides=each) for each in chosen]) == labels
+
+
+def test_settings_of_a_method_stand_in_the_order_of_their_options():
+    chosen = [("lsr", "0.4"), ("hard", "0.1"), ("lsr", "0.05"), ("lsr", "0.2"), ("lsr", "0.05")]
+    configs = [load(overrides={"method.name": name, "method.smoothing": smoothing}) for name, smoothing in chosen]
+    assert ordered(configs) == [2, 4, 3, 0, 1]
 
 
 @settings(deadline=None)
@@ -190,6 +205,8 @@ def test_folds_are_complete_where_each_seed_holds_out_every_one_once(folds, held
         ([0.353, 0.361], "0.3570 ± 0.0057"),
         ([100, 100, 100], "100.0 ± 0.0"),
         ([12345, 12355], "12350.0 ± 7.1"),
+        ([0.5, -0.5], "0.00 ± 0.71"),
+        ([0, 0], "0 ± 0"),
         ([1, 1 + 1e-12], "1.000000 ± 0.000000"),
     ],
 )

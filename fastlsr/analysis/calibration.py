@@ -18,8 +18,9 @@ from scipy import stats
 
 from fastlsr.analysis import Finding, aligned
 from fastlsr.drawing import INK, method_colour, panels, style
-from fastlsr.engine.predictions import evaluation_logits
+from fastlsr.engine.predictions import evaluation_logits_of
 from fastlsr.engine.trained import TrainedRun
+from fastlsr.logits import EvaluationLogits
 from fastlsr.metrics import ECE_BINS
 from fastlsr.scores import SCORES, Predictions, reliability, temperature_scaled
 from fastlsr.trials import grouped, mean_and_std
@@ -42,7 +43,7 @@ def analyze(runs: Sequence[TrainedRun]) -> Finding:
     of correct predictions for one of several. The latter takes the split as given: it tells how much training varies.
     """
     groups = grouped([run.config for run in runs], [run.position.epochs for run in runs])
-    measured = [_measured(run) for run in runs]
+    measured = [_measured(kept) for kept in evaluation_logits_of(runs, "calibration")]
     settings = {
         label: {"method": runs[members[0]].config.method.name, "runs": len(members)}
         | {kind: _of_setting([measured[at][kind] for at in members]) for kind in _KINDS}
@@ -55,9 +56,8 @@ def analyze(runs: Sequence[TrainedRun]) -> Finding:
     return Finding(numbers, _text(settings, of_runs, groups), picture)
 
 
-def _measured(run: TrainedRun) -> dict[str, Any]:
+def _measured(kept: EvaluationLogits) -> dict[str, Any]:
     """The raw and the scaled predictions of a run, and the two temperatures."""
-    kept = evaluation_logits(run)
     scaled, temperatures = temperature_scaled(kept.logits, kept.labels, kept.index)
     return {"raw": Predictions(kept.logits, kept.labels), "scaled": scaled, "temperatures": temperatures}
 

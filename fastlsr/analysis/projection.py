@@ -20,6 +20,7 @@ from fastlsr import rng
 from fastlsr.analysis import Finding
 from fastlsr.data.loader import Loader
 from fastlsr.drawing import BLUE, GREEN, YELLOW, panels, style
+from fastlsr.engine.cost import forward_seconds, tell_cost
 from fastlsr.engine.features import split_features
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError
@@ -103,6 +104,9 @@ def analyze(runs: Sequence[TrainedRun], *, classes: str, samples: int = 100) -> 
         raise InputError(f"--samples={samples}: expected at least 1")
     names = [runs[0].classes[label] for label in labels[0]]
     titles = run_labels([run.config for run in runs])
+    tell_cost(
+        f"features of {len(runs)} runs", sum(3 / len(run.classes) * forward_seconds(run, run.config) for run in runs)
+    )
     found = [
         {"label": title + run.at_epoch, "run": str(run.folder.path), **_projected(run, chosen, samples)}
         for run, title, chosen in zip(runs, titles, labels, strict=True)

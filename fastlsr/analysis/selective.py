@@ -20,8 +20,9 @@ import numpy as np
 
 from fastlsr.analysis import Finding, aligned
 from fastlsr.drawing import INK, draw_band, legend_below, line_styles, panels, style
-from fastlsr.engine.predictions import evaluation_logits
+from fastlsr.engine.predictions import evaluation_logits_of
 from fastlsr.engine.trained import TrainedRun
+from fastlsr.logits import EvaluationLogits
 from fastlsr.scores import Predictions, area_under_risk, normalised_confidence, risk_by_percent
 from fastlsr.trials import grouped, mean_and_std
 
@@ -39,7 +40,8 @@ def analyze(runs: Sequence[TrainedRun]) -> Finding:
     errors allow, the AURC of an order that has all errors last, is the excess (Geifman et al. 2019's E-AURC).
     """
     groups = grouped([run.config for run in runs], [run.position.epochs for run in runs])
-    found = [_of_run(run) for run in runs]
+    all_kept = evaluation_logits_of(runs, "selective")
+    found = [_of_run(run, kept) for run, kept in zip(runs, all_kept, strict=True)]
     settings = {
         label: {"method": found[members[0]]["method"], "runs": [found[at] for at in members]}
         for label, members in groups.items()
@@ -49,8 +51,7 @@ def analyze(runs: Sequence[TrainedRun]) -> Finding:
     return Finding({"settings": settings}, _text(settings), picture)
 
 
-def _of_run(run: TrainedRun) -> dict[str, Any]:
-    kept = evaluation_logits(run)
+def _of_run(run: TrainedRun, kept: EvaluationLogits) -> dict[str, Any]:
     predictions = Predictions(kept.logits, kept.labels)
     normalised, norms = normalised_confidence(kept.logits, kept.labels, kept.index)
     correct = predictions.correct

@@ -268,9 +268,11 @@ def _curves(settings: Mapping[str, Any]) -> Figure:
         known = [end for end in ends if end[0] is not None]
         if known:
             fit.plot(*zip(*known, strict=True), marker, color=line["color"], markersize=5, alpha=0.8)
-    stages.set(xlabel="epoch at which a stage ends", ylabel="entropy of labels, nats", ylim=(0, None))
+    stages.set(xlabel="epoch at which a stage ends", ylabel="entropy of labels, nats")
     fit.set(xlabel="train top-1 when the first labels were learned, %", ylabel="entropy, last labels, nats")
-    fit.set_ylim(0, None)
+    for panel in (stages, fit):
+        panel.margins(y=0.08)
+        panel.set_ylim(0, panel.get_ylim()[1])
     legend_below(figure, stages)
     return figure
 

@@ -56,6 +56,7 @@ class Distances:
     Attributes:
         hard: float64[N], under y.
         soft: float64[N], under y_hat.
+        cross: float64[N], <grad l(y) - grad F, grad l(y_hat) - grad F>.
         lever: float64[N], 2 <bias, grad l(y) - grad F>: how fast sigma2_hat falls when the sample counts for more,
             since that moves grad F.
         bias_squared: of the mean gradient under y_hat, taken for grad F.
@@ -64,9 +65,15 @@ class Distances:
 
     hard: np.ndarray
     soft: np.ndarray
+    cross: np.ndarray
     lever: np.ndarray
     bias_squared: float
     gradient_squared: float
+
+    def mixed(self, theta: float) -> float:
+        """E ||(1 - theta) grad l(y) + theta grad l(y_hat) - grad F||^2: under labels that are smoothed by theta."""
+        shares = (1 - theta) ** 2 * self.hard + theta**2 * self.soft + 2 * theta * (1 - theta) * self.cross
+        return float(shares.mean())
 
 
 def analyze(
@@ -131,12 +138,13 @@ def squared_distances(model: nn.Module, parameters: Mapping[str, Tensor], batche
 
         def of_sample(image: Tensor, targets: Tensor) -> Tensor:
             gradients = _gradients(model, parameters, image[None], targets[None]) - origin
-            return torch.cat([gradients.square().sum(1), 2 * (gradients[:1] @ bias)])
+            hard, soft = gradients
+            return torch.stack([hard @ hard, soft @ soft, hard @ soft, 2 * (hard @ bias)])
 
         chunk = max(1, _VALUES // (2 * len(origin)))
         parts = [vmap(of_sample, chunk_size=chunk)(*batch).double().cpu() for batch in batches()]
-    hard, soft, lever = torch.cat(parts).numpy().T
-    return Distances(hard, soft, lever, (mean_hat - mean).square().sum().item(), mean.square().sum().item())
+    hard, soft, cross, lever = torch.cat(parts).numpy().T
+    return Distances(hard, soft, cross, lever, (mean_hat - mean).square().sum().item(), mean.square().sum().item())
 
 
 def _gradients(model: nn.Module, parameters: Mapping[str, Tensor], images: Tensor, targets: Tensor) -> Tensor:
@@ -197,7 +205,11 @@ def _targets(run: TrainedRun, loader: Loader, teacher: str, teacher_key: str) ->
 
 
 def _row(run: TrainedRun, distances: Distances) -> dict[str, Any]:
-    """The figures of a checkpoint; `theta_used` is the weight of all but the one-hot label in its last targets."""
+    """The figures of a checkpoint.
+
+    `theta_used` is the weight of all but the one-hot label in its last targets, and `mixed` the variance under labels
+    that are smoothed by it, over sigma2.
+    """
     if not distances.hard.any():
         raise InputError(f"{run.folder.path}: all gradients are zero after {run.position.epochs} epochs")
     delta, error, interval = delta_with_error(distances)
@@ -216,6 +228,7 @@ def _row(run: TrainedRun, distances: Distances) -> dict[str, Any]:
         "delta_interval": interval,
         "theta": 1 / (1 + delta),
         "theta_used": 1 - phase.hard,
+        "mixed": distances.mixed(1 - phase.hard) / distances.hard.mean().item(),
         "histogram": _histogram(distances),
     }
 
@@ -232,11 +245,13 @@ def _text(names: Sequence[str], numbers: Mapping[str, Any]) -> str:
     lines = [
         f"gradients of {numbers['parameters']} parameters on {rows[0]['samples']:,} training images, "
         f"y_hat {numbers['y_hat']} (TSLA Eq. 4; +- standard error, bootstrap)",
-        f"{'':{width}}  epoch     sigma2  sigma2_hat  (bias^2)  delta             1/(1+delta)  theta used",
+        f"{'':{width}}  epoch     sigma2  sigma2_hat  (bias^2)  delta             1/(1+delta)  theta used  its "
+        "variance/sigma2",
     ]
     lines += [
         f"{name:{width}}  {row['epoch']:5}  {row['sigma2']:9.3g}  {row['sigma2_hat']:10.3g}  {row['bias_squared']:8.3g}"
-        f"  {row['delta']:<8.3g} +- {row['delta_error']:<6.2g}  {row['theta']:<11.3g}  {row['theta_used']:.3g}"
+        f"  {row['delta']:<8.3g} +- {row['delta_error']:<6.2g}  {row['theta']:<11.3g}  "
+        f"{row['theta_used']:<10.3g}  {row['mixed']:.3g}"
         for name, row in zip(names, rows, strict=True)
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What an analysis of a run will take, by the speed at which the run was trained."""
+"""What an analysis will take; of a run, by the speed at which it was trained."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def training_seconds(run: TrainedRun, images: float) -> float:
         rows = run.folder.read_rows()
     except InputError:  # an estimate is no reason to fail
         return 0.0
-    speeds = [row["images_per_second"] for row in rows if row.get("images_per_second")]
-    return images / speeds[-1] if speeds else 0.0
+    speeds = [row.get("images_per_second") for row in rows]
+    numbers = [speed for speed in speeds if isinstance(speed, int | float) and speed > 0]
+    return images / numbers[-1] if numbers else 0.0
 
 
 def forward_seconds(run: TrainedRun, data: Config) -> float:
@@ -36,5 +37,4 @@ def forward_seconds(run: TrainedRun, data: Config) -> float:
 def tell_cost(work: str, seconds: float) -> None:
     """Prints, to stderr, what is about to be done and the expected minutes; nothing if it is less than one."""
     if seconds >= _SECONDS_FROM:
-        minutes = f"about {seconds / 60:.0f} minutes at the speed at which the runs were trained"
-        terminal(stderr=True).print(f"{work}: {minutes}", markup=False)
+        terminal(stderr=True).print(f"{work}: about {seconds / 60:.0f} minutes", markup=False)

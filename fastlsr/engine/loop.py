@@ -197,7 +197,7 @@ def begin_files(folder: RunFolder, session: Session, start: Start) -> None:
         checkpoint.set_aside(folder)
     folder.write_config(session.config)
     sources = {name: session.decided.get(name) for name in ("data", "teacher")}
-    folder.write_environment(environment(session.device) | sources)
+    folder.write_environment(environment(session.device) | {"ranks": session.ranks.world_size} | sources)
 
 
 def show_finished(log: RunLog, state: State) -> int:

@@ -42,7 +42,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """What produced a run: versions, device, command, and the state of the code's git checkout."""
     return {
         **software(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]],
         "platform": platform.platform(),
         "cores": cores(),
         "threads": torch.get_num_threads(),

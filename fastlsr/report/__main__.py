@@ -22,7 +22,7 @@ from rich.console import Console
 
 from fastlsr.cli import Parser, exit_on_input_error, interrupts_raised
 from fastlsr.errors import InputError, unknown
-from fastlsr.files import replace_text
+from fastlsr.files import check_can_be_written, replace_text
 from fastlsr.report.collect import UNFINISHED, Collection, collect
 from fastlsr.report.columns import COLUMNS
 from fastlsr.report.comparisons import Comparison, all_pairs, compare, planned_pairs
@@ -72,8 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with exit_on_input_error():
         options = _parser().parse_intermixed_args(arguments)
         out = Path(options.out)
-        if out.exists() and not out.is_dir():
-            raise InputError(f"--out={out} is no folder")
+        check_can_be_written(out)
         command = shlex.join(["python", "-m", "fastlsr.report", *(sys.argv[1:] if arguments is None else arguments)])
         if options.notes:
             notes_html(options.notes)  # raises before anything is computed
@@ -174,16 +173,23 @@ def print_report(report: Report) -> None:
 
 
 def _claims(report: Report) -> Iterator[str]:
-    """A line for each comparison, decided ones first, and how they were made."""
+    """A line for each comparison, decided ones first, and how they were made; many that n cannot decide share one."""
     table = comparison_table(report.collection.settings, report.comparisons)
     yield f"{table.title}, mean over common seeds"
-    order = sorted(report.comparisons, key=lambda each: not each.decided)
+    beyond = [each for each in report.comparisons if each.is_out_of_reach]
+    many = len(beyond) > _MOST_UNDECIDED
+    order = sorted(
+        (each for each in report.comparisons if each not in beyond or not many), key=lambda each: not each.decided
+    )
     shown = sum(each.decided for each in order) + _MOST_UNDECIDED
     for each in order[:shown]:
         so_far = "" if each.mean is None else f" ({each.mean:+.{COLUMNS[each.column].decimals}f})"
         yield f"  {each.one} - {each.other}, n {len(each.differences)}{so_far}: {each.claim}"
     if len(order) > shown:
         yield f"  and {len(order) - shown} more that are not decided, in comparisons.md"
+    if many:
+        seeds = max(each.needed for each in beyond)
+        yield f"  {len(beyond)} comparisons: n cannot decide; {seeds} seeds could, or fewer planned ones (--compare)"
     yield from table.notes
 
 

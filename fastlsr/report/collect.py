@@ -23,7 +23,7 @@ from fastlsr.labels.plan import Plan
 from fastlsr.logits import EvaluationLogits, read_logits
 from fastlsr.runs import BEST, KEYS, KINDS, MARKS, Kind, Row, RunFolder, Summary, best_of, has_begun, runs_below
 from fastlsr.scores import SCORES, Predictions, nll, reliability, risk_by_percent, temperature_scaled
-from fastlsr.trials import REPEATS, Setting, Trial, read_trial, setting_labels, settings_of, varying
+from fastlsr.trials import REPEATS, Setting, Trial, ordered, read_trial, setting_labels, settings_of, varying
 
 SCALED = "scaled/"  # in front of a score's name: after temperature scaling
 TEMPERATURE = "temperature"  # a run's figure: the mean of the two that were fitted, each on a half
@@ -104,7 +104,7 @@ class Collection:
     """All that a report shows.
 
     Attributes:
-        settings: in the order in which their first runs were given.
+        settings: methods in the order in which their first runs were given, those of one by their options.
         aside: folders that are not, or not wholly, in the tables.
         common: `section.key` to value of the options that all settings share.
         varying: `section.key` names in which settings differ.
@@ -135,6 +135,7 @@ def collect(paths: Sequence[Path], *, unfinished: bool = False) -> Collection:
         first = f" ({aside[0].path}: {aside[0].what}, {aside[0].reason})" if aside else ""
         raise InputError(f"there is no run in {', '.join(map(str, paths))}{first}")
     settings = settings_of(run.trial for run in runs.values())
+    settings = [settings[at] for at in ordered([setting.trials[0].config for setting in settings])]
     aside += [
         SetAside(copy.folder.path, "copy", f"its options, seed and data are those of {_twin(copy, setting)}")
         for setting in settings

@@ -18,6 +18,7 @@ import numpy as np
 from fastlsr.errors import InputError, unknown
 from fastlsr.report.collect import ReportedSetting
 from fastlsr.report.columns import COLUMNS
+from fastlsr.trials import data_set_suffix
 
 ALPHA = 0.05
 _EXACT = 16  # differences up to which all 2^n signs are tried
@@ -70,9 +71,14 @@ class Comparison:
     @property
     def claim(self) -> str:
         """What may be claimed, in words."""
-        if not self.decided and len(self.differences) < self.needed:
+        if self.is_out_of_reach:
             return f"n cannot decide; {self.needed} seeds could"
         return self._finding if self.decided else f"not decided: {self._finding}"
+
+    @property
+    def is_out_of_reach(self) -> bool:
+        """Whether its seeds are too few to decide it, whatever they show."""
+        return not self.decided and len(self.differences) < self.needed
 
     @property
     def _finding(self) -> str:
@@ -103,26 +109,40 @@ def evaluated_alike(one: ReportedSetting, other: ReportedSetting) -> bool:
 def planned_pairs(text: str, settings: Sequence[ReportedSetting]) -> list[Pair]:
     """The pairs that "tsla:lsr,colam:hard" names by labels, which may themselves have commas and colons.
 
+    Where settings of several data sets have labels that only these tell apart, a pair without them is one on each.
+
     Raises:
         InputError: for a name that is no setting, or a pair that is none or cannot be compared.
     """
-    by_label = {setting.label: setting for setting in settings}
+    data_sets = {setting.config.data.dataset for setting in settings}
+    by_label: dict[str, list[ReportedSetting]] = {setting.label: [setting] for setting in settings}
+    for setting in settings:
+        short = setting.label.replace(data_set_suffix(setting.config, data_sets), "")
+        if short != setting.label:
+            by_label.setdefault(short, []).append(setting)
     label = "|".join(re.escape(each) for each in sorted(by_label, key=len, reverse=True))
     pair = rf"({label}):({label})"
     if not re.fullmatch(rf"{pair}(,{pair})*", text):
         raise InputError(f"--compare={text}: {_problem(text, list(by_label))}")
-    pairs = [(by_label[match[1]], by_label[match[2]]) for match in re.finditer(pair, text)]
+    named = [(by_label[match[1]], by_label[match[2]]) for match in re.finditer(pair, text)]
+    pairs = [each for ones, others in named for each in _of_one_data_set(ones, others)]
     seen: set[frozenset[str]] = set()
     for one, other in pairs:
-        names, named = {one.label, other.label}, f"--compare: {one.label}:{other.label}"
+        names, shown = {one.label, other.label}, f"--compare: {one.label}:{other.label}"
         if len(names) == 1:
-            raise InputError(f"{named} are one setting")
+            raise InputError(f"{shown} are one setting")
         if frozenset(names) in seen:
-            raise InputError(f"{named} is there twice")
+            raise InputError(f"{shown} is there twice")
         if not evaluated_alike(one, other):
-            raise InputError(f"{named} were trained or evaluated on different data")
+            raise InputError(f"{shown} were trained or evaluated on different data")
         seen.add(frozenset(names))
     return pairs
+
+
+def _of_one_data_set(ones: Sequence[ReportedSetting], others: Sequence[ReportedSetting]) -> list[Pair]:
+    """The pairs that share a data set; all pairs where none does."""
+    pairs = list(itertools.product(ones, others))
+    return [(one, other) for one, other in pairs if one.config.data.dataset == other.config.data.dataset] or pairs
 
 
 def _problem(text: str, labels: Sequence[str]) -> str:

@@ -172,7 +172,9 @@ def _differences(config: Config, row: PaperRow) -> list[str]:
     """A line `key: here X, paper Y` for each option of the recipe that a run has otherwise."""
     if not row.recipe:
         return []
-    read = {f"method.{name}" for name in ("name", *options_of(config.method.name))}
+    # What tells the paper's rows apart is in their labels; a method that it does not have has no options there.
+    own = config.method.name == row.first.options["method.name"]
+    read = {f"method.{name}" for name in options_of(config.method.name)} - row.first.options.keys() if own else set()
     mine, papers = config.decisive(), row.recipe.decisive()
     lines = [
         f"{key}: here {mine[key]}, paper {papers[key]}"

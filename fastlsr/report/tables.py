@@ -138,7 +138,7 @@ def _notes(table: Table, bold: set[str]) -> Iterator[str]:
     if any(cell.bold for row in table.rows for cell in row):
         yield "Bold: decided against every other setting in this column."
     if any("(n " in cell.text for row in table.rows for cell in row):
-        yield "(n 2): of two runs alone; the others kept no logits, or not those of that epoch."
+        yield "(n …): of so many runs alone; the others kept no logits, or not those of that epoch."
 
 
 def comparison_table(settings: Sequence[ReportedSetting], comparisons: Sequence[Comparison]) -> Table:

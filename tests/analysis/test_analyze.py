@@ -33,6 +33,23 @@ def test_a_folder_stands_for_the_runs_in_it(six_runs, tmp_path):
     assert found["command"] == f"python -m fastlsr.analyze selective {runs}" and "4 runs of digits" in found["about"]
 
 
+def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_computed(run, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for out in ("file", "file/below"):
+        with pytest.raises(SystemExit) as exited:
+            analyze.main(["calibration", str(run), f"--out={tmp_path / out}"])
+        said = capsys.readouterr()
+        assert exited.value.code == 2 and "is no folder" in said.err and not said.out
+
+
+def test_a_run_that_is_not_finished_is_noted(run, tmp_path, capsys):
+    begun = shutil.copytree(run, tmp_path / "begun")
+    shutil.copy(run / "checkpoints" / "epoch_0001.pt", begun / "checkpoint.pt")
+    for folder, note in ((begun, "1 of 2 epochs"), (run, "")):
+        assert analyze.main(["calibration", str(folder), f"--out={tmp_path / 'out'}"]) == 0
+        assert note in (said := capsys.readouterr().err) and ("not finished" in said) == bool(note)
+
+
 def test_what_is_of_no_run_is_written_where_the_command_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = "--smoothness=1 --pl=0.1 --sigma2=1 --delta=0.1 --loss=10 --epsilon=0.5".split()

@@ -130,6 +130,8 @@ def test_the_command_says_where_theorem_4_does_not_apply(tmp_path, capsys):
         ({"sigma2": "nan"}, "--sigma2=nan: expected a number above 0"),
         ({"epsilon": 1}, "--epsilon=1: expected a number below 1"),
         ({"pl": 2}, "--pl=2 is above --smoothness=1"),
+        ({"epsilon": 1e-200}, "the constants are too far apart"),
+        ({"smoothness": 1e300, "sigma2": 1e300}, "the constants are too far apart"),
         ({"epsilon": 0.01, "check": "true"}, "--check=true: SGD takes 8,000,000,000 steps"),
     ],
 )

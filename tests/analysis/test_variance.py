@@ -73,6 +73,9 @@ def test_a_linear_softmax_model_has_its_closed_form_whatever_is_held_at_a_time(v
     np.testing.assert_allclose(found.hard, ((hard - mean) ** 2).sum(1), rtol=1e-10)
     np.testing.assert_allclose(found.soft, ((soft - mean) ** 2).sum(1), rtol=1e-10)
     np.testing.assert_allclose(found.lever, 2 * (hard - mean) @ bias, rtol=1e-9, atol=1e-12)
+    for theta in (0.0, 0.1, 0.7):
+        smoothed = (1 - theta) * hard + theta * soft
+        assert found.mixed(theta) == pytest.approx(((smoothed - mean) ** 2).sum(1).mean(), rel=1e-9)
     assert found.bias_squared == pytest.approx(bias @ bias, rel=1e-10)
     assert found.gradient_squared == pytest.approx(mean @ mean, rel=1e-10)
 

@@ -250,6 +250,18 @@ def test_settings_trained_or_evaluated_on_other_data_are_never_compared(make_set
         planned_pairs("one:elsewhere", [one, elsewhere])
 
 
+def test_a_pair_named_without_a_data_set_is_one_on_each(make_setting):
+    here, there = {"data.dataset": "here"}, {"data.dataset": "there"}
+    found = [make_setting(f"{name} dataset={where['data.dataset']}", {0: 1.0}, where, data=(where["data.dataset"], "b"))
+             for where in (here, there) for name in ("hard", "lsr")]  # fmt: skip
+    hard, lsr, hard_there, lsr_there = found
+    assert planned_pairs("lsr:hard", found) == [(lsr, hard), (lsr_there, hard_there)]
+    assert planned_pairs("lsr:hard", found[:3]) == [(lsr, hard)], "only where both are"
+    assert planned_pairs("lsr dataset=there:hard dataset=there", found) == [(lsr_there, hard_there)]
+    with pytest.raises(InputError, match="different data"):
+        planned_pairs("lsr:hard", found[1:3])
+
+
 def test_the_folds_of_a_seed_count_as_one(make_setting):
     repeats = {(seed, fold): 50.0 + seed + fold for seed in (0, 1) for fold in (0, 1, 2)}
     one = make_setting("one", repeats, {"data.folds": 3})

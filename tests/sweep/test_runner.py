@@ -295,5 +295,5 @@ def test_w_and_b_s_own_agent_starts_the_same_command_in_the_same_folder(short_op
     assert finished_run(trials[0])[0], done.stdout + done.stderr
     assert load(trials[0].folder.path / "config.yaml") == trials[0].config
     command = json.loads((trials[0].folder.path / "environment.json").read_text())["command"]
-    assert command[1:] == trials[0].command[4:]
+    assert command[3:] == trials[0].command[4:]
     assert list(trials[0].folder.path.glob("wandb/offline-run-*-trial1")), "W&B's run is the agent's"
