@@ -31,7 +31,8 @@ Number = TypeVar("Number", int, float)
 _PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others, such as for the main one's trial of compiling
 _STORE_SECONDS = 5.0
 _EXIT_SECONDS = 15
-_LOST = re.compile(r"closed by peer|reset by peer|refused|broken pipe|timed out|Timeout|NCCL|Socket", re.IGNORECASE)
+# In the messages of gloo, NCCL and torch's store, which have no exception of their own for it.
+_LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|timed out|timeout|NCCL error", re.IGNORECASE)
 
 
 class LostRank(TrainingFailed):
@@ -62,8 +63,9 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
         yield ranks
     except BaseException as error:
         signal.alarm(_EXIT_SECONDS)  # ends a process that waits, on its way out, for what a lost rank never sends
-        if isinstance(error, RuntimeError) and _LOST.search(str(error)):
-            raise LostRank(f"another rank has ended or does not respond ({str(error).splitlines()[0][:200]})") from None
+        lost = _LOST.search(str(error)) if isinstance(error, RuntimeError) else None
+        if lost:
+            raise LostRank(f"another rank has ended or does not respond ({lost[0]})") from None
         raise
     dist.destroy_process_group()
 

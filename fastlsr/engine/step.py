@@ -50,6 +50,7 @@ class TrainStep:
         device = targets.mix.device
         self.network, self.optimizer, self.targets, self.means = network, optimizer, targets, means
         self._replica = distributed.replicated(network)
+        self._settled = False
         self._synchronises = is_synchronised(network)
         self.teacher = teacher
         self.former: Classifier | None = None
@@ -106,26 +107,39 @@ class TrainStep:
             self._share.fill_(distributed.world_size() / samples)  # the mean over ranks divides by them
             self._samples = samples
         self.scale.copy_(self.scaler.scale(self._share))
+        if not self._settled:
+            self._settle(images)
         with self._exchanging(exchange):
             if len(images) or self._synchronises:
                 logits, gradients = self.compute(images, labels, index)
                 logits.backward(gradients)
-            else:
-                self._stand_by(images, exchange)
+            else:  # the batch is too small for all ranks
+                self.totals.steps[0] += 1
+                if exchange:
+                    self._add_nothing(images)
 
     def _exchanging(self, exchange: bool) -> AbstractContextManager[None]:
         if exchange or not isinstance(self._replica, DistributedDataParallel):
             return nullcontext()
         return self._replica.no_sync()
 
-    def _stand_by(self, images: Tensor, exchange: bool) -> None:
-        """Takes part in a step on a batch of which this rank has no sample: its gradients are 0."""
-        self.totals.steps[0] += 1
-        if exchange:
-            self.network.eval()  # batch norm's statistics stay
-            logits = self._replica(images.new_zeros(1, *images.shape[1:]))
-            logits.backward(torch.zeros_like(logits))
-            self.network.train()
+    def _add_nothing(self, images: Tensor) -> None:
+        """Takes part in an exchange of gradients with gradients that are 0."""
+        self.network.eval()  # batch norm's statistics stay
+        logits = self._replica(images.new_zeros(1, *images.shape[1:]))
+        logits.backward(torch.zeros_like(logits))
+        self.network.train()
+
+    def _settle(self, images: Tensor) -> None:
+        """Makes the order in which gradients are added over ranks the one that it stays.
+
+        DDP arranges them anew after its first backward pass. Else a resumed run would add up in another order than the
+        one that was stopped, and differ in the last bits.
+        """
+        if isinstance(self._replica, DistributedDataParallel):
+            self._add_nothing(images)
+            self.optimizer.zero_grad(set_to_none=True)
+        self._settled = True
 
     def update(self) -> None:
         """Moves the weights by the gradients added up, and clears those."""

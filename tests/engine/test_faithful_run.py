@@ -265,14 +265,18 @@ CASES = {  # the plain version -> options of its run
 }
 
 
+def linear_network(classes):
+    as_maps = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (INPUTS, 1, 1)))
+    return SmallImageNetwork(as_maps, num_features=INPUTS, classes=classes)
+
+
 @pytest.fixture
 def starts(monkeypatch):
     """The weights that each linear network began with; `model.name=linear` builds one."""
     begun = []
 
     def linear(classes):
-        as_maps = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (INPUTS, 1, 1)))
-        network = SmallImageNetwork(as_maps, num_features=INPUTS, classes=classes)
+        network = linear_network(classes)
         begun.append([tensor.detach().double().numpy().copy() for tensor in (network.fc.weight, network.fc.bias)])
         return network
 
@@ -282,13 +286,17 @@ def starts(monkeypatch):
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
+    return teacher_in(tmp_path_factory.mktemp("teacher"))
+
+
+def teacher_in(folder):
     """(file, its tables): soft labels by class and by sample, in 1024ths, which float16 holds exactly."""
     random = np.random.default_rng(0)
     tables = {
         "by_class": random.multinomial(1024, random.dirichlet(np.ones(CLASSES), CLASSES)) / 1024,
         "by_sample": random.multinomial(1024, random.dirichlet(np.ones(CLASSES), 1438)) / 1024,
     }
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    path = folder / "teacher.safetensors"
     save_file({name: table.astype(np.float16) for name, table in tables.items()}, path)
     return path, tables
 

@@ -1,0 +1,159 @@
+"""One run on several ranks: the same samples, steps, soft labels and figures as on one."""
+
+import functools
+import io
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from test_faithful_run import CASES, OPTIONS, label_refinery, linear_network, teacher_in
+
+from fastlsr.config import load
+from fastlsr.engine.evaluation import CollectedLogits
+from fastlsr.engine.session import Session
+from fastlsr.labels.methods import make_plan
+from fastlsr.models import registry
+from fastlsr.ranks import ALONE, share
+
+CPU = torch.device("cpu")
+COLAM = {"method.name": "colam", "method.stages": 2}
+
+
+@pytest.mark.parametrize("ranks", range(1, 7))
+def test_the_parts_of_a_batch_are_the_batch_and_no_part_is_a_single_sample_of_several(ranks):
+    for count in range(1, 80):
+        parts = [range(count)[share(count, rank, ranks)] for rank in range(ranks)]
+        assert list(itertools.chain(*parts)) == list(range(count))
+        sizes = [len(part) for part in parts]
+        assert sizes == sorted(sizes, key=lambda size: size == 0), "the first ranks have what there is"
+        assert max(sizes) - min(size for size in sizes if size) <= 1
+        assert 1 not in sizes or count == 1
+
+
+def on_disk(state):
+    """The state as a checkpoint gives it back: no tensor is shared with a session."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+
+
+def assert_same_bits(one, other):
+    """Checks that two states are equal in all tensors and values."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same_bits(one[key], other[key])
+    elif isinstance(one, list):
+        for each, its in zip(one, other, strict=True):
+            assert_same_bits(each, its)
+    else:
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def trained(ranks, options, *, state=None, stop=None):
+    """(steps, ends, state): the samples and pixels of each step, the figures of each epoch, the state after `stop`."""
+    registry.SMALL_IMAGE_NETWORKS["linear"] = linear_network
+    config = load(overrides={key: str(value) for key, value in {**OPTIONS, **options}.items()})
+    plan = make_plan(config.method, config.train.epochs)
+    session = Session(config, plan, CPU, state=state, report=lambda text: None, ranks=ranks)
+    steps, ends = [], []
+    while not session.finished:
+        for batch in session.batches():
+            halves = 2 if plan.pairs else 1  # samples and their peers
+            steps.append([part.numpy().copy() for seen in (batch.index, batch.images) for part in seen.chunk(halves)])
+            session.train_batch(*batch)
+            if (session.position.epochs, session.position.batches) == stop:
+                return steps, ends, on_disk(session.state_dict())
+        logits = CollectedLogits()
+        figures = {"train": session.totals.read().loss, **session.evaluate(collect=logits)}
+        kept = logits.on_host(epoch=1, data="")
+        learned = session.end_epoch().learned
+        ends.append((figures, kept, learned.soft_labels if learned else None))
+    return steps, ends, on_disk(session.state_dict())
+
+
+def steps_of(of_ranks):
+    """What the ranks saw in each step, put together: samples and pixels."""
+    return [[np.concatenate(part) for part in zip(*parts, strict=True)]
+            for parts in zip(*(steps for steps, _, _ in of_ranks), strict=True)]  # fmt: skip
+
+
+def assert_same_steps(steps, alone):
+    for step, its in zip(steps, alone, strict=True):
+        for seen, expected in zip(step, its, strict=True):
+            np.testing.assert_array_equal(seen, expected)
+
+
+def assert_same_run(of_ranks, alone):
+    """Checks that ranks came to the same figures, logits, soft labels and weights but for rounding."""
+    _, (ends, *_), (state, *_) = zip(*of_ranks, strict=True)
+    for (figures, kept, table), (its_figures, its_kept, its_table) in zip(ends, alone[1], strict=True):
+        assert figures.keys() == its_figures.keys()
+        assert figures["top1"] == its_figures["top1"] and figures["top5"] == its_figures["top5"]
+        for name, figure in figures.items():
+            assert figure == pytest.approx(its_figures[name], abs=2e-6), name
+        np.testing.assert_array_equal(kept.index, its_kept.index)
+        np.testing.assert_allclose(kept.logits, its_kept.logits, atol=2e-2)
+        if its_table is not None:
+            torch.testing.assert_close(table, its_table, atol=1e-6, rtol=0)
+    for name, weight in alone[2]["model"].items():
+        torch.testing.assert_close(state["model"][name], weight, atol=1e-5, rtol=1e-5)
+    for other in of_ranks[1:]:  # and to the bit among themselves
+        assert other[1][-1][0] == ends[-1][0]
+        assert all(torch.equal(other[2]["model"][name], weight) for name, weight in state["model"].items())
+
+
+@pytest.fixture(scope="module")
+def data(digits_dir):
+    return {"data.dir": digits_dir}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_every_method_trains_on_four_ranks_as_on_one(case, data, on_ranks, tmp_path):
+    options = data | {f"method.{name}": value for name, value in CASES[case].items()}
+    if "method.teacher_key" in options:
+        options["method.teacher"] = teacher_in(tmp_path)[0]
+    options["train.epochs"] = 1 if case is label_refinery else 2  # of a generation
+    of_ranks, alone = on_ranks(4, trained, options), trained(ALONE, options)
+    assert_same_steps(steps_of(of_ranks), alone[0])
+    assert_same_run(of_ranks, alone)
+
+
+# 2 batches of 717 and one of 4, which leaves the last of three ranks without a sample.
+@pytest.mark.parametrize("more", [{}, {"optim.accumulate": 2}, {"optim.accumulate": 3}, {"train.ema": 0.9}])
+def test_a_rank_without_samples_takes_part_in_the_step(more, data, on_ranks):
+    options = {**data, **COLAM, **more, "data.batch_size": 717, "train.epochs": 2}
+    of_ranks = on_ranks(3, trained, options)
+    assert [len(rank[0][2][0]) for rank in of_ranks] == [2, 2, 0]
+    alone = trained(ALONE, options)
+    assert_same_steps(steps_of(of_ranks), alone[0])
+    assert_same_run(of_ranks, alone)
+
+
+# Inside the epoch that collects, at its end before it is evaluated, and in the stage after.
+STOPS = [(0, 10), (0, 23), (1, 5)]
+
+
+@pytest.mark.parametrize(("ranks", "stop"), [*((2, stop) for stop in STOPS), (4, STOPS[0])])
+def test_as_many_ranks_go_on_to_the_same_bits(ranks, stop, data, on_ranks):
+    options = {**data, **COLAM, "train.epochs": 2, "model.name": "resnet8", "train.ema": 0.9}
+    whole = on_ranks(ranks, trained, options)
+    first, _, state = on_ranks(ranks, functools.partial(trained, stop=stop), options)[0]
+    rest = on_ranks(ranks, functools.partial(trained, state=state), options)
+    assert len(first) + len(rest[0][0]) == len(whole[0][0])
+    for mine, resumed in zip(whole, rest, strict=True):
+        assert_same_bits(resumed[2], mine[2])
+        assert [each[0] for each in resumed[1]] == [each[0] for each in mine[1]][-len(resumed[1]) :]
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_another_number_of_ranks_goes_on_with_the_same_samples_sums_and_figures(stop, data, on_ranks):
+    options = {**data, **COLAM, "train.epochs": 2}
+    alone = trained(ALONE, options)
+    four = on_ranks(4, functools.partial(trained, stop=stop), options)
+    again = (stop[0], stop[1] + 3) if stop[1] < 23 else (1, 3)
+    two = on_ranks(2, functools.partial(trained, state=four[0][2], stop=again), options)
+    last = trained(ALONE, options, state=on_disk(two[0][2]))
+    assert_same_steps(steps_of(four) + steps_of(two) + last[0], alone[0])
+    assert_same_run([last], (alone[0], alone[1][-len(last[1]) :], alone[2]))
