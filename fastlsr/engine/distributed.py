@@ -57,7 +57,12 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
         return
     on_cuda = device.type == "cuda"
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=_PATIENCE, device_id=device if on_cuda else None
+        "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+        store=_store_of_this_life(ranks),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=_PATIENCE,
+        device_id=device if on_cuda else None,
     )
     try:
         yield ranks
@@ -188,6 +193,12 @@ def is_first_to_say(line: str, *, of_any: bool = False) -> bool:
         return first_of_any if of_any else store.add(f"{said}/{sha256(line.encode()).hexdigest()}", 1) == 1
     except (KeyError, ValueError, RuntimeError):
         return True
+
+
+def _store_of_this_life(ranks: Ranks) -> dist.Store:
+    """Where ranks find each other: torchrun's own store, which still holds the addresses of those before a restart."""
+    store, _, _ = next(dist.rendezvous("env://", timeout=_PATIENCE))
+    return dist.PrefixStore(f"fastlsr/life {ranks.restarts}", store)
 
 
 def _grouped() -> bool:
