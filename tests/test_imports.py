@@ -26,6 +26,7 @@ ALLOWED = {
     "files": {"", "errors"},
     "cli": {"", "errors"},
     "rng": {""},
+    "ranks": {"", "errors"},
     "metrics": {""},
     "system": _BASE,
     "config": _BASE,
