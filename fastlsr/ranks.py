@@ -53,10 +53,11 @@ def check_batch_divides(batch_size: int) -> None:
         InputError: if they do not.
     """
     ranks = read_ranks().world_size
-    if batch_size % ranks:
+    below = batch_size // ranks * ranks
+    if batch_size != below:
+        better = " or ".join(str(size) for size in (below, below + ranks) if size)
         raise InputError(
-            f"data.batch_size={batch_size} is that of all {ranks} ranks together, which does not divide it; "
-            f"take {batch_size // ranks * ranks or ranks} or {(batch_size // ranks + 1) * ranks}"
+            f"data.batch_size={batch_size} is that of all {ranks} ranks, which do not divide it; take {better}"
         )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+
+from fastlsr.engine import distributed
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -55,9 +56,20 @@ class SyncBatchNormActOnCPU(SyncBatchNormOnCPU):
         return cast(Tensor, self.act(self.drop(super().forward(input))))
 
 
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over all ranks; so is its gradient, since every rank's loss depends on it."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return distributed.sum_(tensor.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return distributed.sum_(gradients[0].clone())
+
+
 def _over_ranks(tensor: Tensor) -> Tensor:
-    """Its sum over all ranks, through which gradients go, too."""
-    return cast(Tensor, all_reduce(tensor))
+    return cast(Tensor, _SumOverRanks.apply(tensor))
 
 
 def synchronise(model: nn.Module, device: torch.device) -> None:

@@ -20,6 +20,7 @@ from fastlsr.data.manifest import digest_of, read_manifest, write_manifest
 from fastlsr.data.prepare.encoding import Encoding
 from fastlsr.data.prepare.writing import Samples, write_beton
 from fastlsr.errors import InputError
+from fastlsr.ranks import ALONE, Ranks
 
 CPU = torch.device("cpu")
 COUNT = 41  # with batches of 8 the last holds one
@@ -71,9 +72,11 @@ def photos(tmp_path_factory, photo_files) -> Path:
     return write(tmp_path_factory.mktemp("jpg") / "photos.beton", photo_files, Encoding(mode="jpg"))
 
 
-def load(beton: Path, *, train: bool = True, seed: int = 0, paired: bool = False, **options) -> Loader:
+def load(
+    beton: Path, *, train: bool = True, seed: int = 0, paired: bool = False, ranks: Ranks = ALONE, **options
+) -> Loader:
     data = Data(**{"batch_size": 8, "workers": 2, **options})
-    return Loader(beton, data, train=train, seed=seed, device=CPU, paired=paired)
+    return Loader(beton, data, train=train, seed=seed, device=CPU, paired=paired, ranks=ranks)
 
 
 def epoch_of(loader: Loader, epoch: int = 0, **options) -> list[tuple[torch.Tensor, ...]]:
@@ -129,6 +132,24 @@ def test_epochs_are_the_same_for_any_number_of_workers(name, order, request):
     beton = request.getfixturevalue(name)
     one, two, three = (epoch_of(load(beton, workers=workers, order=order), 2) for workers in (1, 2, 3))
     assert equal(one, two) and equal(one, three)
+
+
+PAGED = {"order": "quasi_random", "os_cache": False}
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+@pytest.mark.parametrize("how", [{}, {"train": False}, PAGED, {**PAGED, "train": False}, {"paired": True}])
+def test_the_parts_of_all_ranks_are_the_batches_of_one(count, how, photos):
+    """The last batch, of 6, leaves some of eight ranks without a sample."""
+    alone = epoch_of(load(photos, batch_size=18, **how), 1)
+    parts = [epoch_of(load(photos, batch_size=18, ranks=Ranks(rank, count), **how), 1) for rank in range(count)]
+    halves = 2 if how.get("paired") else 1  # samples, and their peers
+    for batch, of_ranks in zip(alone, zip(*parts, strict=True), strict=True):
+        for whole, columns in zip(batch, zip(*of_ranks, strict=True), strict=True):
+            halved = [each.unflatten(0, (halves, -1)) if len(each) else each[None].expand(halves, *each.shape)
+                      for each in (whole, *columns)]  # fmt: skip
+            assert torch.equal(torch.cat(halved[1:], 1), halved[0])
+    assert (len(parts[-1][-1][2]) == 0) == (count == 8)
 
 
 def test_epochs_and_seeds_differ_and_do_not_add_up(small):
@@ -386,3 +407,10 @@ def test_workers_are_chosen_from_the_cores():
     assert worker_count(0, device=CPU) == 1
     assert 1 <= worker_count(0, device=cuda) <= 12
     assert worker_count(10_000, device=CPU) == worker_count(10_001, device=cuda)
+
+
+def test_ranks_of_one_machine_share_its_cores_among_their_workers(monkeypatch):
+    alone = worker_count(10_000, device=CPU)
+    for name, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    assert worker_count(10_000, device=CPU) == max(1, alone // 2)

@@ -1,5 +1,6 @@
 """One run on several ranks: the same samples, steps, soft labels and figures as on one."""
 
+import copy
 import functools
 import io
 import itertools
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 from test_faithful_run import CASES, OPTIONS, label_refinery, linear_network, teacher_in
+from timm.layers import BatchNormAct2d
+from torch import nn
 
 from fastlsr.config import load
+from fastlsr.engine.batchnorm import is_synchronised, running_statistics, synchronise
 from fastlsr.engine.evaluation import CollectedLogits
 from fastlsr.engine.session import Session
 from fastlsr.labels.methods import make_plan
@@ -51,16 +55,19 @@ def assert_same_bits(one, other):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-def trained(ranks, options, *, state=None, stop=None):
-    """(steps, ends, state): the samples and pixels of each step, the figures of each epoch, the state after `stop`."""
+def started(ranks, options, state=None):
     registry.SMALL_IMAGE_NETWORKS["linear"] = linear_network
     config = load(overrides={key: str(value) for key, value in {**OPTIONS, **options}.items()})
     plan = make_plan(config.method, config.train.epochs)
-    session = Session(config, plan, CPU, state=state, report=lambda text: None, ranks=ranks)
-    steps, ends = [], []
+    return Session(config, plan, CPU, state=state, report=lambda text: None, ranks=ranks)
+
+
+def trained(ranks, options, *, state=None, stop=None):
+    """(steps, ends, state): the samples and pixels of each step, the figures of each epoch, the state after `stop`."""
+    session, steps, ends = started(ranks, options, state), [], []
     while not session.finished:
         for batch in session.batches():
-            halves = 2 if plan.pairs else 1  # samples and their peers
+            halves = 2 if session.plan.pairs else 1  # samples and their peers
             steps.append([part.numpy().copy() for seen in (batch.index, batch.images) for part in seen.chunk(halves)])
             session.train_batch(*batch)
             if (session.position.epochs, session.position.batches) == stop:
@@ -129,6 +136,50 @@ def test_a_rank_without_samples_takes_part_in_the_step(more, data, on_ranks):
     alone = trained(ALONE, options)
     assert_same_steps(steps_of(of_ranks), alone[0])
     assert_same_run(of_ranks, alone)
+
+
+def after_two_steps(ranks, options):
+    """(weights, batch norm's statistics, the same after an evaluation) of a ResNet-8."""
+    session = started(ranks, {**options, "model.name": "resnet8"})
+    for batch in itertools.islice(session.batches(), 2):
+        session.train_batch(*batch)
+    weights = {name: weight.detach().clone() for name, weight in session.network.model.named_parameters()}
+    before = [tensor.clone() for tensor in running_statistics(session.network)]
+    session.evaluate()
+    return weights, before, running_statistics(session.network)
+
+
+def test_with_synchronised_batch_norm_ranks_make_the_steps_of_one(data, on_ranks):
+    options = {**data, "data.batch_size": 48, "train.sync_batchnorm": True}
+    of_ranks, alone = on_ranks(3, after_two_steps, options), after_two_steps(ALONE, options)
+    for weights, before, after in of_ranks:
+        assert weights.keys() == alone[0].keys()
+        for name, weight in weights.items():
+            torch.testing.assert_close(weight, alone[0][name], atol=1e-5, rtol=1e-4)
+        for one, other in zip(before + after, alone[1] + alone[2], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_each_rank_normalises_by_its_own_samples_and_is_evaluated_by_the_mean_of_all_statistics(data, on_ranks):
+    (weights, first, after), (others_weights, second, others_after) = on_ranks(2, after_two_steps, data)
+    assert all(torch.equal(weights[name], others_weights[name]) for name in weights)
+    assert not any(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    for one, other, mean, its in zip(first, second, after, others_after, strict=True):
+        assert torch.equal(mean, its)
+        torch.testing.assert_close(mean, (one + other) / 2)
+
+
+def test_every_batch_norm_has_a_synchronised_form_that_alone_is_the_same():
+    """Also timm's, with an activation of its own; the parameters, statistics and state's names stay."""
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(BatchNormAct2d(4), nn.Conv2d(4, 2, 1)))
+    synchronised = copy.deepcopy(plain)
+    parameters = list(synchronised.parameters())
+    synchronise(synchronised, CPU)
+    assert is_synchronised(synchronised) and not is_synchronised(plain)
+    assert all(one is other for one, other in zip(parameters, synchronised.parameters(), strict=True))
+    assert list(synchronised.state_dict()) == list(plain.state_dict())
+    images = torch.randn(5, 3, 8, 8)
+    torch.testing.assert_close(synchronised.eval()(images), plain.eval()(images))
 
 
 # Inside the epoch that collects, at its end before it is evaluated, and in the stage after.

@@ -7,7 +7,10 @@ import sys
 import pytest
 import torch
 
+from fastlsr.engine import runtime
 from fastlsr.engine.compiling import choose_compile
+from fastlsr.errors import InputError
+from fastlsr.ranks import ALONE, Ranks, check_batch_divides, read_ranks
 
 PAGE_FAULTS_OF_STEPS = """
 import resource
@@ -31,6 +34,52 @@ def test_steps_after_the_first_ask_the_kernel_for_hardly_any_memory():
     ran = subprocess.run([sys.executable, "-c", PAGE_FAULTS_OF_STEPS], capture_output=True, text=True, check=True)
     faults = [int(line) for line in ran.stdout.split()]
     assert sum(faults[4:]) < faults[0]
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """The environment of rank 5 of 8, the second of two on its machine."""
+    for name, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_a_rank_is_what_torchrun_says_and_alone_without_all_of_it(second_of_two, monkeypatch):
+    assert read_ranks() == Ranks(5, 8, 1, 2)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "3")
+    assert read_ranks().restarts == 3
+    for name in ("RANK", "LOCAL_WORLD_SIZE"):
+        with monkeypatch.context() as changed:
+            changed.delenv(name)
+            assert read_ranks() == ALONE
+
+
+def test_each_rank_of_a_machine_has_its_own_device(second_of_two, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("auto", "cuda"):
+        assert runtime.choose_device(name) == torch.device("cuda", 1)
+    assert runtime.choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match="each of 2 ranks needs a device"):
+        runtime.choose_device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="this machine has 1 CUDA devices"):
+        runtime.choose_device("auto")
+
+
+@pytest.mark.parametrize(("limit", "threads"), [("", 4), ("1", 4), ("3", 3), ("16", 4)])
+def test_ranks_of_one_machine_share_its_cores(limit, threads, second_of_two, monkeypatch):
+    """torchrun sets OMP_NUM_THREADS=1 whatever the cores."""
+    monkeypatch.setattr(runtime, "cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    assert runtime.threads() == threads
+
+
+def test_a_batch_that_ranks_cannot_share_evenly_is_an_error_that_names_those_they_can(second_of_two):
+    check_batch_divides(64)
+    with pytest.raises(InputError, match="take 56 or 64"):
+        check_batch_divides(60)
+    with pytest.raises(InputError, match="take 8$"):
+        check_batch_divides(3)
 
 
 def test_no_more_than_one_step_is_timed_where_the_run_is_short():
