@@ -46,19 +46,16 @@ def read_ranks() -> Ranks:
     return Ranks(rank, world_size, local_rank, local_world_size, restarts)
 
 
-def check_batch_divides(batch_size: int) -> None:
-    """Checks that all ranks of this run get equal parts of a batch.
+def check_batch_divides(batch_size: int, ranks: int) -> None:
+    """Checks that so many ranks get equal parts of a batch.
 
     Raises:
         InputError: if they do not.
     """
-    ranks = read_ranks().world_size
     below = batch_size // ranks * ranks
     if batch_size != below:
         better = " or ".join(str(size) for size in (below, below + ranks) if size)
-        raise InputError(
-            f"data.batch_size={batch_size} is that of all {ranks} ranks, which do not divide it; take {better}"
-        )
+        raise InputError(f"data.batch_size={batch_size} does not divide by {ranks} ranks; take {better}")
 
 
 def share(count: int, rank: int, ranks: int) -> slice:

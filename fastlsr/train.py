@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"Options, with their defaults:\n{usage()}")
             return 0
         config = load(path, overrides)
-        check_batch_divides(config.data.batch_size)
+        check_batch_divides(config.data.batch_size, read_ranks().world_size)
         plan = make_plan(config.method, config.train.epochs)
         if "dry-run" not in flags:  # which prints the plan before it looks for the data
             data_digests(config)

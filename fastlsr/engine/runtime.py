@@ -51,7 +51,7 @@ def threads() -> int:
     """
     here = read_ranks().local_world_size
     share, limit = max(1, cores() // here), os.environ.get("OMP_NUM_THREADS", "")
-    if limit == "1" and here > 1:  # torchrun's own setting, whatever the cores
+    if limit == "1" and here > 1 and "NUMBA_NUM_THREADS" not in os.environ:  # torchrun's own, whatever the cores
         return share
     return min(share, int(limit)) if limit.isdigit() and int(limit) else share
 

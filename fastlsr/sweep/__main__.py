@@ -1,4 +1,4 @@
-"""Runs a W&B sweep file without an account: python -m fastlsr.sweep FILE [--jobs N] [--count N] [--select] [--dry-run].
+"""Runs a W&B sweep file without an account: python -m fastlsr.sweep FILE [--jobs N] [--devices-per-trial N] ...
 
 Each trial is a process and a run of its own; started again, the sweep skips what is finished and resumes what is not.
 Exit codes: 0 all trials finished, 1 some failed, 2 wrong input, 130 and 143 stopped by SIGINT and SIGTERM, which
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sweep = read_sweep(options.file)
         try:
             check_metric(sweep)
-            planned, rejected = plan_trials(sweep, options.count)
+            planned, rejected = plan_trials(sweep, options.count, ranks=options.devices_per_trial)
         except InputError as error:
             raise InputError(f"{options.file}: {error}") from None
         if options.dry_run:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(planned[0].config.run.dir) / "sweeps" / Path(options.file).stem
         # Trials inherit the lock, so that it also outlives a sweep that was killed.
         with sole_use(folder, f"{folder}: this sweep, or a trial of it, is still running") as lock:
-            runner = Runner(sweep, planned, folder, jobs=options.jobs, lock=lock)
+            runner = Runner(sweep, planned, folder, jobs=options.jobs, ranks=options.devices_per_trial, lock=lock)
             for trial in rejected:
                 print(f"trial {trial.number} failed: {trial.line}", flush=True)
             stopped = asyncio.run(runner.run())
@@ -65,6 +65,13 @@ def _parser() -> Parser:
     parser.add_argument("file", help="a W&B sweep file, with method: grid or random")
     parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="trials at a time (default 1)")
     parser.add_argument("--count", type=_positive, metavar="N", help="only the first N trials")
+    parser.add_argument(
+        "--devices-per-trial",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="ranks of each trial, under torchrun",
+    )
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--select", action="store_true", help="print the command of the setting with the best mean")
     either.add_argument("--dry-run", action="store_true", help="print the trials and their commands, run nothing")

@@ -15,6 +15,7 @@ from fastlsr.data.manifest import digest_of
 from fastlsr.data.splits import data_digests
 from fastlsr.errors import InputError
 from fastlsr.labels.methods import make_plan
+from fastlsr.ranks import check_batch_divides
 from fastlsr.runs import RunFolder, Summary, run_folder
 from fastlsr.sweep.file import Sweep, Values
 
@@ -43,8 +44,11 @@ class RejectedTrial:
     line: str
 
 
-def plan_trials(sweep: Sweep, count: int | None) -> tuple[list[PlannedTrial], list[RejectedTrial]]:
+def plan_trials(sweep: Sweep, count: int | None, *, ranks: int = 1) -> tuple[list[PlannedTrial], list[RejectedTrial]]:
     """The first `count` trials, or all: those that can run, each run only once, and those that cannot.
+
+    Args:
+        ranks: of each trial.
 
     Raises:
         InputError: if none can run, two of different options share a folder, or two with the same options do not.
@@ -56,6 +60,8 @@ def plan_trials(sweep: Sweep, count: int | None) -> tuple[list[PlannedTrial], li
         command = sweep.command_of(values)
         try:
             config = trainer_config(command)
+            check_batch_divides(config.data.batch_size, ranks)
+            command = on_ranks(command, ranks)
             trial = PlannedTrial(number, values, command, config, run_folder(config))
         except InputError as error:
             rejected.append(RejectedTrial(number, str(error)))
@@ -91,6 +97,23 @@ def trainer_config(command: Sequence[str]) -> Config:
     config = load(path, overrides)
     make_plan(config.method, config.train.epochs)
     return config
+
+
+def on_ranks(command: Sequence[str], ranks: int) -> list[str]:
+    """A command that starts the trainer by Python, by torchrun instead; one rank, or torchrun's own command, stays.
+
+    Raises:
+        InputError: if it starts it in another way.
+    """
+    names = [Path(word).name for word in command]
+    if ranks == 1 or "torchrun" in names:
+        return list(command)
+    starts = [at for at, name in enumerate(names) if name.startswith("python")]
+    if not starts:
+        raise InputError(f"--devices-per-trial={ranks}: the command starts no python: {shlex.join(command)}")
+    # --standalone: each trial has a free port of its own.
+    torchrun = ["torchrun", "--standalone", f"--nproc-per-node={ranks}"]
+    return [*command[: starts[0]], *torchrun, *command[starts[0] + 1 :]]
 
 
 def finished_run(trial: PlannedTrial) -> tuple[Summary | None, str]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastlsr.config import Config
+from fastlsr.errors import InputError
 from fastlsr.runs import Summary
 from fastlsr.sweep.file import Sweep
 from fastlsr.sweep.plan import PlannedTrial, finished_run
@@ -29,18 +30,19 @@ class Runner:
         failed: numbers of the trials that failed.
     """
 
-    def __init__(self, sweep: Sweep, trials: Sequence[PlannedTrial], folder: Path, *, jobs: int, lock: int):
+    def __init__(self, sweep: Sweep, trials: Sequence[PlannedTrial], folder: Path, *, jobs: int, ranks: int, lock: int):
         """A runner of one or more trials.
 
         Args:
             folder: of the trials' logs.
             jobs: how many trials run at a time.
+            ranks: processes of each trial, with a CUDA device each where there are any.
             lock: a file descriptor that the trials inherit.
         """
         self.summaries: dict[int, Summary] = {}
         self.failed: list[int] = []
         self._metric, self._folder, self._lock = metric_of(sweep)[1], folder, lock
-        self._jobs = min(jobs, len(trials))
+        self._jobs, self._ranks = min(jobs, len(trials)), ranks
         self._waiting = deque(trials)
         self._last = trials[-1].number
         self._running: set[asyncio.subprocess.Process] = set()
@@ -52,6 +54,7 @@ class Runner:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop, number)
         devices = cuda_devices() if self._jobs > 1 else []
+        check_devices(devices, self._jobs, self._ranks)
         workers = [loop.create_task(self._work(slot, devices)) for slot in range(self._jobs)]
         try:
             await asyncio.gather(*workers)
@@ -75,7 +78,7 @@ class Runner:
             if summary:
                 self._keep(trial, summary, "was finished before")
             else:
-                await self._run(trial, trial_environment(trial.config, slot, self._jobs, devices))
+                await self._run(trial, trial_environment(trial.config, slot, self._jobs, devices, self._ranks))
 
     async def _run(self, trial: PlannedTrial, variables: dict[str, str]) -> None:
         """Runs a trial and keeps its summary, or prints why there is none."""
@@ -143,23 +146,35 @@ def cuda_devices() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def trial_environment(config: Config, slot: int, jobs: int, devices: Sequence[str]) -> dict[str, str]:
+def check_devices(devices: Sequence[str], jobs: int, ranks: int) -> None:
+    """Checks that simultaneous trials of several ranks each get CUDA devices of their own, where there are any.
+
+    Raises:
+        InputError: if there are too few.
+    """
+    if devices and ranks > 1 and jobs * ranks > len(devices):
+        raise InputError(f"--jobs={jobs}, --devices-per-trial={ranks} need {jobs * ranks} of {len(devices)} devices")
+
+
+def trial_environment(config: Config, slot: int, jobs: int, devices: Sequence[str], ranks: int = 1) -> dict[str, str]:
     """A trial's environment variables: the sweep's, this Python first in PATH, and its share of cores and devices.
 
     Args:
         config: the trial's; one that names its CUDA device sees all of them.
         slot: which of the `jobs` simultaneous trials it is, from 0.
-        devices: CUDA devices, shared out in turn.
+        devices: CUDA devices, shared out in turn; of trials of several ranks, each has its own.
+        ranks: of the trial.
     """
     variables = dict(os.environ)
     variables["PATH"] = os.pathsep.join(filter(None, (str(Path(sys.executable).parent), variables.get("PATH"))))
     variables.setdefault("PYTHONUNBUFFERED", "1")  # so that the log can be followed, and has its end if it is killed
     if jobs > 1:
-        share = str(max(1, len(os.sched_getaffinity(0)) // jobs))
-        variables.setdefault("OMP_NUM_THREADS", share)
-        variables.setdefault("NUMBA_NUM_THREADS", share)
+        cores = len(os.sched_getaffinity(0)) // jobs
+        variables.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
+        variables.setdefault("NUMBA_NUM_THREADS", str(max(1, cores)))  # its ranks divide it
         if devices and config.train.device in ("auto", "cuda"):
-            variables["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+            own = [devices[(slot * ranks + rank) % len(devices)] for rank in range(ranks)]
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     return variables
 
 
@@ -171,8 +186,9 @@ def _ending(code: int) -> str:
 
 
 def last_line_of_log(log: Path) -> str:
-    """The last line of a file with anything in it, of its last 4 KiB."""
+    """The last line of a file, of its last 16 KiB, in which the trainer says why it failed; else the last not empty."""
     with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - 4096))
-        lines = file.read().decode(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "(empty)")
+        file.seek(max(0, log.stat().st_size - (1 << 14)))
+        lines = [line.strip() for line in file.read().decode(errors="replace").split("\n") if line.strip()]
+    reasons = [line for line in lines if line.startswith(("error: ", "failed: "))]  # torchrun prints pages after it
+    return ["(empty)", *lines, *reasons][-1]

@@ -74,12 +74,12 @@ def test_ranks_of_one_machine_share_its_cores(limit, threads, second_of_two, mon
     assert runtime.threads() == threads
 
 
-def test_a_batch_that_ranks_cannot_share_evenly_is_an_error_that_names_those_they_can(second_of_two):
-    check_batch_divides(64)
+def test_a_batch_that_ranks_cannot_share_evenly_is_an_error_that_names_those_they_can():
+    check_batch_divides(64, 8)
     with pytest.raises(InputError, match="take 56 or 64"):
-        check_batch_divides(60)
+        check_batch_divides(60, 8)
     with pytest.raises(InputError, match="take 8$"):
-        check_batch_divides(3)
+        check_batch_divides(3, 8)
 
 
 def test_no_more_than_one_step_is_timed_where_the_run_is_short():

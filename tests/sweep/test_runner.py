@@ -23,7 +23,7 @@ from fastlsr.runs import KEYS
 from fastlsr.sweep import __main__ as command
 from fastlsr.sweep.file import read_sweep
 from fastlsr.sweep.plan import finished_run, plan_trials, trainer_config
-from fastlsr.sweep.runner import cuda_devices, last_line_of_log, trial_environment
+from fastlsr.sweep.runner import check_devices, cuda_devices, last_line_of_log, trial_environment
 from fastlsr.trials import mean_and_std
 
 LIMIT_SECONDS = 120
@@ -43,6 +43,33 @@ def test_simultaneous_trials_share_the_cores_and_take_the_devices_in_turn(monkey
     for device in ("cpu", "cuda:1"):
         chosen = load(overrides={"train.device": device})
         assert "CUDA_VISIBLE_DEVICES" not in trial_environment(chosen, 0, 2, ["4", "5"])
+
+
+def test_simultaneous_trials_of_several_ranks_have_cores_and_devices_of_their_own(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    made = [trial_environment(load(), slot, 2, list("4567"), 2) for slot in range(2)]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in made] == ["4,5", "6,7"]
+    assert {(one["OMP_NUM_THREADS"], one["NUMBA_NUM_THREADS"]) for one in made} == {("3", "6")}
+    check_devices(list("4567"), 2, 2)
+    check_devices([], 2, 2)
+    with pytest.raises(InputError, match="--jobs=3, --devices-per-trial=2 need 6 of 4 devices"):
+        check_devices(list("4567"), 3, 2)
+
+
+def test_trials_run_on_several_ranks_by_the_sweep_or_by_their_own_command(short_options, sweep_file, capsys):
+    options = {**short_options, "model.name": "resnet8"}
+    batch = int(options.pop("data.batch_size"))
+    path = sweep_file({"data.batch_size": {"values": [batch, batch + 1]}}, words=words_of(options))
+    assert command.main([str(path), "--devices-per-trial=2"]) == 1
+    assert f"trial 2 failed: data.batch_size={batch + 1} does not divide by 2 ranks" in capsys.readouterr().out
+    (trial, *_), _ = plan_trials(read_sweep(path), None, ranks=2)
+    assert finished_run(trial)[0] and trial.folder.read_environment()["ranks"] == 2
+    torchrun = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "fastlsr.train"]
+    own = sweep_file({"data.batch_size": {"value": batch}}, command=[*torchrun, *words_of(options), "${args}"])
+    (trial,), _ = plan_trials(read_sweep(own), None, ranks=2)
+    assert trial.command[:5] == torchrun and finished_run(trial)[0]
 
 
 def test_visible_devices_are_shared_out_by_their_names(monkeypatch):
