@@ -2,12 +2,15 @@
 
     python benchmarks/ranks.py --data FOLDER [--dataset trees_people] [--epochs 3] [--batch-size 128]
 
-COLAM in as many stages as epochs, ResNet-8, float32, on 1, 2 and 4 processes (gloo, one thread each), with batch
-normalisation over the whole batch (`train.sync_batchnorm`) and over each rank's part of it. Alone also with two threads,
-which tells how far rounding by itself carries a run. And a run that is stopped inside an epoch on 4 processes, goes on
-with 2, is stopped again and goes on with 1. It prints, against one process with one thread: whether every step had the
-same samples and the same pixels, and the largest differences of the first steps' and of all losses, of the class tables
-and of the metrics.
+COLAM in as many stages as epochs, ResNet-8, float32, gloo:
+
+    1 process with two threads        how far rounding by itself carries a run
+    2 and 4 processes                 of one thread each, with batch norm's statistics over the whole batch
+                                      (`train.sync_batchnorm`) or over each rank's part of it
+    4, then 2, then 1                 a run that is stopped inside an epoch, resumed, stopped again and resumed
+
+It prints, against one process with one thread: whether every step had the same samples and the same pixels, and the
+largest differences of the first steps' and of all losses, of the class tables and of the metrics.
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         plan = make_plan(config.method, config.train.epochs)
         if "dry-run" not in flags:  # which prints the plan before it looks for the data
             data_digests(config)
+        if read_ranks().rank and "dry-run" in flags:
+            return 0  # the main rank prints it
         if not read_ranks().rank:
             for warning in warnings(config, overrides):
                 print(f"warning: {warning}", file=sys.stderr)

@@ -408,7 +408,9 @@ class Session:
         Averages batch norm's statistics over the ranks. What each rank had of its own is under "ranks", from which as
         many of them go on to the same bits.
         """
-        own = {"sums": _copies(self._sums()), "statistics": _copies(self._statistics()), "rng": self._random_state()}
+        own: State = {"rng": self._random_state(), "sums": [], "statistics": []}
+        if self.position.batches:  # between two epochs ranks have nothing else of their own
+            own |= {"sums": _copies(self._sums()), "statistics": _copies(self._statistics())}
         distributed.mean_(self._statistics())
         former = self.step.former
         return {
@@ -459,15 +461,25 @@ class Session:
         self._set_random_state(state["rng"])
         ranks = state.get("ranks") or []
         if len(ranks) == self.ranks.world_size:
-            own = ranks[self.ranks.rank]
-            _copy_all(own["sums"], self._sums())
-            _copy_all(own["statistics"], self._statistics())
-            self._set_random_state(own["rng"])
-        elif self.ranks.rank:  # rank 0 has what all had seen
-            _copy_all([torch.zeros(()) for _ in self._sums()], self._sums())
+            self._set_random_state(ranks[self.ranks.rank]["rng"])
+        else:
             self._draw_apart()
+        if self.position.batches:
+            self._restore_own(ranks)
+
+    def _restore_own(self, ranks: Sequence[State]) -> None:
+        """Goes on from the sums and statistics of ranks inside an epoch; of another number, rank 0 from all sums."""
+        sums = self._sums()
+        if len(ranks) == self.ranks.world_size:
+            own = ranks[self.ranks.rank]
+            _copy_all(own["sums"], sums)
+            _copy_all(own["statistics"], self._statistics())
+        elif self.ranks.rank:
+            _copy_all([torch.zeros(())] * len(sums), sums)
         elif ranks:
-            _copy_all([sum(parts) for parts in zip(*(own["sums"] for own in ranks), strict=True)], self._sums())
+            _copy_all(
+                [torch.stack(parts).sum(0) for parts in zip(*(each["sums"] for each in ranks), strict=True)], sums
+            )
 
     def _set_random_state(self, state: State) -> None:
         torch.set_rng_state(state["cpu"])
