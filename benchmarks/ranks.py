@@ -1,6 +1,6 @@
 """Do ranks see and learn what one process does?
 
-    python benchmarks/ranks.py --data FOLDER [--dataset trees_people] [--epochs 3] [--batch-size 128]
+    python benchmarks/ranks.py --data FOLDER [--dataset trees_people] [--epochs 3] [optim.lr=0.001 ...]
 
 COLAM in as many stages as epochs, ResNet-8, float32, gloo:
 
@@ -104,18 +104,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--dataset", default="trees_people")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("options", nargs="*", help="of training, section.key=value")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # of a rank
     parser.add_argument("--stop", default="", help=argparse.SUPPRESS)
-    given, words = parser.parse_known_args()
+    given = parser.parse_args()
     if given.folder:
         stop = tuple(map(int, given.stop.split(","))) if given.stop else None
-        trained(words, given.folder, stop)  # type: ignore[arg-type]
+        trained(given.options, given.folder, stop)  # type: ignore[arg-type]
         return
-    chosen = {"data.dataset": given.dataset, "data.dir": given.data.absolute(), "data.batch_size": given.batch_size,
+    chosen = {"data.dataset": given.dataset, "data.dir": given.data.absolute(), "data.batch_size": 128,
               "model.name": "resnet8", "train.epochs": given.epochs, "train.compile": "off", "train.precision": "fp32",
               "method.name": "colam", "method.stages": given.epochs}  # fmt: skip
-    words = [f"{name}={value}" for name, value in chosen.items()]
+    words = [*(f"{name}={value}" for name, value in chosen.items()), *given.options]
     whole = [*words, "train.sync_batchnorm=true"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
