@@ -59,13 +59,13 @@ def choose_compile(
         report("compile: on (auto: compiled steps are faster on CUDA)")
         return True
     report("compile: timing a step")
-    eager = _seconds_per_step(network, images, compile=False, short=COMPILE_TRIAL_SECONDS / steps)
+    eager = seconds_per_step(network, images, compile=False, short=COMPILE_TRIAL_SECONDS / steps)
     if eager * steps < COMPILE_TRIAL_SECONDS:
         report(f"compile: off (auto: {eager * steps:.0f} s of training would not repay compiling)")
         return False
     report("compile: timing the step compiled and not; this takes a minute or more")
     try:
-        compiled = _seconds_per_step(network, images, compile=True)
+        compiled = seconds_per_step(network, images, compile=True)
     except Exception as error:  # no C++ compiler, or a network that does not compile
         report(f"compile: off (auto: compiling failed: {str(error).strip().splitlines()[0][:100]})")
         return False
@@ -74,7 +74,7 @@ def choose_compile(
     return compiled < eager
 
 
-def _seconds_per_step(network: torch.nn.Module, images: torch.Tensor, *, compile: bool, short: float = 0) -> float:
+def seconds_per_step(network: torch.nn.Module, images: torch.Tensor, *, compile: bool, short: float = 0) -> float:
     """Seconds of the fastest of three steps after a first one, or of that one if it took less than `short`."""
     trial = copy.deepcopy(network).train()  # a copy: batch norm's statistics and gradients stay as they are
     run = torch.compile(trial, dynamic=False) if compile else trial
@@ -83,6 +83,8 @@ def _seconds_per_step(network: torch.nn.Module, images: torch.Tensor, *, compile
     for _ in range(4):
         start = time.perf_counter()
         run(images).float().square().mean().backward()
+        if images.device.type == "cuda":
+            torch.cuda.synchronize(images.device)
         seconds.append(time.perf_counter() - start)
         if seconds[0] < short:
             break

@@ -19,6 +19,7 @@ from fastlsr.data.soft_labels import save_labels
 from fastlsr.data.splits import fold_name
 from fastlsr.engine import checkpoint, distributed
 from fastlsr.engine.evaluation import CollectedLogits
+from fastlsr.engine.footprint import step_bytes, warnings
 from fastlsr.engine.label_learning import LearnedLabels
 from fastlsr.engine.log import RunLog, SilentLog, agent_run, results_table, wandb_mode
 from fastlsr.engine.provenance import environment, software, source_digests
@@ -129,6 +130,11 @@ def _train(config: Config, plan: Plan, device: torch.device, ranks: Ranks, *, st
         log.report("finished before; nothing is left to train (another run.name would train it anew)")
         return show_finished(log, start.state)
     session = Session(config, plan, device, state=start.state, report=log.report, ranks=ranks)
+    if distributed.is_main():
+        step = sum(step_bytes(session.network, session.train.resolution, session.largest_batch()))
+        data = session.train.manifest.bytes + session.test.manifest.bytes
+        for line in warnings(config, device, ranks, step, data):
+            log.report(f"warning: {line}")
     if start.state:
         log.report(f"resuming after {session.position.epochs} epochs and {session.position.batches} batches")
     with sole_use_of(folder):

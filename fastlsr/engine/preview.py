@@ -7,19 +7,26 @@ import math
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from fastlsr.config import Config
 from fastlsr.data.crops import input_resolution
 from fastlsr.data.loader import check_pairs_storage
-from fastlsr.data.manifest import read_manifest
+from fastlsr.data.manifest import Manifest, read_manifest
 from fastlsr.data.splits import split_paths, training_count
+from fastlsr.engine.compiling import seconds_per_step
+from fastlsr.engine.footprint import free_bytes, step_bytes, warnings
 from fastlsr.engine.log import wandb_mode
 from fastlsr.engine.loop import find_start
-from fastlsr.engine.runtime import choose_device
+from fastlsr.engine.runtime import choose_device, choose_precision, set_up_torch
 from fastlsr.engine.schedule import Schedule
-from fastlsr.engine.session import build_network, read_teacher
+from fastlsr.engine.session import build_network, classifier_of, read_teacher
 from fastlsr.labels.plan import Plan
+from fastlsr.models import expected_normalization
+from fastlsr.ranks import read_ranks
 from fastlsr.runs import run_folder
+
+_TRIED = {"cpu": 8, "cuda": 256}  # images of the trial, at most
 
 
 def preview(config: Config, plan: Plan) -> Iterator[str]:
@@ -60,6 +67,36 @@ def preview(config: Config, plan: Plan) -> Iterator[str]:
     batches = images / config.data.batch_size
     batches = math.floor(batches) if config.data.drop_last else math.ceil(batches)
     yield f"data: {images:,} training images, batches an epoch: {batches:,}"
+    yield from _estimates(config, plan, model, train)
+
+
+def _estimates(config: Config, plan: Plan, model: nn.Module, train: Manifest) -> Iterator[str]:
+    """Lines on the memory and the time that training takes here, from a trial on a few images, not compiled."""
+    device, ranks = choose_device(config.train.device), read_ranks()
+    set_up_torch(device, deterministic=config.train.deterministic)
+    decided = {
+        "normalization": expected_normalization(model, config.model.pretrained) or (train.mean, train.std),
+        "precision": choose_precision(config.train.precision, device, report=lambda line: None),
+    }
+    network, size = classifier_of(model, decided, config).to(device), input_resolution(train, config.data)
+    images = training_count(train.count, config.data)
+    batch = math.ceil(min(config.data.batch_size, images) / ranks.world_size) * (2 if plan.pairs else 1)
+    weights, saved = step_bytes(network, size, batch)
+    total, of_weights, free = (each / 2**30 for each in (weights + saved, weights, free_bytes(device)))
+    yield (
+        f"memory of a step on {batch} images: about {total:.2f} GiB, {of_weights:.2f} of them weights, gradients and "
+        f"momentum; {free:.1f} are free on {device}"
+    )
+    data = sum(read_manifest(path).bytes for path in split_paths(config))
+    for line in warnings(config, device, ranks, weights + saved, data):
+        yield f"warning: {line}"
+    tried = torch.randint(0, 256, (min(batch, _TRIED[device.type]), 3, size, size), dtype=torch.uint8, device=device)
+    speed = len(tried) / seconds_per_step(network, tried, compile=False) * ranks.world_size
+    epoch = images * (2 if plan.pairs else 1) / speed
+    yield (
+        f"time: about {speed:.0f} images a second by {ranks.world_size} x {device.type}, from steps on {len(tried)}; "
+        f"{epoch / 60:.1f} minutes an epoch, {epoch * plan.epochs / 3600:.1f} hours in all, without evaluation"
+    )
 
 
 def turns(config: Config, plan: Plan) -> Iterator[tuple[int, float]]:

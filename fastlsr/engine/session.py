@@ -238,9 +238,8 @@ class Session:
         }
 
     def _decide_to_compile(self, report: Callable[[str], None]) -> bool:
-        size, count = self.train.resolution, min(self.config.data.batch_size, len(self.train.indices))
-        count = math.ceil(count / self.ranks.world_size)
-        images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+        size = self.train.resolution
+        images = torch.randint(0, 256, (self.largest_batch(), 3, size, size), dtype=torch.uint8)
         images = images.to(self.device, memory_format=torch.channels_last)
         steps = len(self.train) * self.plan.epochs
         requested = self.config.train.compile
@@ -351,6 +350,11 @@ class Session:
         self.position.epochs, self.position.batches = self.position.epochs + 1, 0
         learning_rate = self.config.optim.lr * self.learning_rate_factor(self.steps_done() - 1)
         return EpochEnd(learning_rate, entropy, learned)
+
+    def largest_batch(self) -> int:
+        """Images of this rank's part of a full batch; pairs count as two."""
+        count = min(self.config.data.batch_size, len(self.train.indices))
+        return math.ceil(count / self.ranks.world_size) * (2 if self.plan.pairs else 1)
 
     def samples_before(self, batch: int) -> int:
         """Samples in the batches of an epoch before number `batch`."""

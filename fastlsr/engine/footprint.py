@@ -1,0 +1,74 @@
+"""What a training step will take of memory, and which memory is free: estimates for before a run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fastlsr.config import Config
+from fastlsr.engine.classifier import Classifier
+from fastlsr.ranks import Ranks
+
+_TRIED = 2  # images of the trial
+_GIB = 1 << 30
+
+
+def step_bytes(network: Classifier, resolution: int, batch: int) -> tuple[int, int]:
+    """(weights, gradients and momentum; what the backward pass needs): bytes of a step on `batch` images, about.
+
+    The second is that of two images, multiplied. What the kernels take for themselves is left out.
+    """
+    trial = copy.deepcopy(network).eval()  # in training mode, batch norm might ask other ranks
+    weights = {each.untyped_storage().data_ptr(): each.numel() * each.element_size() for each in trial.parameters()}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    device = next(trial.parameters()).device
+    images = torch.zeros(_TRIED, 3, resolution, resolution, dtype=torch.uint8, device=device)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits = trial(images)
+    found = sum(weights.values()) * 3, sum(saved.values()) * batch // _TRIED
+    del logits  # which holds what was saved, so that no two tensors had one address
+    return found
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that are free on the device; on the CPU, those that the system can give to programs."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with open("/proc/meminfo", encoding="ascii") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    return int(lines["MemAvailable"].split()[0]) * 1024
+
+
+def warnings(config: Config, device: torch.device, ranks: Ranks, step: int, data: int) -> Iterator[str]:
+    """Lines on what this machine's memory is too small for, with what to change.
+
+    Args:
+        step: bytes that a step of one rank takes.
+        data: bytes of the files that are trained and evaluated on.
+    """
+    free, on_cpu = free_bytes(device), device.type == "cpu"
+    taken = step * ranks.local_world_size if on_cpu else step
+    if taken > free:
+        size, parts = config.data.batch_size, 2
+        while taken / parts > free and size // (2 * parts) >= ranks.world_size:
+            parts *= 2
+        yield (
+            f"a step takes about {taken / _GIB:.1f} GiB, and {free / _GIB:.1f} are free on {device.type}; take "
+            f"data.batch_size={size // parts} optim.accumulate={config.optim.accumulate * parts}"
+        )
+    pages = max(0, free_bytes(torch.device("cpu")) - (taken if on_cpu else 0))
+    if config.data.os_cache and data > pages:
+        yield (
+            f"the images have {data / _GIB:.1f} GiB, and {pages / _GIB:.1f} are free to cache them: each epoch "
+            "reads the disk; take data.os_cache=false data.order=quasi_random, or write smaller images"
+        )

@@ -1,0 +1,51 @@
+"""What a step is expected to take of memory, and what is warned of."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastlsr.config import load
+from fastlsr.engine import footprint
+from fastlsr.engine.classifier import Classifier
+from fastlsr.ranks import ALONE, Ranks
+
+CPU, GIB = torch.device("cpu"), 1 << 30
+
+
+def test_a_step_holds_what_its_layers_need_backward_and_its_weights_three_times():
+    """By hand, for 5 images of 4 x 4: the convolution's input 3 x 4 x 4 and the ReLU's output 2 x 4 x 4, of 4 bytes."""
+    model = nn.Sequential(nn.Conv2d(3, 2, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(32, 7, bias=False))
+    network = Classifier(model, [0.0] * 3, [1.0] * 3, precision="fp32", channels_last=False)
+    weights, saved = footprint.step_bytes(network, 4, 5)
+    assert weights == 3 * 4 * (6 + 224)
+    assert saved == 5 * 4 * (48 + 32)
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """8 GiB are free."""
+    monkeypatch.setattr(footprint, "free_bytes", lambda device: 8 * GIB)
+
+
+def lines(step, data, ranks=ALONE, device=CPU, **options):
+    overrides = {name.replace("__", "."): str(value) for name, value in options.items()}
+    return list(footprint.warnings(load(overrides=overrides), device, ranks, step * GIB, data * GIB))
+
+
+def test_what_fits_is_not_warned_of(free):
+    assert lines(3, 5) == []
+    assert lines(7, 8, device=torch.device("cuda", 0)) == []
+    assert lines(3, 50, data__os_cache="false", data__order="quasi_random") == []
+
+
+def test_a_step_that_does_not_fit_names_a_batch_that_does_with_the_same_steps(free):
+    (line,) = lines(20, 0, data__batch_size=256, optim__accumulate=2)
+    assert line.endswith("take data.batch_size=64 optim.accumulate=8")
+    (line,) = lines(6, 0, Ranks(0, 4, 0, 2), data__batch_size=256)  # two on this machine share its memory
+    assert line.startswith("a step takes about 12.0 GiB") and line.endswith("data.batch_size=128 optim.accumulate=2")
+
+
+def test_images_that_do_not_fit_beside_the_steps_are_warned_of(free):
+    (line,) = lines(3, 6)
+    assert line.startswith("the images have 6.0 GiB, and 5.0 are free to cache them")
+    assert "data.os_cache=false data.order=quasi_random" in line
