@@ -58,8 +58,8 @@ def test_simultaneous_trials_of_several_ranks_have_cores_and_devices_of_their_ow
         check_devices(list("4567"), 3, 2)
 
 
-def test_trials_run_on_several_ranks_by_the_sweep_or_by_their_own_command(short_options, sweep_file, capsys):
-    options = {**short_options, "model.name": "resnet8"}
+def test_trials_run_on_several_ranks_by_the_sweep_or_by_their_own_command(short_options, sweep_file, tmp_path, capsys):
+    options = {**short_options, "model.name": "resnet8", "run.dir": str(tmp_path)}
     batch = int(options.pop("data.batch_size"))
     path = sweep_file({"data.batch_size": {"values": [batch, batch + 1]}}, words=words_of(options))
     assert command.main([str(path), "--devices-per-trial=2"]) == 1

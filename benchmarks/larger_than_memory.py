@@ -1,0 +1,99 @@
+"""How fast are images loaded by ranks that together get a quarter of the file's size as memory?
+
+    python benchmarks/larger_than_memory.py [--images 3000000] [--ranks 1,2] [--folder FOLDER]
+
+Random images of 32 pixels, training batches of 1024 in all, nothing but loading; each of the ranks has one loader
+thread. Needs root and a memory cgroup, whose limit counts what the ranks and torchrun hold (0.7 and 0.5 GiB) and the
+pages of the file that they read; these are dropped before each limited epoch.
+
+    cached      no limit, the file in the page cache, data.order=random
+    mapped      limited, data.order=random: every image is a page fault that reads the disk
+    paged       limited, data.os_cache=false data.order=quasi_random
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from cifar import options, write_random
+
+from fastlsr.config import load
+from fastlsr.engine import distributed
+from fastlsr.engine.session import training_loader
+
+CPU = torch.device("cpu")
+GROUP = Path("/sys/fs/cgroup/memory/fastlsr_benchmark")
+HOWS = {"cached": ["data.order=random"], "mapped": ["data.order=random"],
+        "paged": ["data.order=quasi_random", "data.os_cache=false"]}  # fmt: skip
+MOST_SECONDS = 60.0  # of an epoch; then it is left, and its speed so far counts
+
+
+def measured(words: list[str]) -> None:
+    """Prints images a second of all ranks, each over the time that it took."""
+    config = load(overrides=dict(word.split("=", 1) for word in words))
+    with distributed.process_group(CPU) as ranks:
+        loader = training_loader(config, CPU, ranks=ranks)
+        seen, start = 0, time.perf_counter()
+        for batch in loader.epoch(0):
+            seen += len(batch.images)
+            if time.perf_counter() - start > MOST_SECONDS:
+                break
+        seconds = time.perf_counter() - start
+        speed = distributed.sum_(torch.tensor(seen / seconds, dtype=torch.float64)).item()
+        if distributed.is_main():
+            print(f"{speed:.0f}", flush=True)
+
+
+def run(words: list[str], ranks: int, *, limited: bool) -> float:
+    """Images a second of an epoch on so many ranks."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [sys.executable, *launcher, __file__, "--", *words]
+    if limited:  # a shell that puts itself into the group, and with it what it becomes
+        command = ["sh", "-c", f'echo $$ > {GROUP}/cgroup.procs && exec "$@"', "sh", *command]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, env=environment, timeout=600)
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=3_000_000)
+    parser.add_argument("--ranks", default="1,2")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)  # of a rank
+    given = parser.parse_args()
+    if given.words:
+        measured(given.words)
+        return
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        folder = Path(name)
+        write_random(folder, train=given.images, test=128)
+        size = (folder / "bench_train.beton").stat().st_size
+        GROUP.mkdir(exist_ok=True)
+        (GROUP / "memory.limit_in_bytes").write_text(str(size // 4))
+        try:
+            print(f"file {size / 2**30:.1f} GiB, memory {size / 2**32:.1f} GiB; images a second")
+            print(f"{'ranks':>5}" + "".join(f"{how:>10}" for how in HOWS), flush=True)
+            for ranks in map(int, given.ranks.split(",")):
+                speeds = []
+                for how, more in HOWS.items():
+                    if how != "cached":
+                        os.sync()
+                        Path("/proc/sys/vm/drop_caches").write_text("1")
+                    chosen = options(folder, data__batch_size=1024, data__workers=1) | dict(w.split("=") for w in more)
+                    words = [f"{key}={value}" for key, value in chosen.items()]
+                    speeds.append(run(words, ranks, limited=how != "cached"))
+                print(f"{ranks:5}" + "".join(f"{speed:10.0f}" for speed in speeds), flush=True)
+        finally:
+            GROUP.rmdir()
+
+
+if __name__ == "__main__":
+    main()
