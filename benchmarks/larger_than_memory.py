@@ -1,8 +1,8 @@
 """How fast are images loaded by ranks that together get a quarter of the file's size as memory?
 
-    python benchmarks/larger_than_memory.py [--images 3000000] [--ranks 1,2] [--folder FOLDER]
+    python benchmarks/larger_than_memory.py [--images 80000] [--ranks 1,2] [--folder FOLDER]
 
-Random images of 32 pixels, training batches of 1024 in all, nothing but loading; each of the ranks has one loader
+Raw images of 224 pixels, training batches of 64 in all, nothing but loading; each of the ranks has one loader
 thread. Needs root and a memory cgroup, whose limit counts what the ranks and torchrun hold (0.7 and 0.5 GiB) and the
 pages of the file that they read; these are dropped before each limited epoch.
 
@@ -21,10 +21,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
-from cifar import options, write_random
+from cifar import options
 
 from fastlsr.config import load
+from fastlsr.data.prepare.encoding import Encoding
+from fastlsr.data.prepare.writing import Samples, write_beton
 from fastlsr.engine import distributed
 from fastlsr.engine.session import training_loader
 
@@ -33,6 +36,17 @@ GROUP = Path("/sys/fs/cgroup/memory/fastlsr_benchmark")
 HOWS = {"cached": ["data.order=random"], "mapped": ["data.order=random"],
         "paged": ["data.order=quasi_random", "data.os_cache=false"]}  # fmt: skip
 MOST_SECONDS = 60.0  # of an epoch; then it is left, and its speed so far counts
+
+
+def write_raw(folder: Path, **counts: int) -> None:
+    """Writes `bench_train.beton` and `bench_test.beton`, of one image that is stored again and again."""
+    image = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), dtype=np.uint8)
+    for split, count in counts.items():
+        samples = Samples(np.broadcast_to(image, (count, 224, 224, 3)), np.arange(count) % 10)
+        write_beton(
+            samples, folder / f"bench_{split}.beton", dataset="bench", split=split,
+            classes=[str(label) for label in range(10)], encoding=Encoding(),
+        )  # fmt: skip
 
 
 def measured(words: list[str]) -> None:
@@ -64,7 +78,7 @@ def run(words: list[str], ranks: int, *, limited: bool) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=3_000_000)
+    parser.add_argument("--images", type=int, default=80_000)
     parser.add_argument("--ranks", default="1,2")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)  # of a rank
@@ -74,7 +88,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
-        write_random(folder, train=given.images, test=128)
+        write_raw(folder, train=given.images, test=64)
         size = (folder / "bench_train.beton").stat().st_size
         GROUP.mkdir(exist_ok=True)
         (GROUP / "memory.limit_in_bytes").write_text(str(size // 4))
@@ -87,7 +101,7 @@ def main() -> None:
                     if how != "cached":
                         os.sync()
                         Path("/proc/sys/vm/drop_caches").write_text("1")
-                    chosen = options(folder, data__batch_size=1024, data__workers=1) | dict(w.split("=") for w in more)
+                    chosen = options(folder, data__batch_size=64, data__workers=1) | dict(w.split("=") for w in more)
                     words = [f"{key}={value}" for key, value in chosen.items()]
                     speeds.append(run(words, ranks, limited=how != "cached"))
                 print(f"{ranks:5}" + "".join(f"{speed:10.0f}" for speed in speeds), flush=True)
