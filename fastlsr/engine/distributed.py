@@ -30,7 +30,7 @@ Number = TypeVar("Number", int, float)
 
 _PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others, such as for the main one's trial of compiling
 _STORE_SECONDS = 5.0
-_EXIT_SECONDS = 15
+_EXIT_SECONDS = 15  # how long a rank may take to end after an error
 # In the messages of gloo, NCCL and torch's store, which have no exception of their own for it.
 _LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|timed out|timeout|NCCL error", re.IGNORECASE)
 
@@ -169,9 +169,9 @@ def replicated(network: nn.Module) -> nn.Module:
     """The network with its gradients summed up over all ranks, and divided by their number, in its backward pass."""
     if not _grouped():
         return network
+    # Its broadcast of buffers would replace batch norm's statistics by rank 0's in every step.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.15 has another name for `broadcast_buffers`
-        # which would replace batch norm's statistics by rank 0's in every step.
         return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
