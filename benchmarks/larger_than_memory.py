@@ -1,10 +1,10 @@
 """How fast are images loaded by ranks that together get a quarter of the file's size as memory?
 
-    python benchmarks/larger_than_memory.py [--images 80000] [--ranks 1,2] [--folder FOLDER]
+    python benchmarks/larger_than_memory.py [--images 110000] [--ranks 1,2,4] [--rounds 3] [--folder FOLDER]
 
 Raw images of 224 pixels, training batches of 64 in all, nothing but loading; each of the ranks has one loader
 thread. Needs root and a memory cgroup, whose limit counts what the ranks and torchrun hold (0.7 and 0.5 GiB) and the
-pages of the file that they read; these are dropped before each limited epoch.
+pages of the file that they read; these are dropped before each limited epoch, and read before each other one.
 
     cached      no limit, the file in the page cache, data.order=random
     mapped      limited, data.order=random: every image is a page fault that reads the disk
@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from cifar import options
+from timing import print_tables
 
 from fastlsr.config import load
 from fastlsr.data.prepare.encoding import Encoding
@@ -35,7 +38,7 @@ CPU = torch.device("cpu")
 GROUP = Path("/sys/fs/cgroup/memory/fastlsr_benchmark")
 HOWS = {"cached": ["data.order=random"], "mapped": ["data.order=random"],
         "paged": ["data.order=quasi_random", "data.os_cache=false"]}  # fmt: skip
-MOST_SECONDS = 60.0  # of an epoch; then it is left, and its speed so far counts
+MOST_SECONDS = 20.0  # of an epoch; then it is left, and its speed so far counts
 
 
 def write_raw(folder: Path, **counts: int) -> None:
@@ -76,10 +79,33 @@ def run(words: list[str], ranks: int, *, limited: bool) -> float:
     return float(done.stdout.split()[-1])
 
 
+def speed(how: str, ranks: int, folder: Path) -> float:
+    """Images a second, with the file in the page cache or not, as `how` is meant."""
+    if how == "cached":
+        with open(folder / "bench_train.beton", "rb", buffering=0) as file:
+            while file.read(1 << 24):
+                pass
+    else:
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("1")
+    chosen = options(folder, data__batch_size=64, data__workers=1) | dict(word.split("=") for word in HOWS[how])
+    return run([f"{key}={value}" for key, value in chosen.items()], ranks, limited=how != "cached")
+
+
+def rows(counts: list[int], rounds: int, folder: Path) -> Iterator[dict[str, str]]:
+    """For each number of ranks the medians of images a second, and their spread; the hows in turns."""
+    for ranks in counts:
+        speeds = [[speed(how, ranks, folder) for how in HOWS] for _ in range(rounds)]
+        columns = {how: f"{statistics.median(of_how):,.0f} ({min(of_how):,.0f} to {max(of_how):,.0f})"
+                   for how, of_how in zip(HOWS, zip(*speeds, strict=True), strict=True)}  # fmt: skip
+        yield {"ranks": str(ranks), **columns}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=80_000)
-    parser.add_argument("--ranks", default="1,2")
+    parser.add_argument("--images", type=int, default=110_000)
+    parser.add_argument("--ranks", default="1,2,4")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)  # of a rank
     given = parser.parse_args()
@@ -93,18 +119,8 @@ def main() -> None:
         GROUP.mkdir(exist_ok=True)
         (GROUP / "memory.limit_in_bytes").write_text(str(size // 4))
         try:
-            print(f"file {size / 2**30:.1f} GiB, memory {size / 2**32:.1f} GiB; images a second")
-            print(f"{'ranks':>5}" + "".join(f"{how:>10}" for how in HOWS), flush=True)
-            for ranks in map(int, given.ranks.split(",")):
-                speeds = []
-                for how, more in HOWS.items():
-                    if how != "cached":
-                        os.sync()
-                        Path("/proc/sys/vm/drop_caches").write_text("1")
-                    chosen = options(folder, data__batch_size=64, data__workers=1) | dict(w.split("=") for w in more)
-                    words = [f"{key}={value}" for key, value in chosen.items()]
-                    speeds.append(run(words, ranks, limited=how != "cached"))
-                print(f"{ranks:5}" + "".join(f"{speed:10.0f}" for speed in speeds), flush=True)
+            print(f"file {size / 2**30:.1f} GiB, memory {size / 2**32:.1f} GiB; images a second, n = {given.rounds}")
+            print_tables(rows(list(map(int, given.ranks.split(","))), given.rounds, folder))
         finally:
             GROUP.rmdir()
 

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 from cifar import options, write_random
+from timing import print_tables
 
 from fastlsr.config import load
 from fastlsr.engine import distributed
@@ -84,6 +85,20 @@ def measured(words: list[str]) -> None:
             print(json.dumps({"ranks": ranks.world_size, "each": rows, "reduce": seconds}), flush=True)
 
 
+def row(words: list[str], ranks: int) -> dict[str, str]:
+    """The means over so many ranks."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    done = subprocess.run(
+        [sys.executable, *launcher, __file__, *words], check=True, text=True, stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=1200,
+    )  # fmt: skip
+    found = json.loads(done.stdout.splitlines()[-1])
+    file, own, training = (sum(each[key] for each in found["each"]) / ranks for key in ("file", "own", "training"))
+    seconds = {f"K = {classes:,}": f"{found['reduce'][str(classes)]:.3f}" for classes in CLASSES}
+    return {"ranks": f"{ranks}", "file, each": f"{file:.0f}", "file, all": f"{file * ranks:.0f}", "own": f"{own:.0f}",
+            "training": f"{training:.0f}", **seconds}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=160_000)
@@ -97,21 +112,10 @@ def main() -> None:
         folder = Path(name)
         write_random(folder, train=given.images, test=128)
         size = next(folder.glob("*_train.beton")).stat().st_size / MIB
-        print(f"file {size:.0f} MiB\n{'ranks':>5} {'file, each':>12} {'file, all':>12} {'own':>9} {'training':>9}"
-              + "".join(f"{f'reduce {k}':>14}" for k in CLASSES))  # fmt: skip
+        print(f"file {size:.0f} MiB; MiB, and seconds to add up sums of K classes")
         chosen = options(folder, model__name="resnet18", data__batch_size=128, train__precision="fp32")
         words = [f"{key}={value}" for key, value in chosen.items()]
-        for ranks in map(int, given.ranks.split(",")):
-            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-            done = subprocess.run(
-                [sys.executable, *launcher, __file__, *words], check=True, text=True, stdout=subprocess.PIPE,
-                env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=1200,
-            )  # fmt: skip
-            found = json.loads(done.stdout.splitlines()[-1])
-            mean = {key: sum(row[key] for row in found["each"]) / ranks for key in ("file", "own", "training")}
-            columns = [f"{mean['file']:12.0f}", f"{mean['file'] * ranks:12.0f}", f"{mean['own']:9.0f}"]
-            columns += [f"{mean['training']:9.0f}", *(f"{found['reduce'][str(k)]:13.3f}" for k in CLASSES)]
-            print(f"{ranks:5}", *columns, flush=True)
+        print_tables(row(words, ranks) for ranks in map(int, given.ranks.split(",")))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timing import print_tables
 
 from fastlsr.config import load
 from fastlsr.engine import checkpoint, distributed
@@ -85,8 +86,8 @@ def run(words: list[str], folder: Path, ranks: int, threads: int = 1, stop: str 
     return [json.loads(line) for line in (folder / "seen.jsonl").read_text().splitlines()]
 
 
-def row(name: str, rows: list[dict[str, Any]], alone: list[dict[str, Any]]) -> str:
-    """A line of the table."""
+def row(name: str, rows: list[dict[str, Any]], alone: list[dict[str, Any]]) -> dict[str, str]:
+    """The largest differences from what one process saw."""
     steps, its_steps = ([each for each in some if "step" in each] for some in (rows, alone))
     ends, its_ends = ([each for each in some if "metrics" in each] for some in (rows, alone))
     both = list(zip(steps, its_steps, strict=True))
@@ -95,8 +96,11 @@ def row(name: str, rows: list[dict[str, Any]], alone: list[dict[str, Any]]) -> s
     pairs = list(zip(ends, its_ends, strict=True))
     tables = max(np.abs(np.subtract(one["table"], other["table"])).max() for one, other in pairs)
     metrics = [max(abs(one["metrics"][key] - other["metrics"][key]) for one, other in pairs) for key in METRICS]
-    shown = [f"{number:.1e}" for number in (max(losses[:FIRST_STEPS]), max(losses), tables, *metrics)]
-    return " | ".join(["", name, f"{len(steps)}", *("yes" if each else "NO" for each in same), *shown, ""]).strip()
+    largest = {f"loss, first {FIRST_STEPS} steps": max(losses[:FIRST_STEPS]), "loss": max(losses)}
+    largest |= {"class table": tables, **dict(zip(METRICS, metrics, strict=True))}
+    yes = ["yes" if each else "NO" for each in same]
+    return {"processes": name, "steps": f"{len(steps)}", "same samples": yes[0], "same pixels": yes[1],
+            **{column: f"{difference:.1e}" for column, difference in largest.items()}}  # fmt: skip
 
 
 def main() -> None:
@@ -131,11 +135,7 @@ def main() -> None:
         run(whole, resumed, 4, stop="0,20")
         run(whole, resumed, 2, stop="1,7")
         found["4, then 2, then 1"] = run(whole, resumed, 1)
-    print("| processes | steps | same samples | same pixels | loss, first 5 steps | loss | class table | "
-          + " | ".join(METRICS) + " |")  # fmt: skip
-    print("| --- " * (7 + len(METRICS)) + "|")
-    for name, rows in found.items():
-        print(row(name, rows, alone))
+    print_tables(row(name, rows, alone) for name, rows in found.items())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,6 +109,19 @@ class Report:
             print(f"  {key:24} {'not measured' if value is None else value!s:12} {spread:22} {verdict}")
         bars = {key: str(bar) for key, bar in self.bars.items()}
         print(json.dumps({**self._ratios, "spread": self._spread, "bars": bars, "work": self.work, **where()}))
+
+
+def print_tables(*tables: Iterable[Mapping[str, str]]) -> None:
+    """Prints tables in Markdown, given as rows of column -> text, each row as it comes; and all in the JSON object."""
+    printed = []
+    for rows in tables:
+        printed.append([])
+        for row in rows:
+            if not printed[-1]:
+                print(f"\n| {' | '.join(row)} |\n|{' ---: |' * len(row)}")
+            print(f"| {' | '.join(row.values())} |", flush=True)
+            printed[-1].append(dict(row))
+    print(f"\n{json.dumps({'tables': printed, **where()})}", flush=True)
 
 
 def where() -> dict[str, object]:

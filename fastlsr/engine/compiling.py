@@ -74,13 +74,15 @@ def choose_compile(
     return compiled < eager
 
 
-def seconds_per_step(network: torch.nn.Module, images: torch.Tensor, *, compile: bool, short: float = 0) -> float:
-    """Seconds of the fastest of three steps after a first one, or of that one if it took less than `short`."""
+def seconds_per_step(
+    network: torch.nn.Module, images: torch.Tensor, *, compile: bool, short: float = 0, steps: int = 3
+) -> float:
+    """Seconds of the fastest of some steps after a first one, or of that one if it took less than `short`."""
     trial = copy.deepcopy(network).train()  # a copy: batch norm's statistics and gradients stay as they are
     run = torch.compile(trial, dynamic=False) if compile else trial
     state = torch.get_rng_state()  # dropout draws
     seconds = []
-    for _ in range(4):
+    for _ in range(1 + steps):
         start = time.perf_counter()
         run(images).float().square().mean().backward()
         if images.device.type == "cuda":

@@ -12,32 +12,37 @@ from fastlsr.config import Config
 from fastlsr.engine.classifier import Classifier
 from fastlsr.ranks import Ranks
 
-_TRIED = 2  # images of the trial
 _GIB = 1 << 30
 
 
 def step_bytes(network: Classifier, resolution: int, batch: int) -> tuple[int, int]:
-    """(weights, gradients and momentum; what the backward pass needs): bytes of a step on `batch` images, about.
+    """(weights, gradients and momentum; what the backward pass needs): bytes of a step on `batch` images, at least.
 
-    The second is that of two images, multiplied. What the kernels take for themselves is left out.
+    The second grows with the images, by what a trial on two needs more than one on a single image, from what does not
+    depend on them, such as autocast's copies of the weights. What the kernels take for themselves is left out.
     """
     trial = copy.deepcopy(network).eval()  # in training mode, batch norm might ask other ranks
     weights = {each.untyped_storage().data_ptr(): each.numel() * each.element_size() for each in trial.parameters()}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     device = next(trial.parameters()).device
-    images = torch.zeros(_TRIED, 3, resolution, resolution, dtype=torch.uint8, device=device)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        logits = trial(images)
-    found = sum(weights.values()) * 3, sum(saved.values()) * batch // _TRIED
-    del logits  # which holds what was saved, so that no two tensors had one address
-    return found
+
+    def saved(count: int) -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        images = torch.zeros(count, 3, resolution, resolution, dtype=torch.uint8, device=device)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            logits = trial(images)
+        total = sum(sizes.values())
+        del logits  # which holds what was saved, so that no two tensors had one address
+        return total
+
+    one, two = saved(1), saved(2)
+    return sum(weights.values()) * 3, one + (two - one) * (batch - 1)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -63,7 +68,7 @@ def warnings(config: Config, device: torch.device, ranks: Ranks, step: int, data
         while taken / parts > free and size // (2 * parts) >= ranks.world_size:
             parts *= 2
         yield (
-            f"a step takes about {taken / _GIB:.1f} GiB, and {free / _GIB:.1f} are free on {device.type}; take "
+            f"a step takes at least {taken / _GIB:.1f} GiB, and {free / _GIB:.1f} are free on {device.type}; take "
             f"data.batch_size={size // parts} optim.accumulate={config.optim.accumulate * parts}"
         )
     pages = max(0, free_bytes(torch.device("cpu")) - (taken if on_cpu else 0))

@@ -26,7 +26,7 @@ from fastlsr.models import expected_normalization
 from fastlsr.ranks import read_ranks
 from fastlsr.runs import run_folder
 
-_TRIED = {"cpu": 8, "cuda": 256}  # images of the trial, at most
+_TRIED = {"cpu": 2 * 224**2, "cuda": 256 * 224**2}  # pixels of the images of the trial, about, at most
 
 
 def preview(config: Config, plan: Plan) -> Iterator[str]:
@@ -84,17 +84,18 @@ def _estimates(config: Config, plan: Plan, model: nn.Module, train: Manifest) ->
     weights, saved = step_bytes(network, size, batch)
     total, of_weights, free = (each / 2**30 for each in (weights + saved, weights, free_bytes(device)))
     yield (
-        f"memory of a step on {batch} images: about {total:.2f} GiB, {of_weights:.2f} of them weights, gradients and "
-        f"momentum; {free:.1f} are free on {device}"
+        f"memory of a step on {batch} images: at least {total:.2f} GiB, {of_weights:.2f} of them weights, gradients "
+        f"and momentum; {free:.1f} are free on {device}"
     )
     data = sum(read_manifest(path).bytes for path in split_paths(config))
     for line in warnings(config, device, ranks, weights + saved, data):
         yield f"warning: {line}"
-    tried = torch.randint(0, 256, (min(batch, _TRIED[device.type]), 3, size, size), dtype=torch.uint8, device=device)
-    speed = len(tried) / seconds_per_step(network, tried, compile=False) * ranks.world_size
+    count = min(batch, max(1, _TRIED[device.type] // size**2))
+    tried = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, device=device)
+    speed = count / seconds_per_step(network, tried, compile=False, steps=1) * ranks.world_size
     epoch = images * (2 if plan.pairs else 1) / speed
     yield (
-        f"time: about {speed:.0f} images a second by {ranks.world_size} x {device.type}, from steps on {len(tried)}; "
+        f"time: about {speed:.0f} images a second by {ranks.world_size} x {device.type}, from a step on {count}; "
         f"{epoch / 60:.1f} minutes an epoch, {epoch * plan.epochs / 3600:.1f} hours in all, without evaluation"
     )
 
