@@ -79,26 +79,33 @@ def run(words: list[str], ranks: int, *, limited: bool) -> float:
     return float(done.stdout.split()[-1])
 
 
-def speed(how: str, ranks: int, folder: Path) -> float:
-    """Images a second, with the file in the page cache or not, as `how` is meant."""
-    if how == "cached":
-        with open(folder / "bench_train.beton", "rb", buffering=0) as file:
-            while file.read(1 << 24):
-                pass
-    else:
-        os.sync()
-        Path("/proc/sys/vm/drop_caches").write_text("1")
-    chosen = options(folder, data__batch_size=64, data__workers=1) | dict(word.split("=") for word in HOWS[how])
-    return run([f"{key}={value}" for key, value in chosen.items()], ranks, limited=how != "cached")
+def bring_into_cache(file: Path) -> None:
+    with open(file, "rb", buffering=0) as opened:
+        while opened.read(1 << 24):
+            pass
+
+
+def drop_caches() -> None:
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("1")
 
 
 def rows(counts: list[int], rounds: int, folder: Path) -> Iterator[dict[str, str]]:
-    """For each number of ranks the medians of images a second, and their spread; the hows in turns."""
-    for ranks in counts:
-        speeds = [[speed(how, ranks, folder) for how in HOWS] for _ in range(rounds)]
-        columns = {how: f"{statistics.median(of_how):,.0f} ({min(of_how):,.0f} to {max(of_how):,.0f})"
-                   for how, of_how in zip(HOWS, zip(*speeds, strict=True), strict=True)}  # fmt: skip
-        yield {"ranks": str(ranks), **columns}
+    """For each how the medians of images a second, and their spread; the numbers of ranks take turns."""
+    for how, chosen in HOWS.items():
+        words = [f"{key}={value}" for key, value in options(folder, data__batch_size=64, data__workers=1).items()]
+        if how == "cached":
+            bring_into_cache(folder / "bench_train.beton")
+        speeds: dict[int, list[float]] = {ranks: [] for ranks in counts}
+        for _ in range(rounds):
+            for ranks in counts:
+                if how != "cached":
+                    drop_caches()
+                speeds[ranks].append(run([*words, *chosen], ranks, limited=how != "cached"))
+        columns = {f"{ranks} {'ranks' if ranks > 1 else 'rank'}":
+                   f"{statistics.median(each):,.0f} ({min(each):,.0f} to {max(each):,.0f})"
+                   for ranks, each in speeds.items()}  # fmt: skip
+        yield {"images/s": how, **columns}
 
 
 def main() -> None:

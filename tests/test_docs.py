@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+import torch.distributed.run
 from safetensors.torch import save_file
 
 from fastlsr import analysis, analyze, train
@@ -36,7 +36,7 @@ def commands(text):
     text = text.replace("\\\n", " ")
     lines = re.findall(r"`((?:python|make) [^`]+)`", text)
     for block in re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        lines += re.findall(r"^(?:\$ )?((?:python|make|wandb) .*)$", block, re.MULTILINE)
+        lines += re.findall(r"^(?:\$ )?((?:python|make|wandb|torchrun) .*)$", block, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in lines]
 
 
@@ -44,12 +44,12 @@ COMMANDS = list(dict.fromkeys(tuple(words) for page in PAGES for words in comman
 
 
 def of_module(name):
-    """The words after `python -m NAME` of every such command; not --help, nor README's own method, tested below."""
-    start = ("python", "-m", name)
+    """The words after `-m NAME` of every command that has it; not --help, nor README's own method, tested below."""
+    found = [words[words.index(name) + 1 :] for words in COMMANDS if f" -m {name} " in f"{' '.join(words)} "]
     return [
-        pytest.param(words[3:], id=" ".join(words[3:]))
-        for words in COMMANDS
-        if words[:3] == start and not {"--method.name=anneal", "--help"} & set(words)
+        pytest.param(words, id=" ".join(words))
+        for words in dict.fromkeys(found)
+        if not {"--method.name=anneal", "--help"} & set(words)
     ]
 
 
@@ -202,6 +202,8 @@ def test_what_a_command_names_is_there(words):
         assert words[1] in targets
     if words[0] == "wandb":
         assert (ROOT / words[2]).is_file()
+    if words[0] == "torchrun":
+        torch.distributed.run.parse_args(list(words[1:]))
     if words[0] == "python" and words[1] != "-m":
         script = (ROOT / words[1]).read_text(encoding="utf-8")
         assert all(f'"{word}"' in script for word in words if word.startswith("--"))
@@ -210,8 +212,8 @@ def test_what_a_command_names_is_there(words):
 
 
 def test_the_scan_finds_commands_of_every_kind():
-    found = commands("```\n$ python -m a --b=1   # why\nno\nmake c\n```\ntext `python d.py \\\n e`, `f`\n")
-    assert found == [["python", "d.py", "e"], ["python", "-m", "a", "--b=1"], ["make", "c"]]
+    found = commands("```\n$ python -m a --b=1   # why\nno\nmake c\ntorchrun -m g\n```\n`python d.py \\\n e`, `f`\n")
+    assert found == [["python", "d.py", "e"], ["python", "-m", "a", "--b=1"], ["make", "c"], ["torchrun", "-m", "g"]]
     kinds = {words[2] if words[1] == "-m" else words[1] for words in COMMANDS if words[0] == "python"}
     assert kinds >= {f"fastlsr.{name}" for name in "train evaluate sweep teach analyze".split()}
     assert "data_prep/write_ffcv.py" in kinds

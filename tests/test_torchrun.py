@@ -90,11 +90,13 @@ def uninterrupted(digits_dir, tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         meeting = f"--rdzv-endpoint=127.0.0.1:{free.getsockname()[1]}"
     words = ["--nnodes=2", "--rdzv-backend=c10d", meeting, "--local-addr=127.0.0.1", "-m", "fastlsr.train"]
-    nodes = [torchrun(*words, *words_of(digits_dir, folder), ranks=1) for _ in range(2)]
+    words += words_of(digits_dir, folder, **{"log.wandb": "offline"})
+    nodes = [torchrun(*words, ranks=1) for _ in range(2)]
     said = [ended(node) for node in nodes]
     assert [code for code, _ in said] == [0, 0], said
     printed = [text for _, text in said if "epoch 4/4" in text]
     assert len(printed) == 1 and printed[0].count("epoch 4/4") == 1, "the main rank alone prints"
+    assert len(list(folder.glob("run/wandb/offline-run-*"))) == 1, "and talks to W&B"
     return rows_of(folder)
 
 
