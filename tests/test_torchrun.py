@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,6 +111,8 @@ def test_a_run_that_is_stopped_on_two_ranks_goes_on_to_the_same_bits_on_as_many_
         line = process.stdout.readline()
         assert line, seen
         seen += line
+    for rank in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():  # as Slurm does; torchrun
+        os.kill(int(rank), signal.SIGTERM)  # passes its own on, too
     process.send_signal(signal.SIGTERM)
     code, said = ended(process)
     assert code != 0 and "stopped by SIGTERM; the same command goes on" in said

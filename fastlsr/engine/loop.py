@@ -40,7 +40,11 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Remembers SIGINT or SIGTERM until the step under way is done; a second signal acts at once."""
+    """Remembers SIGINT or SIGTERM until the step under way is done. Alone, a second signal acts at once.
+
+    Ranks ignore further ones: Slurm sends each to every process, and torchrun passes its own on. After 30 seconds
+    torchrun kills.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
@@ -57,7 +61,7 @@ class StopRequest:
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self.signal = number
         for each in self._former:
-            signal.signal(each, signal.SIG_DFL)
+            signal.signal(each, signal.SIG_DFL if distributed.world_size() == 1 else signal.SIG_IGN)
 
     def check_step(self) -> None:
         """Raises Stopped, after the same step on all ranks, if any was asked to stop before the step before."""
