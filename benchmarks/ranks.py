@@ -7,7 +7,7 @@ COLAM in as many stages as epochs, ResNet-8, float32, gloo:
     1 process with two threads        how far rounding by itself carries a run
     2 and 4 processes                 of one thread each, with batch norm's statistics over the whole batch
                                       (`train.sync_batchnorm`) or over each rank's part of it
-    4, then 2, then 1                 a run that is stopped inside an epoch, resumed, stopped again and resumed
+    4, then 2, then 1                 a run that is killed inside an epoch, resumed, killed again and resumed
 
 It prints, against one process with one thread: whether every step had the same samples and the same pixels, and the
 largest differences of the first steps' and of all losses, of the class tables and of the metrics.
@@ -19,6 +19,7 @@ import argparse
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,7 +43,10 @@ METRICS = ("nll", "top1", "top5", "ece")
 
 
 def trained(words: list[str], folder: Path, stop: tuple[int, int] | None) -> None:
-    """Trains on, from the folder's checkpoint if there is one, and adds what each step and epoch saw to a file."""
+    """Trains on, from the folder's checkpoint if there is one, and adds what each step and epoch saw to a file.
+
+    At `stop` it writes a checkpoint, and the last rank kills itself while the others train on.
+    """
     set_up_torch(CPU, deterministic=False)
     torch.set_num_threads(int(os.environ["THREADS"]))
     config = load(overrides=dict(word.split("=", 1) for word in words))
@@ -64,7 +68,9 @@ def trained(words: list[str], folder: Path, stop: tuple[int, int] | None) -> Non
                     whole = session.state_dict()
                     if distributed.is_main():
                         checkpoint.save(RunFolder(folder), whole)
-                    return
+                    distributed.agree(0)
+                    if ranks.rank == ranks.world_size - 1:
+                        os.kill(os.getpid(), signal.SIGKILL)
             metrics, end = session.evaluate(), session.end_epoch()
             if distributed.is_main():
                 assert end.learned is not None
@@ -77,12 +83,13 @@ def write(folder: Path, row: dict[str, Any]) -> None:
 
 
 def run(words: list[str], folder: Path, ranks: int, threads: int = 1, stop: str = "") -> list[dict[str, Any]]:
-    """What the steps and epochs of a run on so many processes saw; with `stop`, "EPOCHS,BATCHES", until then."""
+    """What the steps and epochs of a run on so many processes saw; with `stop`, "EPOCHS,BATCHES", it is killed then."""
     folder.mkdir(exist_ok=True)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *launcher, __file__, "--folder", str(folder), "--stop", stop, *words]
     environment = {**os.environ, "THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
-    subprocess.run(command, check=True, env=environment, timeout=1800)
+    done = subprocess.run(command, check=not stop, env=environment, timeout=1800)
+    assert not stop or done.returncode
     return [json.loads(line) for line in (folder / "seen.jsonl").read_text().splitlines()]
 
 

@@ -47,11 +47,13 @@ def read_ranks() -> Ranks:
 
 
 def check_batch_divides(batch_size: int, ranks: int) -> None:
-    """Checks that so many ranks get equal parts of a batch.
+    """Checks that so many ranks get equal parts of a batch, of more than one sample each.
 
     Raises:
         InputError: if they do not.
     """
+    if ranks > 1 and batch_size < 2 * ranks:
+        raise InputError(f"data.batch_size={batch_size} is too small for {ranks} ranks; take {2 * ranks} or more")
     below = batch_size // ranks * ranks
     if batch_size != below:
         better = " or ".join(str(size) for size in (below, below + ranks) if size)

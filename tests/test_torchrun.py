@@ -23,7 +23,7 @@ END_SECONDS = 30  # after which a run must have ended of which a rank has died
 # `python -m fastlsr.train`, in which one rank kills itself in the second epoch where it is told to, in the ranks' first
 # life: in the 10th step; where the others add up the class means; where they evaluate; and over half a checkpoint.
 DYING = """
-import os, signal, sys
+import os, pathlib, signal, sys
 from fastlsr.engine import checkpoint, session, step
 from fastlsr.labels import class_means
 from fastlsr.train import main
@@ -47,7 +47,9 @@ def die(*arguments, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     return former(*arguments, **options)
 
-if int(os.environ["RANK"]) == rank and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+first_life = pathlib.Path(__file__).with_suffix(".begun")
+if int(os.environ["RANK"]) == rank and not first_life.exists():
+    first_life.touch()
     setattr(owner, name, die)
 sys.exit(main())
 """
@@ -83,20 +85,24 @@ def rows_of(folder):
              "data_wait", "peak_memory_bytes")} for line in lines]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(digits_dir, tmp_path_factory):
-    """The rows of a run on two nodes of one rank each: two of torchrun's agents that meet at an address."""
-    folder = tmp_path_factory.mktemp("two nodes")
+def on_two_nodes(*words):
+    """What two of torchrun's agents with a rank each, which meet at an address, print when they have ended well."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meeting = f"--rdzv-endpoint=127.0.0.1:{free.getsockname()[1]}"
-    words = ["--nnodes=2", "--rdzv-backend=c10d", meeting, "--local-addr=127.0.0.1", "-m", "fastlsr.train"]
-    words += words_of(digits_dir, folder, **{"log.wandb": "offline"})
+    words = ["--nnodes=2", "--rdzv-backend=c10d", meeting, "--local-addr=127.0.0.1", *words]
     nodes = [torchrun(*words, ranks=1) for _ in range(2)]
     said = [ended(node) for node in nodes]
     assert [code for code, _ in said] == [0, 0], said
-    printed = [text for _, text in said if "epoch 4/4" in text]
-    assert len(printed) == 1 and printed[0].count("epoch 4/4") == 1, "the main rank alone prints"
+    return [text for _, text in said]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(digits_dir, tmp_path_factory):
+    """The rows of a run on two nodes."""
+    folder = tmp_path_factory.mktemp("two nodes")
+    said = on_two_nodes("-m", "fastlsr.train", *words_of(digits_dir, folder, **{"log.wandb": "offline"}))
+    assert sum(text.count("epoch 4/4") for text in said) == 1, "the main rank alone prints"
     assert len(list(folder.glob("run/wandb/offline-run-*"))) == 1, "and talks to W&B"
     return rows_of(folder)
 
@@ -105,17 +111,18 @@ def test_a_run_that_is_stopped_on_two_ranks_goes_on_to_the_same_bits_on_as_many_
     uninterrupted, digits_dir, tmp_path, capsys
 ):
     words = words_of(digits_dir, tmp_path)
-    process = torchrun("-m", "fastlsr.train", *words)
+    process = torchrun("--max-restarts=1", "-m", "fastlsr.train", *words)
     seen = ""
     while "epoch 1/4" not in seen:
         line = process.stdout.readline()
         assert line, seen
         seen += line
-    for rank in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():  # as Slurm does; torchrun
-        os.kill(int(rank), signal.SIGTERM)  # passes its own on, too
-    process.send_signal(signal.SIGTERM)
+    _, rank = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for _ in range(2):  # as where Slurm signals each process, and torchrun passes its own on
+        os.kill(int(rank), signal.SIGTERM)
     code, said = ended(process)
     assert code != 0 and "stopped by SIGTERM; the same command goes on" in said
+    assert "torchrun has started again what was stopped" in said
     position = checkpoint.load_newest(tmp_path / "run")[0]["position"]
     assert position < [4, 0]
     code, said = ended(torchrun("-m", "fastlsr.train", *words))
@@ -141,9 +148,24 @@ def test_a_rank_that_is_killed_ends_all_and_leaves_a_good_checkpoint(where, digi
     assert state["position"] == [1, 0] and not remark
 
 
-def test_ranks_that_torchrun_starts_again_go_on_from_the_checkpoint(uninterrupted, digits_dir, tmp_path):
+def test_ranks_that_torchrun_starts_again_on_two_nodes_go_on_from_the_checkpoint(uninterrupted, digits_dir, tmp_path):
+    """Each node counts its own restarts: the second one's is 1, the first one's stays 0."""
     (tmp_path / "dying.py").write_text(DYING)
     words = words_of(digits_dir, tmp_path, run__resume="never")
-    code, said = ended(torchrun("--max-restarts=1", tmp_path / "dying.py", "step", *words))
-    assert code == 0, said
-    assert re.search(r"resuming after \d epochs", said) and rows_of(tmp_path) == uninterrupted
+    said = on_two_nodes("--max-restarts=1", tmp_path / "dying.py", "step", *words)
+    assert re.search(r"resuming after \d epochs", "".join(said)) and rows_of(tmp_path) == uninterrupted
+
+
+def test_never_resuming_is_meant_of_torchrun_s_first_start(digits_dir, tmp_path, monkeypatch, capsys):
+    """torchrun's store, which tells a restart from a new start, is this process's."""
+    words = words_of(digits_dir, tmp_path, train__epochs=1, method__stages=1, run__resume="never")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    assert [train.main(words) for _ in range(2)] == [0, 0]  # the second is a restart
+    new_store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_PORT", str(new_store.port))
+    with pytest.raises(SystemExit) as refused:
+        train.main(words)
+    assert refused.value.code == 2 and "run.resume=never" in capsys.readouterr().err

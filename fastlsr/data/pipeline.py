@@ -110,9 +110,9 @@ class Pipeline(FFCVLoader):
         return share(count, self._ranks.rank, self._ranks.world_size)
 
     def _most_samples(self) -> int:
-        """Of this rank in any batch; the last one's part can be larger than that of a full one."""
+        """Of this rank in any batch, at least 1; the last one's part can be larger than that of a full one."""
         sizes = (min(self.batch_size, len(self.indices)), len(self.indices) % self.batch_size)
-        return max(len(range(size)[self._share(size)]) for size in sizes)
+        return max(1, *(len(range(size)[self._share(size)]) for size in sizes))
 
     def fill(self, slot: Slot, indices: np.ndarray, storage: EpochStorage) -> Batch:
         """The batch of these samples, in the memory of `slot`."""

@@ -30,7 +30,8 @@ class Slot:
             yield
             return
         self._copied.synchronize()
-        with torch.cuda.stream(self._stream):
+        # A new thread's device is number 0: on another, leaving the stream would open a context there, too.
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             self._stream.wait_event(self._read)
             yield
             self._copied.record(self._stream)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,10 +30,14 @@ Value = TypeVar("Value")
 Number = TypeVar("Number", int, float)
 
 _PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others, such as for the main one's trial of compiling
-_STORE_SECONDS = 5.0
+_STORE_PATIENCE = timedelta(seconds=5)
 _EXIT_SECONDS = 15  # how long a rank may take to end after an error
-# In the messages of gloo, NCCL and torch's store, which have no exception of their own for it.
-_LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|timed out|timeout|NCCL error", re.IGNORECASE)
+_LOOK_SECONDS = 0.1  # between looks at a store
+_GLOO = re.compile(r"\bgloo\b")  # which has no exception of its own
+_HOW = re.compile(r"connection (closed|reset|refused)|broken pipe|timed out|timeout", re.IGNORECASE)
+_PORT, _FAILURES, _HERE, STOPPED, BEGUN = (
+    f"fastlsr/{name}" for name in ("port", "failures", "here", "stopped", "begun")
+)
 
 
 class LostRank(TrainingFailed):
@@ -56,9 +61,10 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
         yield ranks
         return
     on_cuda = device.type == "cuda"
+    board = _board(ranks, _PATIENCE, host=True)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
-        store=_store_of_this_life(ranks),
+        store=_meet(ranks, board),
         rank=ranks.rank,
         world_size=ranks.world_size,
         timeout=_PATIENCE,
@@ -68,9 +74,9 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
         yield ranks
     except BaseException as error:
         signal.alarm(_EXIT_SECONDS)  # ends a process that waits, on its way out, for what a lost rank never sends
-        lost = _LOST.search(str(error)) if isinstance(error, RuntimeError) else None
-        if lost:
-            raise LostRank(f"another rank has ended or does not respond ({lost[0]})") from None
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _GLOO.search(str(error))):
+            how = _HOW.search(str(error))
+            raise LostRank("another rank has ended or does not respond" + (f" ({how[0]})" if how else "")) from error
         raise
     dist.destroy_process_group()
 
@@ -92,12 +98,16 @@ def sum_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def mean_(tensors: list[Tensor]) -> None:
-    """Replaces float32 tensors by their means over all ranks; where those agree, nothing changes by a bit."""
+def mean_(tensors: list[Tensor], *, counts: bool = True) -> None:
+    """Replaces float32 tensors by their means over the ranks; where those agree, nothing changes by a bit.
+
+    Args:
+        counts: whether this rank's are among those that the mean is taken of; some must be.
+    """
     if not _grouped() or not tensors:
         return
-    flat = torch.cat([tensor.flatten() for tensor in tensors]).double()
-    means = (sum_(flat) / world_size()).float().split([tensor.numel() for tensor in tensors])
+    flat = torch.cat([*(tensor.flatten() for tensor in tensors), tensors[0].new_ones(1)]).double() * counts
+    *means, _ = (sum_(flat) / flat[-1]).float().split([*(tensor.numel() for tensor in tensors), 1])
     for tensor, mean in zip(tensors, means, strict=True):
         tensor.copy_(mean.view_as(tensor))
 
@@ -176,29 +186,100 @@ def replicated(network: nn.Module) -> nn.Module:
 
 
 def is_first_to_say(line: str, *, of_any: bool = False) -> bool:
-    """Whether no other rank of this run has said the line before; True also where they cannot be asked.
+    """Whether no other rank of this run has said why it ends by the line before; True also where none can be asked.
 
-    Works without a process group: it asks the store of torchrun itself.
+    Works without a process group.
 
     Args:
         of_any: whether no other rank must have said anything.
     """
-    if read_ranks().world_size == 1:
+    ranks = read_ranks()
+    if ranks.world_size == 1:
         return True
-    said = f"fastlsr/{read_ranks().restarts}/said"
+    said = f"fastlsr/{ranks.restarts}/said"
     try:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=_STORE_SECONDS))
-        first_of_any = store.add(said, 1) == 1
-        return first_of_any if of_any else store.add(f"{said}/{sha256(line.encode()).hexdigest()}", 1) == 1
+        board = _board(ranks, _STORE_PATIENCE)
+        board.add(_FAILURES, 1)
+        first_of_any = board.add(said, 1) == 1
+        return first_of_any if of_any else board.add(f"{said}/{sha256(line.encode()).hexdigest()}", 1) == 1
     except (KeyError, ValueError, RuntimeError):
         return True
 
 
-def _store_of_this_life(ranks: Ranks) -> dist.Store:
-    """Where ranks find each other: torchrun's own store, which still holds the addresses of those before a restart."""
-    store, _, _ = next(dist.rendezvous("env://", timeout=_PATIENCE))
-    return dist.PrefixStore(f"fastlsr/life {ranks.restarts}", store)
+def remember(name: str) -> None:
+    """Notes something (`STOPPED`, `BEGUN`) for the ranks that torchrun starts again in the place of these."""
+    if _under_torchrun():
+        _board(read_ranks(), _STORE_PATIENCE).set(name, "yes")
+
+
+def remembered(name: str) -> bool:
+    """Whether ranks that torchrun has started before these have noted it."""
+    return _under_torchrun() and _board(read_ranks(), _STORE_PATIENCE).check([name])
+
+
+def _under_torchrun() -> bool:
+    """Whether there is a store of torchrun's, which outlives the ranks."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _board(ranks: Ranks, patience: timedelta, *, host: bool = False) -> dist.TCPStore:
+    """The store at the address that ranks are given: torchrun's, which outlives them; without one, the main rank's.
+
+    Args:
+        host: whether the main rank may have to open it.
+    """
+    hosts = host and ranks.rank == 0 and not _under_torchrun()
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=hosts, wait_for_workers=False, timeout=patience)
+
+
+def _meet(ranks: Ranks, board: dist.TCPStore) -> dist.Store:
+    """A new store of the main rank's, once all ranks are there.
+
+    The board still holds what ranks wrote that torchrun has replaced by these. How often it did so does not tell them
+    apart, since each node counts for itself.
+
+    Raises:
+        LostRank: if a rank has failed before it came here, or does not come.
+    """
+    if ranks.rank == 0:
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
+        board.set(_PORT, str(store.port))
+    else:
+        store = next(found for found in _looks(ranks, board, _main_store) if found)
+    store.add(_HERE, 1)
+    next(found for found in _looks(ranks, board, lambda _: store.add(_HERE, 0) == ranks.world_size) if found)
+    return store
+
+
+def _looks(ranks: Ranks, board: dist.TCPStore, look: Callable[[dist.TCPStore], Value]) -> Iterator[Value]:
+    """What is found on the board, again and again.
+
+    Raises:
+        LostRank: as for `_meet`.
+    """
+    failures = board.add(_FAILURES, 0) if ranks.restarts else 0
+    deadline = time.monotonic() + _PATIENCE.total_seconds()
+    while True:
+        yield look(board)
+        if board.add(_FAILURES, 0) > failures:
+            raise LostRank("another rank has ended before the first step")
+        if time.monotonic() > deadline:
+            raise LostRank(f"not all of {ranks.world_size} ranks have begun within {_PATIENCE}")
+        time.sleep(_LOOK_SECONDS)
+
+
+def _main_store(board: dist.TCPStore) -> dist.TCPStore | None:
+    """The store whose port is on the board; None where there is none, or one that has ended."""
+    if not board.check([_PORT]):
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(board.get(_PORT))
+    try:
+        store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=1))
+    except dist.DistError:
+        return None
+    store.set_timeout(_PATIENCE)
+    return store
 
 
 def _grouped() -> bool:

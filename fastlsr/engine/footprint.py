@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from fastlsr.engine.classifier import Classifier
 from fastlsr.ranks import Ranks
 
 _GIB = 1 << 30
+_GROUPS = Path("/sys/fs/cgroup")
 
 
 def step_bytes(network: Classifier, resolution: int, batch: int) -> tuple[int, int]:
@@ -46,12 +48,26 @@ def step_bytes(network: Classifier, resolution: int, batch: int) -> tuple[int, i
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that are free on the device; on the CPU, those that the system can give to programs."""
+    """Bytes that are free on the device; on the CPU, those that the system, or a container, can give to programs."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    with open("/proc/meminfo", encoding="ascii") as file:
-        lines = dict(line.split(":", 1) for line in file)
-    return int(lines["MemAvailable"].split()[0]) * 1024
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return min([int(lines["MemAvailable"].split()[0]) * 1024, *_free_of_groups(Path("/proc/self/cgroup"), _GROUPS)])
+
+
+def _free_of_groups(listed: Path, mounted: Path) -> Iterator[int]:
+    """Bytes that the control groups of this process, and those around them, may take besides page cache."""
+    for line in listed.read_text().splitlines() if listed.is_file() else ():
+        _, kind, path = line.split(":", 2)
+        if kind not in ("", "memory"):
+            continue
+        files = ("memory.limit_in_bytes", "total_rss") if kind else ("memory.max", "anon")
+        for folder in (mounted / kind / path.strip("/"), *(mounted / kind / path.strip("/")).parents):
+            try:
+                limit, values = int((folder / files[0]).read_text()), (folder / "memory.stat").read_text()
+            except (OSError, ValueError):  # "max" is no limit
+                continue
+            yield limit - int(dict(value.split() for value in values.splitlines())[files[1]])
 
 
 def warnings(config: Config, device: torch.device, ranks: Ranks, step: int, data: int) -> Iterator[str]:
@@ -64,12 +80,9 @@ def warnings(config: Config, device: torch.device, ranks: Ranks, step: int, data
     free, on_cpu = free_bytes(device), device.type == "cpu"
     taken = step * ranks.local_world_size if on_cpu else step
     if taken > free:
-        size, parts = config.data.batch_size, 2
-        while taken / parts > free and size // (2 * parts) >= ranks.world_size:
-            parts *= 2
         yield (
             f"a step takes at least {taken / _GIB:.1f} GiB, and {free / _GIB:.1f} are free on {device.type}; take "
-            f"data.batch_size={size // parts} optim.accumulate={config.optim.accumulate * parts}"
+            f"{_smaller(config, ranks.world_size, taken / max(free, 1))}"
         )
     pages = max(0, free_bytes(torch.device("cpu")) - (taken if on_cpu else 0))
     if config.data.os_cache and data > pages:
@@ -77,3 +90,13 @@ def warnings(config: Config, device: torch.device, ranks: Ranks, step: int, data
             f"the images have {data / _GIB:.1f} GiB, and {pages / _GIB:.1f} are free to cache them: each epoch "
             "reads the disk; take data.os_cache=false data.order=quasi_random, or write smaller images"
         )
+
+
+def _smaller(config: Config, ranks: int, times: float) -> str:
+    """The options of a step that takes so many times less memory, or nearly, and trains on the same samples."""
+    size, parts = config.data.batch_size, 1
+    while parts < times and size % (2 * parts * ranks) == 0 and size // (2 * parts) >= 2 * ranks:
+        parts *= 2
+    if parts == 1:
+        return "more ranks, a smaller data.resolution or a smaller network"
+    return f"data.batch_size={size // parts} optim.accumulate={config.optim.accumulate * parts}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import signal
 import time
@@ -29,7 +30,7 @@ from fastlsr.engine.totals import EpochTotals
 from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.files import remove_leftovers, sole_use
 from fastlsr.labels.plan import Plan
-from fastlsr.ranks import Ranks, read_ranks
+from fastlsr.ranks import Ranks
 from fastlsr.runs import KINDS, Row, RunFolder, best_of, run_folder
 
 WAITING_SHARE = 0.1  # of an epoch spent waiting for data, above which advice is printed
@@ -119,6 +120,8 @@ def train(config: Config, plan: Plan, *, started: float) -> int:
     device = choose_device(config.train.device)
     set_up_torch(device, deterministic=config.train.deterministic)
     with distributed.process_group(device) as ranks:
+        if distributed.remembered(distributed.STOPPED):
+            raise TrainingFailed("torchrun has started again what was stopped")
         distributed.check_alike(facts(config, plan))
         return _train(config, plan, device, ranks, started=started)
 
@@ -134,11 +137,11 @@ def _train(config: Config, plan: Plan, device: torch.device, ranks: Ranks, *, st
         log.report("finished before; nothing is left to train (another run.name would train it anew)")
         return show_finished(log, start.state)
     session = Session(config, plan, device, state=start.state, report=log.report, ranks=ranks)
-    if distributed.is_main():
-        step = sum(step_bytes(session.network, session.train.resolution, session.largest_batch()))
-        data = session.train.manifest.bytes + session.test.manifest.bytes
-        for line in warnings(config, device, ranks, step, data):
-            log.report(f"warning: {line}")
+    step = sum(step_bytes(session.network, session.train.resolution, session.largest_batch()))
+    data = session.train.manifest.bytes + session.test.manifest.bytes
+    everyones = distributed.gather(list(warnings(config, device, ranks, step, data)))
+    for line in dict.fromkeys(itertools.chain(*everyones)):
+        log.report(f"warning: {line}")
     if start.state:
         log.report(f"resuming after {session.position.epochs} epochs and {session.position.batches} batches")
     with sole_use_of(folder):
@@ -186,7 +189,7 @@ def find_start(config: Config, plan: Plan) -> Start:
         if config.run.resume == "must":
             raise InputError(f"run.resume=must: {folder} has no checkpoint")
         return Start(None, remark)
-    if config.run.resume == "never" and not read_ranks().restarts:  # torchrun started this very run again
+    if config.run.resume == "never" and not distributed.remembered(distributed.BEGUN):
         raise InputError(f"run.resume=never: {folder} holds a run already; take another run.name")
     changed = differences(config, from_dict(state["config"]))
     if changed:
@@ -202,6 +205,7 @@ def find_start(config: Config, plan: Plan) -> Start:
 
 def begin_files(folder: RunFolder, session: Session, start: Start) -> None:
     """Writes what is known before the first step, and clears away what a killed process left."""
+    distributed.remember(distributed.BEGUN)
     remove_leftovers(folder.path)
     if start.remark:
         checkpoint.set_aside(folder)
@@ -247,6 +251,8 @@ def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
             if row and session.config.run.keep and session.position.epochs % session.config.run.keep == 0:
                 checkpoint.keep(log.folder, state)
         if row is None:
+            if distributed.is_main():
+                distributed.remember(distributed.STOPPED)
             log.report(
                 f"stopped by {signal.Signals(stop.signal).name}; the same command goes on from {log.folder.path}"
             )

@@ -34,7 +34,7 @@ from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.labels.plan import EXTRA_PASS, FORMER_NETWORK, LEARNED, TEACHER_CLASS, TEACHER_SAMPLE, Plan
 from fastlsr.labels.targets import Targets
 from fastlsr.models import build_model, expected_normalization, head_parameters
-from fastlsr.ranks import ALONE, Ranks
+from fastlsr.ranks import ALONE, Ranks, share
 
 _ENTROPY_VALUES = 1 << 22  # of targets that are looked at together
 _MOST_RANKS = 1 << 12  # of the numbers that `rng.Stream.RANKS` has for an epoch
@@ -205,9 +205,12 @@ class Session:
         if not state:
             self.decided["compile"] = self._decide_to_compile(report)
         compile = self.decided["compile"]
-        self._notices = CompileNotices(compile, report)
         if config.train.sync_batchnorm and ranks.world_size > 1:
             synchronise(self.network, device)
+            if compile and device.type == "cpu":
+                report("compile: off (batch norm that is synchronised on CPUs does not compile)")
+                compile = False
+        self._notices = CompileNotices(compile, report)
         means = self.learner.means if self.learner else None
         self.step = TrainStep(self.network, self.optimizer, self.targets, means, teacher=self.teacher, compile=compile)
         self._evaluated = self.network if self.ema is None else self.network.around(self.ema.model)
@@ -329,7 +332,7 @@ class Session:
             watch: passes the batches on, and may end the pass by raising.
             collect: where the logits are added, too.
         """
-        distributed.mean_(self._statistics())
+        distributed.mean_(self._statistics(), counts=self._most_samples(self.ranks.rank) > 0)
         self._evaluated.eval()
         metrics = evaluate(self._logits, watch(self.test.epoch(0)), self.targets, collect)
         self.network.train()
@@ -352,9 +355,13 @@ class Session:
         return EpochEnd(learning_rate, entropy, learned)
 
     def largest_batch(self) -> int:
-        """Images of this rank's part of a full batch; pairs count as two."""
+        """Images of the largest part of a batch that any rank has; pairs count as two."""
+        return self._most_samples(rank=0) * (2 if self.plan.pairs else 1)
+
+    def _most_samples(self, rank: int) -> int:
+        """Samples of a rank's part of the largest batch."""
         count = min(self.config.data.batch_size, len(self.train.indices))
-        return math.ceil(count / self.ranks.world_size) * (2 if self.plan.pairs else 1)
+        return len(range(count)[share(count, rank, self.ranks.world_size)])
 
     def samples_before(self, batch: int) -> int:
         """Samples in the batches of an epoch before number `batch`."""
@@ -415,7 +422,7 @@ class Session:
         own: State = {"rng": self._random_state(), "sums": [], "statistics": []}
         if self.position.batches:  # between two epochs ranks have nothing else of their own
             own |= {"sums": _copies(self._sums()), "statistics": _copies(self._statistics())}
-        distributed.mean_(self._statistics())
+        distributed.mean_(self._statistics(), counts=self._most_samples(self.ranks.rank) > 0)
         former = self.step.former
         return {
             "config": self.config.as_dict(),

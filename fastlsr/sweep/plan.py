@@ -106,14 +106,15 @@ def on_ranks(command: Sequence[str], ranks: int) -> list[str]:
         InputError: if it starts it in another way.
     """
     names = [Path(word).name for word in command]
-    if ranks == 1 or "torchrun" in names:
+    if ranks == 1 or {"torchrun", "torch.distributed.run"} & set(names):
         return list(command)
     starts = [at for at, name in enumerate(names) if name.startswith("python")]
     if not starts:
         raise InputError(f"--devices-per-trial={ranks}: the command starts no python: {shlex.join(command)}")
-    # --standalone: each trial has a free port of its own.
-    torchrun = ["torchrun", "--standalone", f"--nproc-per-node={ranks}"]
-    return [*command[: starts[0]], *torchrun, *command[starts[0] + 1 :]]
+    # --standalone: each trial has a free port of its own. Python's own options, such as -u, stay before it.
+    trainer = next(at for at in range(starts[0] + 1, len(command)) if command[at] == "-m" or command[at][0] != "-")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [*command[:trainer], *torchrun, *command[trainer:]]
 
 
 def finished_run(trial: PlannedTrial) -> tuple[Summary | None, str]:

@@ -1,15 +1,23 @@
 """What ranks exchange: the identity alone; sums, means and agreement among several."""
 
 import contextlib
+import os
 import signal
+import socket
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 
+from fastlsr import train
 from fastlsr.engine import distributed
 from fastlsr.engine.loop import Stopped, StopRequest, check_finite
 from fastlsr.engine.totals import EpochTotals
 from fastlsr.errors import InputError, TrainingFailed
+
+END_SECONDS = 30  # after which no rank may still wait for one that has failed
 
 
 def test_alone_every_exchange_is_the_identity():
@@ -54,10 +62,12 @@ def unlike(rank):
 
 
 def means(rank):
-    """The means of tensors of which the first is alike: it must stay as it is, to the bit."""
+    """The means of tensors of which the first is alike: it must stay as it is, to the bit; and that of two ranks."""
     tensors = [torch.tensor([0.1, 1e-30, 3.3]), torch.tensor([float(rank), 0.1 * rank])]
     distributed.mean_(tensors)
-    return [tensor.tolist() for tensor in tensors]
+    of_two = torch.tensor([float(rank)])
+    distributed.mean_([of_two], counts=rank != 1)
+    return [tensor.tolist() for tensor in (*tensors, of_two)]
 
 
 def exchanged(here):
@@ -76,13 +86,31 @@ def exchanged(here):
     }
 
 
+def test_a_rank_that_fails_before_the_ranks_have_met_ends_those_that_wait_for_it(digits_dir, tmp_path, monkeypatch):
+    """This process is the rank that waits; the other finds no data, before it has loaded torch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": str(port)}  # fmt: skip
+    words = ["--data.dataset=digits", "--model.name=resnet8", "--log.wandb=disabled", f"--run.dir={tmp_path}"]
+    other = subprocess.Popen([sys.executable, "-m", "fastlsr.train", *words, "--data.dir=nowhere"], text=True,
+                             env={**os.environ, **ranks, "RANK": "1"}, stderr=subprocess.PIPE)  # fmt: skip
+    for name, value in {**ranks, "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    began = time.monotonic()
+    assert train.main([*words, f"--data.dir={digits_dir}"]) == 1
+    assert time.monotonic() - began < END_SECONDS
+    assert "nowhere" in other.communicate(timeout=END_SECONDS)[1] and other.returncode == 2
+
+
 def test_ranks_find_the_same(on_ranks):
     first, second, third = on_ranks(3, exchanged)
     assert [each.pop("main") for each in (first, second, third)] == [True, False, False]
     assert [each.pop("gathered") for each in (first, second, third)] == [[0, 1, 2], [], []]
-    alike, averaged = first.pop("means")
-    assert alike == torch.tensor([0.1, 1e-30, 3.3]).tolist() and averaged == pytest.approx([1, 0.1])
-    second.pop("means"), third.pop("means")
+    alike, averaged, of_two = first.pop("means")
+    assert alike == torch.tensor([0.1, 1e-30, 3.3]).tolist() and averaged == pytest.approx([1, 0.1]) and of_two == [1]
+    assert second.pop("means") == third.pop("means") == [alike, averaged, of_two]
     assert first == second == third
     assert first == {
         "sum": [6, 30],

@@ -45,9 +45,30 @@ def test_a_step_that_does_not_fit_names_a_batch_that_does_with_the_same_steps(fr
     assert line.endswith("take data.batch_size=64 optim.accumulate=8")
     (line,) = lines(6, 0, Ranks(0, 4, 0, 2), data__batch_size=256)  # two on this machine share its memory
     assert line.startswith("a step takes at least 12.0 GiB") and line.endswith("data.batch_size=128 optim.accumulate=2")
+    for size, ranks in ((1, 1), (100, 8), (12, 4)):  # which cannot be halved
+        (line,) = lines(20, 0, Ranks(0, ranks, 0, 1), data__batch_size=size)
+        assert line.endswith("take more ranks, a smaller data.resolution or a smaller network")
 
 
 def test_images_that_do_not_fit_beside_the_steps_are_warned_of(free):
     (line,) = lines(3, 6)
     assert line.startswith("the images have 6.0 GiB, and 5.0 are free to cache them")
     assert "data.os_cache=false data.order=quasi_random" in line
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "limit", "used"),
+    [
+        ("0::/job/step", "job", "memory.max", "anon"),
+        ("4:memory:/job", "memory/job", "memory.limit_in_bytes", "total_rss"),
+    ],
+)
+def test_what_a_container_may_take_counts_as_free(line, folder, limit, used, tmp_path):
+    (tmp_path / "listed").write_text(f"7:cpu:/other\n{line}\n")
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / limit).write_text("5000\n")
+    (tmp_path / folder / "memory.stat").write_text(f"file 3000\n{used} 2000\n")
+    assert list(footprint._free_of_groups(tmp_path / "listed", tmp_path)) == [3000]
+    (tmp_path / folder / limit).write_text("max\n")
+    assert list(footprint._free_of_groups(tmp_path / "listed", tmp_path)) == []
+    assert list(footprint._free_of_groups(tmp_path / "none", tmp_path)) == []

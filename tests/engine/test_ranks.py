@@ -13,6 +13,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from fastlsr.config import load
+from fastlsr.data.prepare.writing import Samples, write_beton
 from fastlsr.engine.batchnorm import is_synchronised, running_statistics, synchronise
 from fastlsr.engine.evaluation import CollectedLogits
 from fastlsr.engine.session import Session
@@ -138,6 +139,34 @@ def test_a_rank_without_samples_takes_part_in_the_step(more, data, on_ranks):
     assert_same_run(of_ranks, alone)
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """7 images to train on and 3 to evaluate: less than two for each of four ranks."""
+    folder, random = tmp_path_factory.mktemp("few"), np.random.default_rng(0)
+    for split, count in (("train", 7), ("test", 3)):
+        images = random.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+        samples, classes = Samples(images, np.arange(count) % 10), [str(label) for label in range(10)]
+        write_beton(samples, folder / f"few_{split}.beton", dataset="few", split=split, classes=classes)
+    return {"data.dir": folder, "data.dataset": "few", "train.epochs": 2}
+
+
+@pytest.mark.parametrize("os_cache", [True, False])
+def test_ranks_that_never_have_a_sample_take_part_and_change_nothing(os_cache, few, on_ranks):
+    options = {**few, **COLAM, "data.os_cache": os_cache}
+    of_ranks, alone = on_ranks(4, trained, options), trained(ALONE, options)
+    assert [len(rank[0][0][0]) for rank in of_ranks] == [2, 2, 3, 0]
+    assert_same_steps(steps_of(of_ranks), alone[0])
+    assert_same_run(of_ranks, alone)
+
+
+def test_the_statistics_of_ranks_without_samples_do_not_count(few, on_ranks):
+    of_ranks = on_ranks(4, after_two_steps, few)
+    *trained_on, idle = [before for _, before, _ in of_ranks]
+    assert not idle[0].any() and all(each[0].any() for each in trained_on)
+    for number, mean in enumerate(of_ranks[3][2]):
+        torch.testing.assert_close(mean, sum(each[number] for each in trained_on) / 3)
+
+
 def after_two_steps(ranks, options):
     """(weights, batch norm's statistics, the same after an evaluation) of a ResNet-8."""
     session = started(ranks, {**options, "model.name": "resnet8"})
@@ -150,14 +179,22 @@ def after_two_steps(ranks, options):
 
 
 def test_with_synchronised_batch_norm_ranks_make_the_steps_of_one(data, on_ranks):
-    options = {**data, "data.batch_size": 48, "train.sync_batchnorm": True}
-    of_ranks, alone = on_ranks(3, after_two_steps, options), after_two_steps(ALONE, options)
+    """On CPUs it is not compiled, whatever is requested."""
+    options = {**data, "data.batch_size": 48, "train.sync_batchnorm": True, "train.compile": "on"}
+    of_ranks, alone = on_ranks(3, after_two_steps, options), after_two_steps(ALONE, {**options, "train.compile": "off"})
     for weights, before, after in of_ranks:
         assert weights.keys() == alone[0].keys()
         for name, weight in weights.items():
             torch.testing.assert_close(weight, alone[0][name], atol=1e-5, rtol=1e-4)
         for one, other in zip(before + after, alone[1] + alone[2], strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_compiled_steps_are_those_of_one_also_where_a_rank_has_no_sample(data, on_ranks):
+    options = {**data, "data.batch_size": 718, "train.epochs": 1}  # which leaves a last batch of two
+    compiled = on_ranks(2, trained, {**options, "train.compile": "on"})
+    assert [len(rank[0][-1][0]) for rank in compiled] == [2, 0]
+    assert_same_run(compiled, trained(ALONE, options))
 
 
 def test_each_rank_normalises_by_its_own_samples_and_is_evaluated_by_the_mean_of_all_statistics(data, on_ranks):
