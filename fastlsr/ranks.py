@@ -6,10 +6,12 @@ Names as torch has them: a rank is one process's number, from 0; the main one is
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 
 from fastlsr.errors import InputError
 
+STARTED = time.time()  # of this process, about, in seconds since 1970; the clocks of nodes agree
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 

@@ -24,7 +24,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from fastlsr.errors import InputError, TrainingFailed
-from fastlsr.ranks import Ranks, read_ranks
+from fastlsr.ranks import STARTED, Ranks, read_ranks
 
 Value = TypeVar("Value")
 Number = TypeVar("Number", int, float)
@@ -35,9 +35,7 @@ _EXIT_SECONDS = 15  # how long a rank may take to end after an error
 _LOOK_SECONDS = 0.1  # between looks at a store
 _GLOO = re.compile(r"\bgloo\b")  # which has no exception of its own
 _HOW = re.compile(r"connection (closed|reset|refused)|broken pipe|timed out|timeout", re.IGNORECASE)
-_PORT, _FAILURES, _HERE, STOPPED, BEGUN = (
-    f"fastlsr/{name}" for name in ("port", "failures", "here", "stopped", "begun")
-)
+_PORT, _FAILED, _HERE, STOPPED, BEGUN = (f"fastlsr/{name}" for name in ("port", "failed", "here", "stopped", "begun"))
 
 
 class LostRank(TrainingFailed):
@@ -199,7 +197,7 @@ def is_first_to_say(line: str, *, of_any: bool = False) -> bool:
     said = f"fastlsr/{ranks.restarts}/said"
     try:
         board = _board(ranks, _STORE_PATIENCE)
-        board.add(_FAILURES, 1)
+        board.set(_FAILED, str(time.time()))
         first_of_any = board.add(said, 1) == 1
         return first_of_any if of_any else board.add(f"{said}/{sha256(line.encode()).hexdigest()}", 1) == 1
     except (KeyError, ValueError, RuntimeError):
@@ -246,26 +244,25 @@ def _meet(ranks: Ranks, board: dist.TCPStore) -> dist.Store:
         store = dist.TCPStore(os.environ["MASTER_ADDR"], 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
         board.set(_PORT, str(store.port))
     else:
-        store = next(found for found in _looks(ranks, board, _main_store) if found)
+        store = next(found for found in _looks(board, lambda: _main_store(board)) if found)
     store.add(_HERE, 1)
-    next(found for found in _looks(ranks, board, lambda _: store.add(_HERE, 0) == ranks.world_size) if found)
+    next(there for there in _looks(board, lambda: store.add(_HERE, 0)) if there == ranks.world_size)
     return store
 
 
-def _looks(ranks: Ranks, board: dist.TCPStore, look: Callable[[dist.TCPStore], Value]) -> Iterator[Value]:
-    """What is found on the board, again and again.
+def _looks(board: dist.TCPStore, look: Callable[[], Value]) -> Iterator[Value]:
+    """What is found, again and again.
 
     Raises:
         LostRank: as for `_meet`.
     """
-    failures = board.add(_FAILURES, 0) if ranks.restarts else 0
     deadline = time.monotonic() + _PATIENCE.total_seconds()
     while True:
-        yield look(board)
-        if board.add(_FAILURES, 0) > failures:
+        yield look()
+        if board.check([_FAILED]) and float(board.get(_FAILED)) > STARTED:  # and not a rank before a restart
             raise LostRank("another rank has ended before the first step")
         if time.monotonic() > deadline:
-            raise LostRank(f"not all of {ranks.world_size} ranks have begun within {_PATIENCE}")
+            raise LostRank(f"not all ranks have begun within {_PATIENCE}")
         time.sleep(_LOOK_SECONDS)
 
 

@@ -16,6 +16,7 @@ from fastlsr.engine import distributed
 from fastlsr.engine.loop import Stopped, StopRequest, check_finite
 from fastlsr.engine.totals import EpochTotals
 from fastlsr.errors import InputError, TrainingFailed
+from fastlsr.ranks import STARTED
 
 END_SECONDS = 30  # after which no rank may still wait for one that has failed
 
@@ -102,6 +103,17 @@ def test_a_rank_that_fails_before_the_ranks_have_met_ends_those_that_wait_for_it
     assert train.main([*words, f"--data.dir={digits_dir}"]) == 1
     assert time.monotonic() - began < END_SECONDS
     assert "nowhere" in other.communicate(timeout=END_SECONDS)[1] and other.returncode == 2
+
+
+def test_a_failure_of_ranks_that_torchrun_has_replaced_ends_nobody():
+    board = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    looks = distributed._looks(board, lambda: "nobody there")
+    for seconds in (-5, -1):
+        board.set(distributed._FAILED, str(STARTED + seconds))
+        assert next(looks) == "nobody there"
+    board.set(distributed._FAILED, str(STARTED + 1))
+    with pytest.raises(distributed.LostRank):
+        next(looks)
 
 
 def test_ranks_find_the_same(on_ranks):
