@@ -1,6 +1,6 @@
 """What would COLAM on ImageNet take on 1, 8 and 64 GPUs: minutes, memory, page cache, network?
 
-    python benchmarks/imagenet_plan.py --photographs FOLDER [--images 2000] [--rounds 5] [--gpu-speed 2078 ...]
+    python benchmarks/imagenet_plan.py --photographs FOLDER [--plans 1x256,8x256] [--gpu-speed 2078 ...]
 
 The recipe is that of configs/colam_imagenet.yaml. Measured here: the size of photographs of at most 500 pixels in a
 `.beton`, how many of them a core loads in a second, the size of ResNet-50's gradients, and what a step on one GPU's
@@ -31,7 +31,7 @@ from fastlsr.models import build_model
 CONFIG = Path(__file__).parent.parent / "configs" / "colam_imagenet.yaml"
 TRAIN, TEST, CLASSES = 1_281_167, 50_000, 1000  # ILSVRC 2012
 MB, GB, GIB = 1e6, 1e9, 1 << 30
-PLANS = [(1, 256), (8, 256), (64, 256), (8, 2048), (64, 2048), (64, 16384)]  # GPUs, images of a batch
+PLANS = "1x256,8x256,64x256,8x2048,64x2048,64x16384"
 # GB of ImageNet's training split at 512 pixels and quality 90, by FFCV's own writer: docs.ffcv.io/benchmarks; for half
 # of the images as JPEGs, their mean.
 FFCV_SIZES = {"jpg": 65.47, "proportion": (65.47 + 616.18) / 2, "raw": 616.18}
@@ -41,16 +41,7 @@ PUBLISHED = [(16, 14.9), (88, 77.2)]
 
 @dataclass(frozen=True)
 class Assumed:
-    """What is not measured here.
-
-    Args:
-        gpu_speed: images of 224 pixels a second that a GPU trains on; the default is an eighth of ResNet-50's 16,621 on
-            8 A100 of 80 GB (NVIDIA DeepLearningExamples).
-        least_step: seconds; no step is faster, since the host has to start its kernels.
-        evaluation: times as fast as training.
-        inside, between: bytes a second of an all-reduce inside a node, and between nodes.
-        per_node: GPUs of a node.
-    """
+    """What is not measured here."""
 
     gpu_speed: float = 16_621 / 8
     least_step: float = 0.02
@@ -58,6 +49,17 @@ class Assumed:
     inside: float = 200e9
     between: float = 20e9
     per_node: int = 8
+
+
+MEANING = {
+    "gpu_speed": "images of 224 pixels a second that a GPU trains on; an eighth of ResNet-50's 16,621 on 8 A100-80GB "
+    "(NVIDIA DeepLearningExamples)",
+    "least_step": "seconds of the shortest step: the host has to start its kernels",
+    "evaluation": "times as fast as training",
+    "inside": "bytes a second of an all-reduce inside a node",
+    "between": "bytes a second of an all-reduce between nodes",
+    "per_node": "GPUs of a node",
+}
 
 
 def ring(size: float, ranks: int) -> float:
@@ -91,13 +93,16 @@ def stored(files: list[Path], rounds: int) -> Iterator[tuple[str, float, float]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=Path, help="folder with JPEG files of about 500 pixels; else random ones")
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=2000, help="photographs that are stored and loaded")
+    parser.add_argument("--rounds", type=int, default=5, help="epochs of loading; the median counts")
+    parser.add_argument("--plans", default=PLANS, help="GPUs x images in a batch of all of them; default: %(default)s")
     for each in fields(Assumed):
-        name = "--" + each.name.replace("_", "-")
-        parser.add_argument(name, type=type(each.default), default=each.default, help="assumed: %(default)g")
+        name, meaning = "--" + each.name.replace("_", "-"), f"assumed: {MEANING[each.name]}; default: %(default)g"
+        parser.add_argument(name, type=type(each.default), default=each.default, help=meaning)
     given = vars(parser.parse_args())
     assumed = Assumed(**{each.name: given[each.name] for each in fields(Assumed)})
+    plans = [tuple(map(int, plan.split("x"))) for plan in given["plans"].split(",")]
+    print("photographs:", given["photographs"] or "none given; random ones, which take more bytes as JPEGs")
     set_up_torch(CPU, deterministic=False)
     config = load(CONFIG)
     resolution, epochs = config.data.resolution, config.train.epochs
@@ -116,14 +121,14 @@ def main() -> None:
                        }  # fmt: skip
 
     def memory() -> Iterator[dict[str, str]]:
-        for part in sorted({batch // gpus for gpus, batch in PLANS}):
+        for part in sorted({batch // gpus for gpus, batch in plans}):
             weights, saved = step_bytes(network, resolution, part)
             yield {"images of a GPU": f"{part}", "GiB of weights, gradients, momentum": f"{weights / GIB:.1f}",
                    "GiB kept for the backward pass": f"{saved / GIB:.1f}"}  # fmt: skip
 
-    def plans() -> Iterator[dict[str, str]]:
+    def runs() -> Iterator[dict[str, str]]:
         sums = 4 * CLASSES * (CLASSES + 1)  # float32: logits by class, and how many
-        for gpus, batch in PLANS:
+        for gpus, batch in plans:
             seconds, longest = step_seconds(gpus, batch, gradients, assumed)
             forward = gpus * assumed.gpu_speed * assumed.evaluation
             run = epochs * (-(-TRAIN // batch) * seconds + TEST / forward)
@@ -139,7 +144,7 @@ def main() -> None:
             yield {"epochs": f"{its_epochs}", "minutes, 8 GPUs, 224 pixels, as assumed": f"{ours:.0f}",
                    "minutes as published, 8 A100, 160 to 192 pixels": f"{minutes}"}  # fmt: skip
 
-    print_tables(storage(), memory(), plans(), anchors())
+    print_tables(storage(), memory(), runs(), anchors())
 
 
 if __name__ == "__main__":

@@ -24,14 +24,12 @@ class Ranks:
         world_size: how many there are.
         local_rank: its number among those on this machine.
         local_world_size: how many of them are on this machine.
-        restarts: how often torchrun has started all of them again after a failure.
     """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
-    restarts: int = 0
 
 
 ALONE = Ranks()
@@ -43,9 +41,7 @@ def read_ranks() -> Ranks:
         numbers = [int(os.environ[name]) for name in _NAMES]
     except (KeyError, ValueError):
         return ALONE
-    rank, world_size, local_rank, local_world_size = numbers
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    return Ranks(rank, world_size, local_rank, local_world_size, restarts)
+    return Ranks(*numbers)
 
 
 def check_batch_divides(batch_size: int, ranks: int) -> None:

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong input, 130 and 143 stopped by SIGINT and S
 
 from __future__ import annotations
 
+import platform
 import signal
 import sys
 import time
@@ -63,12 +64,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def say_once(line: str, *, of_any: bool = False) -> None:
     """Prints a line to stderr, unless another rank of the run has; with `of_any` unless one has printed any line."""
-    if read_ranks().world_size > 1:
+    ranks = read_ranks()
+    if ranks.world_size > 1:
         from fastlsr.engine.distributed import is_first_to_say  # which loads torch
 
         if not is_first_to_say(line, of_any=of_any):
             return
-    to_stderr(line)
+    several_nodes = ranks.world_size > ranks.local_world_size
+    to_stderr(f"{line} (rank {ranks.rank}, on {platform.node()})" if several_nodes else line)
 
 
 def warnings(config: Config, overrides: Mapping[str, str]) -> Iterator[str]:

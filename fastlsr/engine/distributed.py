@@ -33,6 +33,7 @@ _PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others, such 
 _STORE_PATIENCE = timedelta(seconds=5)
 _EXIT_SECONDS = 15  # how long a rank may take to end after an error
 _LOOK_SECONDS = 0.1  # between looks at a store
+_LATE_SECONDS = 20  # by which a rank may start later than the main one
 _GLOO = re.compile(r"\bgloo\b")  # which has no exception of its own
 _HOW = re.compile(r"connection (closed|reset|refused)|broken pipe|timed out|timeout", re.IGNORECASE)
 _PORT, _FAILED, _HERE, STOPPED, BEGUN = (f"fastlsr/{name}" for name in ("port", "failed", "here", "stopped", "begun"))
@@ -194,9 +195,10 @@ def is_first_to_say(line: str, *, of_any: bool = False) -> bool:
     ranks = read_ranks()
     if ranks.world_size == 1:
         return True
-    said = f"fastlsr/{ranks.restarts}/said"
     try:
         board = _board(ranks, _STORE_PATIENCE)
+        life = board.get(_PORT).decode() if board.check([_PORT]) else ""
+        said = f"fastlsr/said/{life}"
         board.set(_FAILED, str(time.time()))
         first_of_any = board.add(said, 1) == 1
         return first_of_any if of_any else board.add(f"{said}/{sha256(line.encode()).hexdigest()}", 1) == 1
@@ -242,7 +244,7 @@ def _meet(ranks: Ranks, board: dist.TCPStore) -> dist.Store:
     """
     if ranks.rank == 0:
         store = dist.TCPStore(os.environ["MASTER_ADDR"], 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
-        board.set(_PORT, str(store.port))
+        board.set(_PORT, f"{store.port} {time.time()}")
     else:
         store = next(found for found in _looks(board, lambda: _main_store(board)) if found)
     store.add(_HERE, 1)
@@ -270,9 +272,14 @@ def _main_store(board: dist.TCPStore) -> dist.TCPStore | None:
     """The store whose port is on the board; None where there is none, or one that has ended."""
     if not board.check([_PORT]):
         return None
-    address, port = os.environ["MASTER_ADDR"], int(board.get(_PORT))
+    port, since = board.get(_PORT).decode().split()
+    if (
+        float(since) < STARTED and time.time() < STARTED + _LATE_SECONDS
+    ):  # probably of a life before, as torch would tell
+        return None
+    address, patience = os.environ["MASTER_ADDR"], timedelta(seconds=1)
     try:
-        store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=1))
+        store = dist.TCPStore(address, int(port), is_master=False, wait_for_workers=False, timeout=patience)
     except dist.DistError:
         return None
     store.set_timeout(_PATIENCE)

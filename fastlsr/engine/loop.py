@@ -149,7 +149,8 @@ def _train(config: Config, plan: Plan, device: torch.device, ranks: Ranks, *, st
             begin_files(folder, session, start)
         log.open(start.state["rows"] if start.state else [], wandb_id=start.state["wandb_id"] if start.state else None)
         threads = f"{torch.get_num_threads()} threads of torch, {session.train.workers} of the loader"
-        where = f"{device}, {threads}" if ranks.world_size == 1 else f"{ranks.world_size} ranks, each with {threads}"
+        each = f"{ranks.world_size} ranks, each with " if ranks.world_size > 1 else ""
+        where = f"{each}{device}, {threads}"
         log.report(f"ready after {time.perf_counter() - started:.1f} s; training on {where}")
         code = 1
         try:
@@ -211,7 +212,12 @@ def begin_files(folder: RunFolder, session: Session, start: Start) -> None:
         checkpoint.set_aside(folder)
     folder.write_config(session.config)
     sources = {name: session.decided.get(name) for name in ("data", "teacher")}
-    folder.write_environment(environment(session.device) | {"ranks": session.ranks.world_size} | sources)
+    ranks: list[int] = []
+    with contextlib.suppress(InputError):  # it is not there, or damaged
+        ranks = folder.read_environment().get("ranks", []) if start.state else []
+    if ranks[-1:] != [session.ranks.world_size]:
+        ranks.append(session.ranks.world_size)
+    folder.write_environment(environment(session.device) | {"ranks": ranks} | sources)
 
 
 def show_finished(log: RunLog, state: State) -> int:

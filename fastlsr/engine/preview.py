@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastlsr.config import Config
-from fastlsr.data.crops import input_resolution
+from fastlsr.data.crops import input_resolution, training_crop
 from fastlsr.data.loader import check_pairs_storage
 from fastlsr.data.manifest import Manifest, read_manifest
 from fastlsr.data.splits import split_paths, training_count
@@ -58,6 +58,7 @@ def preview(config: Config, plan: Plan) -> Iterator[str]:
     find_start(config, plan)
     train = read_manifest(split_paths(config)[0])
     read_teacher(config, plan, train, torch.device("cpu"))
+    training_crop(train, config.data)
     resolution, classes = input_resolution(train, config.data), len(train.classes)
     pretrained = "" if config.model.pretrained == "timm" else config.model.pretrained
     model = build_network(config, classes, resolution, pretrained=pretrained)
@@ -82,10 +83,9 @@ def _estimates(config: Config, plan: Plan, model: nn.Module, train: Manifest) ->
     images = training_count(train.count, config.data)
     batch = math.ceil(min(config.data.batch_size, images) / ranks.world_size) * (2 if plan.pairs else 1)
     weights, saved = step_bytes(network, size, batch)
-    total, of_weights, free = (each / 2**30 for each in (weights + saved, weights, free_bytes(device)))
     yield (
-        f"memory of a step on {batch} images: at least {total:.2f} GiB, {of_weights:.2f} of them weights, gradients "
-        f"and momentum; {free:.1f} are free on {device}"
+        f"memory of a step on {batch} images: at least {_size(weights + saved)}, of which weights, gradients and "
+        f"momentum {_size(weights)}; free on {device}: {_size(free_bytes(device))}"
     )
     data = sum(read_manifest(path).bytes for path in split_paths(config))
     for line in warnings(config, device, ranks, weights + saved, data):
@@ -96,8 +96,18 @@ def _estimates(config: Config, plan: Plan, model: nn.Module, train: Manifest) ->
     epoch = images * (2 if plan.pairs else 1) / speed
     yield (
         f"time: about {speed:.0f} images a second by {ranks.world_size} x {device.type}, from a step on {count}; "
-        f"{epoch / 60:.1f} minutes an epoch, {epoch * plan.epochs / 3600:.1f} hours in all, without evaluation"
+        f"{_duration(epoch)} an epoch, {_duration(epoch * plan.epochs)} in all, without evaluation"
     )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def turns(config: Config, plan: Plan) -> Iterator[tuple[int, float]]:

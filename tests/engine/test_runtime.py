@@ -45,8 +45,6 @@ def second_of_two(monkeypatch):
 
 def test_a_rank_is_what_torchrun_says_and_alone_without_all_of_it(second_of_two, monkeypatch):
     assert read_ranks() == Ranks(5, 8, 1, 2)
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "3")
-    assert read_ranks().restarts == 3
     for name in ("RANK", "LOCAL_WORLD_SIZE"):
         with monkeypatch.context() as changed:
             changed.delenv(name)

@@ -65,7 +65,7 @@ def test_trials_run_on_several_ranks_by_the_sweep_or_by_their_own_command(short_
     assert command.main([str(path), "--devices-per-trial=2"]) == 1
     assert f"trial 2 failed: data.batch_size={batch + 1} does not divide by 2 ranks" in capsys.readouterr().out
     (trial, *_), _ = plan_trials(read_sweep(path), None, ranks=2)
-    assert finished_run(trial)[0] and trial.folder.read_environment()["ranks"] == 2
+    assert finished_run(trial)[0] and trial.folder.read_environment()["ranks"] == [2]
     torchrun = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "fastlsr.train"]
     own = sweep_file({"data.batch_size": {"value": batch}}, command=[*torchrun, *words_of(options), "${args}"])
     (trial,), _ = plan_trials(read_sweep(own), None, ranks=2)
