@@ -63,6 +63,7 @@ def test_a_run_that_logs_to_wandb_gets_its_analyses_there(run, tmp_path):
     words = [f"--{key}={value}" for key, value in config.flat().items() if value != ""]
     assert train.main(words) == 0
     assert analyze.main(["calibration", str(tmp_path / "a")]) == 0
+    wandb.teardown()  # its service has then written what it was given
     first, second = sorted(tmp_path.glob("a/wandb/offline-run-*/*.wandb"), key=lambda path: path.parent.name)
     assert first.name == second.name, "both are records of one run"
     assert b"analysis/calibration" in second.read_bytes() and b"analysis/calibration" not in first.read_bytes()
