@@ -66,3 +66,13 @@ def share(count: int, rank: int, ranks: int) -> slice:
     """
     used = min(ranks, max(1, count // 2))
     return slice(*(count * min(place, used) // used for place in (rank, rank + 1)))
+
+
+def share_size(count: int, rank: int, ranks: int) -> int:
+    """How many of `count` samples are in a rank's part."""
+    return len(range(count)[share(count, rank, ranks)])
+
+
+def largest_share(count: int, ranks: int) -> int:
+    """How many of `count` samples are in the largest of the parts."""
+    return max(share_size(count, rank, ranks) for rank in range(ranks))

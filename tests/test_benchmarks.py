@@ -8,6 +8,7 @@ from pathlib import Path
 
 import colam
 import growth
+import imagenet_plan
 import loader
 import loss
 import numpy as np
@@ -69,6 +70,23 @@ def test_contenders_take_turns_and_none_always_follows_the_same_other():
     assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
     assert {each[each.index("a") - 1] for each in rounds if each[0] != "a"} == {"b", "c"}
     assert all(len(taken) == 4 for taken in seconds.values())
+
+
+def test_a_step_of_the_plan_takes_the_longest_of_its_parts():
+    """2 GPUs send their gradients once, many twice; a larger batch, a slower network or a slower host can bound it."""
+    assert imagenet_plan.ring(100, 1) == 0 and imagenet_plan.ring(100, 2) == 100 and imagenet_plan.ring(100, 4) == 150
+    assumed = imagenet_plan.Assumed(gpu_speed=1000, least_step=0.02, inside=1e9, between=1e8, per_node=8)
+    assert imagenet_plan.step_seconds(8, 8000, 10**6, assumed) == (1.0, "computing")
+    assert imagenet_plan.step_seconds(8, 8, 10**6, assumed) == (0.02, "starting kernels")
+    seconds, why = imagenet_plan.step_seconds(16, 16, 10**7, assumed)
+    assert why == "network" and seconds == pytest.approx(2 * 15 / 16 * 10**7 / 1e8)
+
+
+def test_tables_are_printed_and_given_as_json(capsys):
+    timing.print_tables([{"a": "1", "b": "2"}, {"a": "3", "b": "4"}], [])
+    said = capsys.readouterr().out
+    assert "| a | b |\n| ---: | ---: |\n| 1 | 2 |\n| 3 | 4 |" in said
+    assert json.loads(said.splitlines()[-1])["tables"] == [[{"a": "1", "b": "2"}, {"a": "3", "b": "4"}], []]
 
 
 def test_a_contender_may_time_itself():

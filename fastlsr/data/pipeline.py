@@ -23,7 +23,7 @@ from fastlsr.data.order import epoch_order, peers_of
 from fastlsr.data.slots import Slot
 from fastlsr.data.storage import EpochStorage, MappedFile, PagedFile
 from fastlsr.data.tables import Tables
-from fastlsr.ranks import Ranks, share
+from fastlsr.ranks import Ranks, share, share_size
 
 _BATCHES_AHEAD = 3
 
@@ -112,7 +112,7 @@ class Pipeline(FFCVLoader):
     def _most_samples(self) -> int:
         """Of this rank in any batch, at least 1; the last one's part can be larger than that of a full one."""
         sizes = (min(self.batch_size, len(self.indices)), len(self.indices) % self.batch_size)
-        return max(1, *(len(range(size)[self._share(size)]) for size in sizes))
+        return max(1, *(share_size(size, self._ranks.rank, self._ranks.world_size) for size in sizes))
 
     def fill(self, slot: Slot, indices: np.ndarray, storage: EpochStorage) -> Batch:
         """The batch of these samples, in the memory of `slot`."""

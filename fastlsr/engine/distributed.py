@@ -273,9 +273,7 @@ def _main_store(board: dist.TCPStore) -> dist.TCPStore | None:
     if not board.check([_PORT]):
         return None
     port, since = board.get(_PORT).decode().split()
-    if (
-        float(since) < STARTED and time.time() < STARTED + _LATE_SECONDS
-    ):  # probably of a life before, as torch would tell
+    if float(since) < STARTED and time.time() < STARTED + _LATE_SECONDS:  # a dead one's: torch would print pages
         return None
     address, patience = os.environ["MASTER_ADDR"], timedelta(seconds=1)
     try:

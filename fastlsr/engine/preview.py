@@ -23,7 +23,7 @@ from fastlsr.engine.schedule import Schedule
 from fastlsr.engine.session import build_network, classifier_of, read_teacher
 from fastlsr.labels.plan import Plan
 from fastlsr.models import expected_normalization
-from fastlsr.ranks import read_ranks
+from fastlsr.ranks import largest_share, read_ranks
 from fastlsr.runs import run_folder
 
 _TRIED = {"cpu": 2 * 224**2, "cuda": 256 * 224**2}  # pixels of the images of the trial, about, at most
@@ -81,7 +81,7 @@ def _estimates(config: Config, plan: Plan, model: nn.Module, train: Manifest) ->
     }
     network, size = classifier_of(model, decided, config).to(device), input_resolution(train, config.data)
     images = training_count(train.count, config.data)
-    batch = math.ceil(min(config.data.batch_size, images) / ranks.world_size) * (2 if plan.pairs else 1)
+    batch = largest_share(min(config.data.batch_size, images), ranks.world_size) * (2 if plan.pairs else 1)
     weights, saved = step_bytes(network, size, batch)
     yield (
         f"memory of a step on {batch} images: at least {_size(weights + saved)}, of which weights, gradients and "

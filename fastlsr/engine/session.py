@@ -34,7 +34,7 @@ from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.labels.plan import EXTRA_PASS, FORMER_NETWORK, LEARNED, TEACHER_CLASS, TEACHER_SAMPLE, Plan
 from fastlsr.labels.targets import Targets
 from fastlsr.models import build_model, expected_normalization, head_parameters
-from fastlsr.ranks import ALONE, Ranks, share
+from fastlsr.ranks import ALONE, Ranks, largest_share, share_size
 
 _ENTROPY_VALUES = 1 << 22  # of targets that are looked at together
 _MOST_RANKS = 1 << 12  # of the numbers that `rng.Stream.RANKS` has for an epoch
@@ -332,7 +332,7 @@ class Session:
             watch: passes the batches on, and may end the pass by raising.
             collect: where the logits are added, too.
         """
-        distributed.mean_(self._statistics(), counts=self._most_samples(self.ranks.rank) > 0)
+        distributed.mean_(self._statistics(), counts=self._has_samples())
         self._evaluated.eval()
         metrics = evaluate(self._logits, watch(self.test.epoch(0)), self.targets, collect)
         self.network.train()
@@ -355,13 +355,12 @@ class Session:
         return EpochEnd(learning_rate, entropy, learned)
 
     def largest_batch(self) -> int:
-        """Images of the largest part of a batch that any rank has; pairs count as two."""
-        return self._most_samples(rank=0) * (2 if self.plan.pairs else 1)
+        """Images of the largest part of a full batch that any rank has; pairs count as two."""
+        return largest_share(self.samples_before(1), self.ranks.world_size) * (2 if self.plan.pairs else 1)
 
-    def _most_samples(self, rank: int) -> int:
-        """Samples of a rank's part of the largest batch."""
-        count = min(self.config.data.batch_size, len(self.train.indices))
-        return len(range(count)[share(count, rank, self.ranks.world_size)])
+    def _has_samples(self) -> bool:
+        """Whether this rank has a part of any batch: then it has one of the first."""
+        return share_size(self.samples_before(1), self.ranks.rank, self.ranks.world_size) > 0
 
     def samples_before(self, batch: int) -> int:
         """Samples in the batches of an epoch before number `batch`."""
@@ -422,7 +421,7 @@ class Session:
         own: State = {"rng": self._random_state(), "sums": [], "statistics": []}
         if self.position.batches:  # between two epochs ranks have nothing else of their own
             own |= {"sums": _copies(self._sums()), "statistics": _copies(self._statistics())}
-        distributed.mean_(self._statistics(), counts=self._most_samples(self.ranks.rank) > 0)
+        distributed.mean_(self._statistics(), counts=self._has_samples())
         former = self.step.former
         return {
             "config": self.config.as_dict(),

@@ -112,7 +112,9 @@ def on_ranks(command: Sequence[str], ranks: int) -> list[str]:
     if not starts:
         raise InputError(f"--devices-per-trial={ranks}: the command starts no python: {shlex.join(command)}")
     # --standalone: each trial has a free port of its own. Python's own options, such as -u, stay before it.
-    trainer = next(at for at in range(starts[0] + 1, len(command)) if command[at] == "-m" or command[at][0] != "-")
+    trainer = next(
+        at for at in range(starts[0] + 1, len(command)) if command[at] == "-m" or not command[at].startswith("-")
+    )
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return [*command[:trainer], *torchrun, *command[trainer:]]
 

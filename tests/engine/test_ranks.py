@@ -19,7 +19,7 @@ from fastlsr.engine.evaluation import CollectedLogits
 from fastlsr.engine.session import Session
 from fastlsr.labels.methods import make_plan
 from fastlsr.models import registry
-from fastlsr.ranks import ALONE, share
+from fastlsr.ranks import ALONE, largest_share, share, share_size
 
 CPU = torch.device("cpu")
 COLAM = {"method.name": "colam", "method.stages": 2}
@@ -34,6 +34,8 @@ def test_the_parts_of_a_batch_are_the_batch_and_no_part_is_a_single_sample_of_se
         assert sizes == sorted(sizes, key=lambda size: size == 0), "the first ranks have what there is"
         assert max(sizes) - min(size for size in sizes if size) <= 1
         assert 1 not in sizes or count == 1
+        assert sizes == [share_size(count, rank, ranks) for rank in range(ranks)]
+        assert largest_share(count, ranks) == max(sizes)
 
 
 def on_disk(state):

@@ -22,7 +22,7 @@ from fastlsr.files import sole_use
 from fastlsr.runs import KEYS
 from fastlsr.sweep import __main__ as command
 from fastlsr.sweep.file import read_sweep
-from fastlsr.sweep.plan import finished_run, plan_trials, trainer_config
+from fastlsr.sweep.plan import finished_run, on_ranks, plan_trials, trainer_config
 from fastlsr.sweep.runner import check_devices, cuda_devices, last_line_of_log, trial_environment
 from fastlsr.trials import mean_and_std
 
@@ -70,6 +70,17 @@ def test_trials_run_on_several_ranks_by_the_sweep_or_by_their_own_command(short_
     own = sweep_file({"data.batch_size": {"value": batch}}, command=[*torchrun, *words_of(options), "${args}"])
     (trial,), _ = plan_trials(read_sweep(own), None, ranks=2)
     assert trial.command[:5] == torchrun and finished_run(trial)[0]
+
+
+@pytest.mark.parametrize("trainer", ["-m fastlsr.train --a=1", "fastlsr/train.py --a=1"])
+def test_python_s_options_stay_python_s_where_torchrun_starts_the_trainer(trainer):
+    words = trainer.split()
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    started = on_ranks(["env", "python", "-u", *words], 2)
+    assert started == ["env", "python", "-u", *torchrun, *words]
+    assert on_ranks(started, 2) == started and on_ranks(["python", *words], 1) == ["python", *words]
+    with pytest.raises(InputError, match="starts no python"):
+        on_ranks(["sh", *words], 2)
 
 
 def test_visible_devices_are_shared_out_by_their_names(monkeypatch):
