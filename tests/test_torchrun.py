@@ -15,6 +15,7 @@ import torch
 
 from fastlsr import train
 from fastlsr.engine import checkpoint
+from fastlsr.runs import RunFolder
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 LIMIT_SECONDS = 180
@@ -127,6 +128,7 @@ def test_a_run_that_is_stopped_on_two_ranks_goes_on_to_the_same_bits_on_as_many_
     assert position < [4, 0]
     code, said = ended(torchrun("-m", "fastlsr.train", *words))
     assert code == 0 and rows_of(tmp_path) == uninterrupted
+    assert RunFolder(tmp_path / "run").read_environment()["ranks"] == [2, 2]
     assert train.main(words) == 0  # on one rank: it is finished
     assert "finished before" in capsys.readouterr().out
 

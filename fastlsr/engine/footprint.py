@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,19 +56,19 @@ def free_bytes(device: torch.device) -> int:
     return min([int(lines["MemAvailable"].split()[0]) * 1024, *_free_of_groups(Path("/proc/self/cgroup"), _GROUPS)])
 
 
-def _free_of_groups(listed: Path, mounted: Path) -> Iterator[int]:
+def _free_of_groups(listed: Path, mounted: Path) -> list[int]:
     """Bytes that the control groups of this process, and those around them, may take besides page cache."""
+    found = []
     for line in listed.read_text().splitlines() if listed.is_file() else ():
         _, kind, path = line.split(":", 2)
         if kind not in ("", "memory"):
             continue
         files = ("memory.limit_in_bytes", "total_rss") if kind else ("memory.max", "anon")
         for folder in (mounted / kind / path.strip("/"), *(mounted / kind / path.strip("/")).parents):
-            try:
-                limit, values = int((folder / files[0]).read_text()), (folder / "memory.stat").read_text()
-            except (OSError, ValueError):  # "max" is no limit
-                continue
-            yield limit - int(dict(value.split() for value in values.splitlines())[files[1]])
+            with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or "max", which is no limit
+                values = dict(value.split() for value in (folder / "memory.stat").read_text().splitlines())
+                found.append(int((folder / files[0]).read_text()) - int(values[files[1]]))
+    return found
 
 
 def warnings(config: Config, device: torch.device, ranks: Ranks, step: int, data: int) -> Iterator[str]:

@@ -212,12 +212,17 @@ def begin_files(folder: RunFolder, session: Session, start: Start) -> None:
         checkpoint.set_aside(folder)
     folder.write_config(session.config)
     sources = {name: session.decided.get(name) for name in ("data", "teacher")}
-    ranks: list[int] = []
-    with contextlib.suppress(InputError):  # it is not there, or damaged
-        ranks = folder.read_environment().get("ranks", []) if start.state else []
-    if ranks[-1:] != [session.ranks.world_size]:
-        ranks.append(session.ranks.world_size)
+    ranks = [*former_ranks(folder), session.ranks.world_size] if start.state else [session.ranks.world_size]
     folder.write_environment(environment(session.device) | {"ranks": ranks} | sources)
+
+
+def former_ranks(folder: RunFolder) -> list[int]:
+    """On how many ranks the run was trained before, from its beginning; empty where its file does not tell."""
+    try:
+        found = folder.read_environment().get("ranks")
+    except InputError:
+        return []
+    return found if isinstance(found, list) else []
 
 
 def show_finished(log: RunLog, state: State) -> int:

@@ -68,7 +68,7 @@ def test_what_a_container_may_take_counts_as_free(line, folder, limit, used, tmp
     (tmp_path / folder).mkdir(parents=True)
     (tmp_path / folder / limit).write_text("5000\n")
     (tmp_path / folder / "memory.stat").write_text(f"file 3000\n{used} 2000\n")
-    assert list(footprint._free_of_groups(tmp_path / "listed", tmp_path)) == [3000]
+    assert footprint._free_of_groups(tmp_path / "listed", tmp_path) == [3000]
     (tmp_path / folder / limit).write_text("max\n")
-    assert list(footprint._free_of_groups(tmp_path / "listed", tmp_path)) == []
-    assert list(footprint._free_of_groups(tmp_path / "none", tmp_path)) == []
+    assert footprint._free_of_groups(tmp_path / "listed", tmp_path) == []
+    assert footprint._free_of_groups(tmp_path / "none", tmp_path) == []
