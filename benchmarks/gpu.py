@@ -60,8 +60,8 @@ from fastlsr.data.prepare.sources import read_dataset
 from fastlsr.data.prepare.writing import Samples, write_beton
 from fastlsr.engine.log import RunLog
 from fastlsr.engine.loop import StopRequest, train_epoch
+from fastlsr.engine.optimizers import set_learning_rate
 from fastlsr.engine.runtime import choose_device, peak_memory_bytes
-from fastlsr.engine.schedule import set_learning_rate
 from fastlsr.engine.session import Session
 from fastlsr.engine.step import TrainStep
 from fastlsr.labels.losses import soft_target_cross_entropy

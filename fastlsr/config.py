@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -34,6 +34,7 @@ def option(
     low: float = -math.inf,
     high: float = math.inf,
     plain: bool = False,
+    scales: bool = False,
 ) -> Any:
     """A dataclass field with its help text and the values it admits.
 
@@ -41,8 +42,11 @@ def option(
         choices: the only texts it may be.
         low, high: the closed range of a number.
         plain: whether it names a file or folder inside another, and so may hold no path.
+        scales: whether it counts epochs from the run's beginning, and so follows `train.scale_to`.
     """
-    metadata = {"help": help, "choices": tuple(choices), "low": low, "high": high, "plain": plain}
+    metadata = {
+        "help": help, "choices": tuple(choices), "low": low, "high": high, "plain": plain, "scales": scales
+    }  # fmt: skip
     return field(default=default, metadata=metadata)
 
 
@@ -82,19 +86,30 @@ class Model:
 
 @dataclass(frozen=True)
 class Optim:
-    """SGD and the learning rate as a function of the step."""
+    """The optimizer, and the learning rate as a function of the step."""
 
+    name: str = option("sgd", "sgd, fused, or one of timm's optimizers, such as adamw, lamb, lion or muon")
     lr: float = option(0.1, "peak learning rate (of the head, where backbone_lr is set)", low=0)
     backbone_lr: float = option(0.0, "peak learning rate of all but the classifier; 0: the same as lr", low=0)
-    momentum: float = option(0.9, "momentum of SGD", low=0, high=1)
-    weight_decay: float = option(1e-4, "L2 penalty on the parameters", low=0)
+    layer_decay: float = option(
+        1.0, "fine-tuning: factor of the peak learning rate from each layer to the one before it; 1: none",
+        low=1e-3, high=1,
+    )  # fmt: skip
+    momentum: float = option(0.9, "momentum, where the optimizer has one", low=0, high=1)
+    betas: str = option("", "betas of the optimizer, as 0.9,0.999; empty: its own")
+    eps: float = option(0.0, "epsilon of the optimizer; 0: its own", low=0)
+    weight_decay: float = option(1e-4, "L2 penalty on the parameters; of adamw and its kin: their decay", low=0)
+    clip_norm: float = option(0.0, "largest norm of the gradient, which is scaled down to it; 0: any", low=0)
     decay_norm_bias: bool = option(True, "weight decay on biases and normalisations, too, as in the papers")
     nesterov: bool = option(False, "Nesterov momentum")
     schedule: str = option("step", "shape of the learning rate", choices=("constant", "step", "multistep", "cosine"))
-    step_epochs: int = option(30, "schedule=step: multiply by gamma every so many epochs", low=1)
-    milestones: str = option("", "schedule=multistep: epochs at which to multiply by gamma, as 80,120")
+    step_epochs: int = option(30, "schedule=step: multiply by gamma every so many epochs", low=1, scales=True)
+    milestones: str = option(
+        "", "schedule=multistep: epochs at which to multiply by gamma, as 80,120, or fractions of all, as 0.5,0.75",
+        scales=True,
+    )  # fmt: skip
     gamma: float = option(0.1, "factor of step and multistep", low=0, high=1)
-    warmup_epochs: float = option(0.0, "epochs of linear warm-up from zero", low=0)
+    warmup_epochs: float = option(0.0, "epochs of linear warm-up from zero", low=0, scales=True)
     accumulate: int = option(1, "batches whose gradients are added up before each optimizer step", low=1)
 
 
@@ -105,7 +120,7 @@ class Method:
     name: str = option("hard", "one of the methods of labels.methods, which `--help` lists with the options they read")
     smoothing: float = option(0.1, "weight of the uniform distribution, or the teacher's (TSLA's theta)", low=0, high=1)
     drop_epoch: int = option(
-        -1, "epochs with smoothing before it is dropped (TSLA's s); -1: half of the epochs", low=-1
+        -1, "epochs with smoothing before it is dropped (TSLA's s); -1: half of the epochs", low=-1, scales=True
     )
     stages: int = option(10, "stages of equal length (COLAM's m)", low=1)
     temperature: float = option(1.0, "temperature of the loss and of the soft labels (COLAM's T)", low=1e-3, high=1e3)
@@ -129,6 +144,14 @@ class Train:
     """How long, from which seed, and with what arithmetic."""
 
     epochs: int = option(200, "epochs; Label Refinery has so many in each generation", low=1)
+    scale_to: int = option(
+        0, "train in so many epochs instead, and scale with them all that is counted in epochs: steps and milestones "
+        "of the learning rate, warm-up, drop_epoch, patience; 0: as they are", low=0,
+    )  # fmt: skip
+    patience: int = option(
+        0, "end after so many epochs of the last phase without a better train.best_by; 0: train all", low=0, scales=True
+    )
+    best_by: str = option("top1", "test metric that decides which epoch is the best: top1, top5, nll, ece, ...")
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1)
     precision: str = option("auto", "autocast type; auto: bf16 where the device computes in it, else fp32",
                             choices=("auto", "bf16", "fp32", "fp16"))  # fmt: skip
@@ -157,6 +180,7 @@ class Run:
                          choices=("auto", "must", "never"))  # fmt: skip
     logits: str = option("both", "keep the evaluation split's logits of the last epoch, of the best, of both, or none",
                          choices=("both", "last", "best", "none"))  # fmt: skip
+    keep_best: bool = option(False, "keep the weights of the best epoch, as best.pt")
     keep: int = option(0, "keep a checkpoint for analyses every so many epochs; 0: none", low=0)
 
 
@@ -204,7 +228,10 @@ class Config:
         """`run.name`, or DATASET-MODEL-METHOD-seedN-DIGEST, where the digest tells apart what changes the result."""
         if self.run.name:
             return self.run.name
-        digest = hashlib.sha256(json.dumps(self.decisive()).encode()).hexdigest()[:6]
+        # Not of defaults: an option that a later version adds leaves the names of runs as they are.
+        defaults = Config().flat()
+        changed = {key: value for key, value in self.decisive().items() if value != defaults[key]}
+        digest = hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:6]
         model = self.model.name.replace("/", "-").replace(":", "-")
         return f"{self.data.dataset}-{model}-{self.method.name}-seed{self.train.seed}-{digest}"
 
@@ -372,7 +399,33 @@ def load(path: str | Path = "", overrides: Mapping[str, Any] | Sequence[str] = (
         section: kind(**{item.name: declared[(section, item.name)] for item in fields(kind)})
         for section, kind in SECTIONS.items()
     }
-    return Config(**sections, given=frozenset(given))
+    return _scaled(Config(**sections, given=frozenset(given)))
+
+
+def _scaled(config: Config) -> Config:
+    """The same recipe in `train.scale_to` epochs."""
+    if not config.train.scale_to:
+        return config
+    factor = config.train.scale_to / config.train.epochs
+    scaled = {section: replace(part, **_scaled_options(part, factor)) for section, part in vars(config).items()
+              if section in SECTIONS}  # fmt: skip
+    train = replace(scaled["train"], epochs=config.train.scale_to, scale_to=0)
+    return Config(**{**scaled, "train": train}, given=config.given | {"train.epochs"})
+
+
+def _scaled_options(part: Any, factor: float) -> dict[str, Any]:
+    """The options of a section that count epochs, times `factor`; whole ones above 0 stay whole and above 0."""
+    values = {item.name: getattr(part, item.name) for item in fields(part) if item.metadata["scales"]}
+    return {name: _scaled_value(value, factor) for name, value in values.items()}
+
+
+def _scaled_value(value: Any, factor: float) -> Any:
+    if isinstance(value, str):  # a list of epochs; what is none stays, and is an error where it is read
+        return ",".join(str(_scaled_value(int(part), factor)) if part.strip().isdecimal() else part
+                        for part in value.split(","))  # fmt: skip
+    if isinstance(value, float):
+        return value * factor
+    return max(1, round(value * factor)) if value > 0 else value
 
 
 def from_dict(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:

@@ -3,7 +3,7 @@
 A metric is one function here. It appears by that in a run's rows, in its last and best row on the terminal, among
 the metrics of sweeps, and in docs/run-folder.md.
 
-    @metric("%", "share of samples whose label has the highest logit", value=percent)
+    @metric("%", "share of samples whose label has the highest logit", best=max, value=percent)
     def top1(logits: Tensor, labels: Tensor) -> Tensor: ...
 
 The function returns the sums of a batch, `value` the figure from the sums of all batches. Sums add up over batches and
@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ECE_BINS = 15
+Best = Callable[..., Any]  # max or min
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Metric:
         name: the key of a row is test/NAME.
         unit: of the figure, "" where it has none.
         meaning: a phrase for a table of metrics.
+        best: `max` or `min`: which of two figures is the better one.
         format: how a terminal shows it, as for `format`.
         sums: float64[S] of a batch, from its logits float32[B, K] and labels int64[B]; of any one device.
         value: the figure, from the sums of all batches and the number of samples.
@@ -38,6 +40,7 @@ class Metric:
     name: str
     unit: str
     meaning: str
+    best: Best
     format: str
     sums: Callable[[Tensor, Tensor], Tensor]
     value: Callable[[Tensor, float], float]
@@ -57,18 +60,18 @@ def percent(sums: Tensor, samples: float) -> float:
 
 
 def metric(
-    unit: str, meaning: str, *, format: str = ".4f", value: Callable[[Tensor, float], float] = mean
+    unit: str, meaning: str, *, best: Best, format: str = ".4f", value: Callable[[Tensor, float], float] = mean
 ) -> Callable[[Callable[[Tensor, Tensor], Tensor]], Callable[[Tensor, Tensor], Tensor]]:
     """Makes a function of (logits, labels) a metric of its name."""
 
     def register(sums: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        METRICS[sums.__name__] = Metric(sums.__name__, unit, meaning, format, sums, value)
+        METRICS[sums.__name__] = Metric(sums.__name__, unit, meaning, best, format, sums, value)
         return sums
 
     return register
 
 
-@metric("nats", "hard cross-entropy at temperature 1, whatever the training targets are")
+@metric("nats", "hard cross-entropy at temperature 1, whatever the training targets are", best=min)
 def nll(logits: Tensor, labels: Tensor) -> Tensor:
     """float64[1]: the sum of -log softmax(logits)[label]."""
     from torch.nn import functional
@@ -76,13 +79,13 @@ def nll(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels, reduction="sum").double()[None]
 
 
-@metric("%", "share of samples whose label has the highest logit", format=".2f", value=percent)
+@metric("%", "share of samples whose label has the highest logit", best=max, format=".2f", value=percent)
 def top1(logits: Tensor, labels: Tensor) -> Tensor:
     """float64[1]: how many labels have the highest logit."""
     return _among_highest(logits, labels, 1)
 
 
-@metric("%", "share of samples whose label is among the five highest logits", format=".2f", value=percent)
+@metric("%", "share of samples whose label is among the five highest logits", best=max, format=".2f", value=percent)
 def top5(logits: Tensor, labels: Tensor) -> Tensor:
     """float64[1]: how many labels are among the five highest logits."""
     return _among_highest(logits, labels, 5)
@@ -98,7 +101,7 @@ def _calibration_error(sums: Tensor, samples: float) -> float:
     return ((confidence - correct).abs().sum() / samples).item()
 
 
-@metric("", "expected calibration error over 15 equal bins of confidence", value=_calibration_error)
+@metric("", "expected calibration error over 15 equal bins of confidence", best=min, value=_calibration_error)
 def ece(logits: Tensor, labels: Tensor) -> Tensor:
     """float64[3 * 15]: samples, sum of confidences, and correct predictions of each of the `confidence_bins`."""
     import torch

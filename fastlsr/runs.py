@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from fastlsr.config import Config, load
-from fastlsr.errors import InputError
+from fastlsr.config import Config, Train, load
+from fastlsr.errors import InputError, unknown
 from fastlsr.files import replace_text
 from fastlsr.metrics import METRICS
 
 # One epoch of a run: the key of each column to its value, None where there is none.
 Row = dict[str, Any]
 
-BEST = "test/top1"  # the best row has the highest
 Kind = Literal["last", "best"]  # of a row, or of what is kept with it
 MARKS = ("environment.json", "metrics.jsonl", "checkpoint.pt")  # files of which one makes a folder a run
 _SWEEPS = "sweeps"  # where `fastlsr.sweep` keeps its logs beside the runs
@@ -85,14 +84,42 @@ def compared_keys() -> list[str]:
     return ["epoch", *(column.key for column in COLUMNS if column.line and "/" in column.key)]
 
 
-def summary_of(name: str, rows: Sequence[Row], *, finished: bool) -> Summary:
-    """The last and the best of one or more rows of the run `name`."""
-    return Summary(name=name, finished=finished, last=rows[-1], best=best_of(rows))
+def summary_of(name: str, rows: Sequence[Row], *, best_by: str, finished: bool) -> Summary:
+    """The last and the best, by `train.best_by`, of one or more rows of the run `name`."""
+    return Summary(name=name, finished=finished, last=rows[-1], best=best_of(rows, best_by))
 
 
-def best_of(rows: Iterable[Row]) -> Row:
-    """The first of the rows with the highest test accuracy."""
-    return max(rows, key=lambda row: row[BEST])
+def best_of(rows: Iterable[Row], best_by: str) -> Row:
+    """The first of the rows with the best value of a test metric."""
+    key = f"test/{best_by}"
+    return METRICS[best_by].best(rows, key=lambda row: row[key])
+
+
+def best_meaning(best_by: str) -> str:
+    """What the best row is: "highest test top1"."""
+    return f"{'highest' if METRICS[best_by].best is max else 'lowest'} test {best_by}"
+
+
+def check_best_by(train: Train) -> None:
+    """Checks that `train.best_by` is a metric.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if train.best_by not in METRICS:
+        raise InputError(f"train.best_by={unknown('metric', train.best_by, METRICS)}")
+
+
+def is_whole(rows: Sequence[Row], train: Train, *, epochs: int, last_phase: int) -> bool:
+    """Whether these are all rows of a run: those of all `epochs`, or of as many as `train.patience` makes it train.
+
+    Patience counts in the last phase, which begins after `last_phase` epochs: what comes before makes it what it is, as
+    TSLA's smoothing and COLAM's stages do.
+    """
+    if len(rows) >= epochs or not train.patience:
+        return len(rows) >= epochs
+    tail = rows[last_phase:]
+    return bool(tail) and tail[-1]["epoch"] - best_of(tail, train.best_by)["epoch"] >= train.patience
 
 
 @dataclass(frozen=True)
@@ -110,6 +137,11 @@ class RunFolder:
     def previous_checkpoint(self) -> Path:
         """The checkpoint before the newest one."""
         return self.path / "checkpoint.previous.pt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The checkpoint of the best epoch, that `run.keep_best` has kept for analyses."""
+        return self.path / "best.pt"
 
     @property
     def damaged_checkpoint(self) -> Path:
@@ -166,9 +198,9 @@ class RunFolder:
         *lines, _ = self._read("metrics.jsonl").split("\n")
         return [self._parsed("metrics.jsonl", line) for line in lines]
 
-    def write_summary(self, rows: Sequence[Row], *, finished: bool) -> Summary:
+    def write_summary(self, rows: Sequence[Row], *, best_by: str = "top1", finished: bool) -> Summary:
         """Writes the last and the best of one or more rows; returns what it wrote."""
-        summary = summary_of(self.path.name, rows, finished=finished)
+        summary = summary_of(self.path.name, rows, best_by=best_by, finished=finished)
         self._write_json("summary.json", summary)
         return summary
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from fastlsr.cli import exit_on_input_error, interrupts_raised, read_arguments, to_stderr
 from fastlsr.config import Config, differences, load, usage
 from fastlsr.data.splits import data_digests
+from fastlsr.engine.schedule import Schedule
 from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.labels.methods import make_plan, options_of, overview
 from fastlsr.ranks import check_batch_divides, read_ranks
@@ -88,6 +89,20 @@ def warnings(config: Config, overrides: Mapping[str, str]) -> Iterator[str]:
     if config.optim.warmup_epochs > config.train.epochs:
         epochs = f"optim.warmup_epochs={config.optim.warmup_epochs:g} of train.epochs={config.train.epochs}"
         yield f"the learning rate never reaches optim.lr={config.optim.lr:g}: {epochs}"
+    yield from _turns_not_reached(config)
+
+
+def _turns_not_reached(config: Config) -> Iterator[str]:
+    """A line on turns of the learning rate that lie behind the run's end, as of a recipe that was cut short."""
+    epochs = config.train.epochs
+    turns = Schedule(config.optim, epochs, steps_per_epoch=1).boundaries()
+    if late := [turn for turn in turns if turn >= epochs]:
+        never = "never turns" if late == turns else "does not turn again"
+        option = "optim.step_epochs" if config.optim.schedule == "step" else "optim.milestones"
+        yield (
+            f"the learning rate {never}: {option} has {', '.join(map(str, late))}, train.epochs={epochs}; "
+            f"--train.scale_to={epochs} instead of --train.epochs={epochs} scales a whole recipe"
+        )
 
 
 if __name__ == "__main__":

@@ -8,10 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastlsr.config import Config, load
+from fastlsr.config import Config, Train, load
 from fastlsr.errors import InputError
 from fastlsr.metrics import METRICS
-from fastlsr.runs import BEST, COLUMNS, KEYS, RunFolder, best_of, compared_keys, epoch_line, run_folder
+from fastlsr.runs import (
+    COLUMNS,
+    KEYS,
+    RunFolder,
+    best_meaning,
+    best_of,
+    check_best_by,
+    compared_keys,
+    epoch_line,
+    is_whole,
+    run_folder,
+)
 
 ROW = {
     "epoch": 3,
@@ -46,7 +57,7 @@ def test_a_value_that_is_not_there_is_left_out_of_the_line():
 
 def test_a_row_s_keys_are_its_columns_in_order():
     assert tuple(ROW) == KEYS == tuple(column.key for column in COLUMNS)
-    assert BEST in KEYS and len(set(KEYS)) == len(KEYS)
+    assert len(set(KEYS)) == len(KEYS)
 
 
 def test_the_metrics_are_among_the_keys_the_line_and_the_compared_ones():
@@ -63,7 +74,7 @@ def test_a_new_metric_is_one_function():
     code = """
 from fastlsr import metrics
 
-@metrics.metric("bits", "a new one", format=".1f")
+@metrics.metric("bits", "a new one", best=min, format=".1f")
 def brier(logits, labels): ...
 
 from fastlsr import runs
@@ -96,10 +107,33 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 5), min_size=1))
-def test_the_best_row_is_the_first_with_the_highest_accuracy(accuracies):
-    best = best_of({"epoch": at, BEST: value} for at, value in enumerate(accuracies))
-    assert best == {"epoch": accuracies.index(max(accuracies)), BEST: max(accuracies)}
+@given(st.lists(st.integers(0, 5), min_size=1), st.sampled_from(sorted(METRICS)))
+def test_the_best_row_is_the_first_with_the_best_value_of_the_metric(values, metric):
+    rows = [{"epoch": at, f"test/{metric}": value} for at, value in enumerate(values)]
+    best = max(values) if metric in ("top1", "top5") else min(values)
+    assert best_of(rows, metric) is rows[values.index(best)]
+    assert best_meaning(metric) == f"{'highest' if metric in ('top1', 'top5') else 'lowest'} test {metric}"
+
+
+def test_a_best_row_needs_a_metric_that_there_is():
+    with pytest.raises(InputError, match=r"train.best_by=acc: no such metric"):
+        check_best_by(Train(best_by="acc"))
+
+
+@given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 4), st.integers(0, 11))
+def test_patience_ends_a_run_as_soon_as_its_last_phase_has_not_got_better_for_so_long(values, patience, last_phase):
+    """Against a loop over the epochs that counts."""
+    rows = [{"epoch": at, "test/nll": value} for at, value in enumerate(values, start=1)]
+    train = Train(patience=patience, best_by="nll")
+    best, waited, ends = float("inf"), 0, []
+    for at, value in enumerate(values):
+        waited = 0 if at < last_phase or value < best else waited + 1
+        best = float("inf") if at < last_phase else min(best, value)
+        ends.append(at + 1 == 12 or waited >= patience)
+    found = [is_whole(rows[: at + 1], train, epochs=12, last_phase=last_phase) for at in range(len(rows))]
+    first = ends.index(True) if True in ends else len(ends)
+    assert found[: first + 1] == ends[: first + 1]
+    assert not is_whole(rows[:11], Train(), epochs=12, last_phase=0)
 
 
 FILES = {

@@ -23,9 +23,8 @@ def save(folder: RunFolder, state: State) -> None:
     replace_file(folder.newest_checkpoint, lambda path: torch.save(state, path), keep=folder.previous_checkpoint)
 
 
-def keep(folder: RunFolder, state: State) -> None:
-    """Writes what analyses need of `state` aside, and the W&B run that they log to, under the number of its epochs."""
-    path = folder.kept_checkpoint(state["position"][0])
+def keep(path: Path, state: State) -> None:
+    """Writes what analyses need of `state`, and the W&B run that they log to."""
     path.parent.mkdir(exist_ok=True)
     kept = {key: state[key] for key in (*FOR_ANALYSES, "wandb_id")}
     replace_file(path, lambda temporary: torch.save(kept, temporary))

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from fastlsr.config import Config
 from fastlsr.errors import InputError
-from fastlsr.runs import Row, RunFolder, Summary, compared_keys, epoch_line, summary_of
+from fastlsr.runs import Row, RunFolder, Summary, best_meaning, compared_keys, epoch_line, summary_of
 
 if TYPE_CHECKING:
     from fastlsr.engine.trained import TrainedRun
@@ -126,7 +126,7 @@ class RunLog:
 
     def summary(self, *, finished: bool) -> Summary:
         """Writes the last and the best row; returns what it wrote."""
-        summary = self.folder.write_summary(self.rows, finished=finished)
+        summary = self.folder.write_summary(self.rows, best_by=self.config.train.best_by, finished=finished)
         if self.wandb:
             named = {"last": summary["last"], "best": summary["best"]}
             self.wandb.summary.update(
@@ -162,7 +162,7 @@ class SilentLog(RunLog):
 
     def summary(self, *, finished: bool) -> Summary:
         """The last and the best row."""
-        return summary_of(self.folder.path.name, self.rows, finished=finished)
+        return summary_of(self.folder.path.name, self.rows, best_by=self.config.train.best_by, finished=finished)
 
 
 def log_finding(run: TrainedRun, kind: str, files: Sequence[Path]) -> None:
@@ -278,10 +278,10 @@ def wandb_mode(requested: str) -> WandbMode:
     return "online"
 
 
-def results_table(summary: Summary) -> Table:
+def results_table(summary: Summary, best_by: str) -> Table:
     """The last and the best row of a run, side by side."""
     table = Table(
-        title=summary["name"], caption="best: highest test top-1 of any epoch, as read on the evaluation split"
+        title=summary["name"], caption=f"best: {best_meaning(best_by)} of any epoch, as read on the evaluation split"
     )
     table.add_column("")
     keys = compared_keys()

@@ -7,7 +7,7 @@ import itertools
 import math
 import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
@@ -31,7 +31,7 @@ from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.files import remove_leftovers, sole_use
 from fastlsr.labels.plan import Plan
 from fastlsr.ranks import Ranks
-from fastlsr.runs import KINDS, Row, RunFolder, best_of, run_folder
+from fastlsr.runs import KINDS, Row, RunFolder, best_of, check_best_by, is_whole, run_folder
 
 WAITING_SHARE = 0.1  # of an epoch spent waiting for data, above which advice is printed
 
@@ -133,7 +133,7 @@ def _train(config: Config, plan: Plan, device: torch.device, ranks: Ranks, *, st
     log.report(f"run: {folder.path}")
     if start.remark:
         log.report(f"warning: {start.remark}")
-    if start.state and start.state["position"][0] == plan.epochs:
+    if start.state and are_all(start.state["rows"], config, plan):
         log.report("finished before; nothing is left to train (another run.name would train it anew)")
         return show_finished(log, start.state)
     session = Session(config, plan, device, state=start.state, report=log.report, ranks=ranks)
@@ -184,6 +184,7 @@ def find_start(config: Config, plan: Plan) -> Start:
             if W&B is not there that is requested.
     """
     wandb_mode(config.log.wandb)
+    check_best_by(config.train)
     folder, digests = run_folder(config).path, source_digests(config, plan)
     state, remark = checkpoint.load_newest(folder)
     if state is None:
@@ -242,14 +243,14 @@ def show_finished(log: RunLog, state: State) -> int:
 
 def show_results(log: RunLog) -> int:
     """Writes and prints the last and best row of a finished run; returns the exit code."""
-    log.console.print(results_table(log.summary(finished=True)))
+    log.console.print(results_table(log.summary(finished=True), log.config.train.best_by))
     log.report(f"results: {log.folder.path}")
     return 0
 
 
 def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
     """Runs the epochs that are left, with a row and a checkpoint after each; returns the exit code."""
-    while not session.finished:
+    while not are_all(log.rows, session.config, session.plan):
         row = run_epoch(session, log, stop)
         if row is None:
             check_finite(session.totals.read(), session.position.epochs + 1)
@@ -258,9 +259,7 @@ def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
             log.row(row)
         state = {**session.state_dict(), "wandb_id": log.wandb_id, "rows": log.rows}
         if distributed.is_main():
-            checkpoint.save(log.folder, state)
-            if row and session.config.run.keep and session.position.epochs % session.config.run.keep == 0:
-                checkpoint.keep(log.folder, state)
+            keep_checkpoints(session.config, log, state, row)
         if row is None:
             if distributed.is_main():
                 distributed.remember(distributed.STOPPED)
@@ -268,8 +267,24 @@ def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
                 f"stopped by {signal.Signals(stop.signal).name}; the same command goes on from {log.folder.path}"
             )
             return 128 + stop.signal
-        log.summary(finished=session.finished)
+        log.summary(finished=are_all(log.rows, session.config, session.plan))
+    if not session.finished:
+        log.report(f"ended early: no better {session.config.train.best_by} in {session.config.train.patience} epochs")
     return show_results(log)
+
+
+def are_all(rows: Sequence[Row], config: Config, plan: Plan) -> bool:
+    """Whether no epoch is left after those of the rows."""
+    return is_whole(rows, config.train, epochs=plan.epochs, last_phase=plan.at(plan.epochs - 1).first)
+
+
+def keep_checkpoints(config: Config, log: RunLog, state: State, row: Row | None) -> None:
+    """Writes the newest checkpoint, and before it those that are kept of the epoch of `row`."""
+    if row and config.run.keep_best and best_of(log.rows, config.train.best_by) is row:
+        checkpoint.keep(log.folder.best_checkpoint, state)
+    if row and config.run.keep and row["epoch"] % config.run.keep == 0:
+        checkpoint.keep(log.folder.kept_checkpoint(row["epoch"]), state)
+    checkpoint.save(log.folder, state)
 
 
 def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
@@ -309,8 +324,9 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
 
 def keep_logits(logits: CollectedLogits, row: Row, session: Session, log: RunLog) -> None:
     """Writes the logits that the evaluation behind `row` has collected, where `run.logits` requests them."""
-    requested = session.config.run.logits
-    reached = {"last": session.finished, "best": best_of([*log.rows, row]) is row}
+    requested, rows = session.config.run.logits, [*log.rows, row]
+    best = best_of(rows, session.config.train.best_by)
+    reached = {"last": are_all(rows, session.config, session.plan), "best": best is row}
     if kinds := [kind for kind in KINDS if reached[kind] and requested in (kind, "both")]:
         kept = logits.on_host(epoch=row["epoch"], data=session.test.manifest.digest)
         for kind in kinds if distributed.is_main() else ():

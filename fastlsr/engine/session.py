@@ -25,9 +25,10 @@ from fastlsr.engine.classifier import Classifier, MovingAverage
 from fastlsr.engine.compiling import CompileNotices, choose_compile
 from fastlsr.engine.evaluation import CollectedLogits, evaluate
 from fastlsr.engine.label_learning import LabelLearner, LearnedLabels, Watch
+from fastlsr.engine.optimizers import build_optimizer, set_learning_rate
 from fastlsr.engine.provenance import source_digests
 from fastlsr.engine.runtime import choose_precision
-from fastlsr.engine.schedule import Schedule, build_optimizer, set_learning_rate
+from fastlsr.engine.schedule import Schedule
 from fastlsr.engine.step import TrainStep
 from fastlsr.engine.totals import Totals
 from fastlsr.errors import InputError, TrainingFailed
@@ -193,6 +194,7 @@ class Session:
         steps = math.ceil(len(self.train) / config.optim.accumulate)
         self.schedule = Schedule(config.optim, config.train.epochs, steps)
         self.optimizer = build_optimizer(model, head_parameters(model), config.optim)
+        self._fresh_optimizer: State = copy.deepcopy(self.optimizer.state_dict()) if plan.begins_anew else {}
         self.targets = Targets(self.classes, plan, device=device)
         table, self.teacher = read_teacher(config, plan, manifest, device)
         if table is not None and self.targets.table is not None:
@@ -212,7 +214,15 @@ class Session:
                 compile = False
         self._notices = CompileNotices(compile, report)
         means = self.learner.means if self.learner else None
-        self.step = TrainStep(self.network, self.optimizer, self.targets, means, teacher=self.teacher, compile=compile)
+        self.step = TrainStep(
+            self.network,
+            self.optimizer,
+            self.targets,
+            means,
+            teacher=self.teacher,
+            clip_norm=config.optim.clip_norm,
+            compile=compile,
+        )
         self._evaluated = self.network if self.ema is None else self.network.around(self.ema.model)
         self._forward = torch.compile(self._evaluated, dynamic=False) if compile else self._evaluated
         self._entropies: dict[int, float] = {}
@@ -286,9 +296,7 @@ class Session:
         seed = rng.derived_seed(rng.Stream.GENERATIONS, self.config.train.seed, number) % 2**31
         fresh = self._build_network(self.config.model.pretrained, seed)
         self.network.model.load_state_dict(fresh.state_dict())
-        for state in self.optimizer.state.values():
-            if state.get("momentum_buffer") is not None:  # there is none without momentum
-                state["momentum_buffer"].zero_()
+        self.optimizer.load_state_dict(copy.deepcopy(self._fresh_optimizer))
         if self.ema:
             self.ema.load_state_dict(self.network.model.state_dict())
         self._draw_apart()

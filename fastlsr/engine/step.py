@@ -29,6 +29,7 @@ class TrainStep:
         targets: the objective's weights and tables; what no phase of its plan asks for is not computed.
         means: what the step adds its logits to, or None where no phase learns.
         teacher: soft labels by sample, or None.
+        clip_norm: largest norm of the gradient over all parameters; 0: any.
         compile: whether to compile.
 
     Attributes:
@@ -45,6 +46,7 @@ class TrainStep:
         means: ClassMeans | None,
         *,
         teacher: SampleLabels | None = None,
+        clip_norm: float = 0.0,
         compile: bool,
     ):
         device = targets.mix.device
@@ -52,7 +54,7 @@ class TrainStep:
         self._replica = distributed.replicated(network)
         self._settled = False
         self._synchronises = is_synchronised(network)
-        self.teacher = teacher
+        self.teacher, self.clip_norm = teacher, clip_norm
         self.former: Classifier | None = None
         self.label_seed = torch.zeros((), dtype=torch.int64, device=device)
         self.totals = Totals(device)
@@ -143,6 +145,9 @@ class TrainStep:
 
     def update(self) -> None:
         """Moves the weights by the gradients added up, and clears those."""
+        if self.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

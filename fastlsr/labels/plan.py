@@ -162,6 +162,11 @@ class Plan:
         return any(term.pairs for phase in self.phases for term in phase.terms)
 
     @property
+    def begins_anew(self) -> bool:
+        """Whether a phase begins with fresh weights."""
+        return any(phase.fresh for phase in self.phases)
+
+    @property
     def sources(self) -> frozenset[str]:
         """Where the phases may take soft labels from."""
         return frozenset(phase.source for phase in self.phases if phase.source)

@@ -15,13 +15,26 @@ from pathlib import Path
 
 import numpy as np
 
-from fastlsr.config import Config
+from fastlsr.config import Config, Train
 from fastlsr.errors import InputError
 from fastlsr.files import is_in_use
 from fastlsr.labels.methods import make_plan
 from fastlsr.labels.plan import Plan
 from fastlsr.logits import EvaluationLogits, read_logits
-from fastlsr.runs import BEST, KEYS, KINDS, MARKS, Kind, Row, RunFolder, Summary, best_of, has_begun, runs_below
+from fastlsr.runs import (
+    KEYS,
+    KINDS,
+    MARKS,
+    Kind,
+    Row,
+    RunFolder,
+    Summary,
+    best_of,
+    check_best_by,
+    has_begun,
+    is_whole,
+    runs_below,
+)
 from fastlsr.scores import SCORES, Predictions, nll, reliability, risk_by_percent, temperature_scaled
 from fastlsr.trials import REPEATS, Setting, Trial, ordered, read_trial, setting_labels, settings_of, varying
 
@@ -204,26 +217,29 @@ def _read(path: Path, stamp: object) -> tuple[ReportedRun | None, str, str]:
     try:
         trial = read_trial(folder)
         plan = make_plan(trial.config.method, trial.config.train.epochs)
+        check_best_by(trial.config.train)
         rows = folder.read_rows() if trial.summary or (path / "metrics.jsonl").exists() else []
     except InputError as error:
         return None, "broken", str(error)
     if trial.summary is None:
         return None, "stopped", f"after {len(rows)} of {plan.epochs} epochs"
-    if problem := _misfit(rows, trial.summary, plan):
+    if problem := _misfit(rows, trial.summary, trial.config.train, plan):
         return None, "mixed", problem
     teacher = folder.read_environment().get("teacher")
     return _finished(replace(trial, data=(*trial.data, *([teacher] if teacher else []))), rows)
 
 
-def _misfit(rows: Sequence[Row], summary: Summary, plan: Plan) -> str:
+def _misfit(rows: Sequence[Row], summary: Summary, train: Train, plan: Plan) -> str:
     """In which way a finished run's rows, summary and options are not of one run; "" if they are."""
-    if [row.get("epoch") for row in rows] != list(range(1, plan.epochs + 1)):
+    key = f"test/{train.best_by}"
+    if any(not _is_finite(row.get(key)) for row in rows):
+        return f"metrics.jsonl has rows without {key}"
+    whole = is_whole(rows, train, epochs=plan.epochs, last_phase=plan.at(plan.epochs - 1).first)
+    if [row.get("epoch") for row in rows] != list(range(1, len(rows) + 1)) or not whole or len(rows) > plan.epochs:
         return f"metrics.jsonl does not have the rows of the {plan.epochs} epochs that config.yaml requests"
-    if any(not _is_finite(row.get(BEST)) for row in rows):
-        return f"metrics.jsonl has rows without {BEST}"
     if odd := [key for row in rows for key in KEYS if not isinstance(row.get(key), int | float | None)]:
         return f"metrics.jsonl has a {odd[0]} that is no number"
-    expected: dict[Kind, Row] = {"last": rows[-1], "best": best_of(rows)}
+    expected: dict[Kind, Row] = {"last": rows[-1], "best": best_of(rows, train.best_by)}
     for kind, row in expected.items():
         if json.dumps(row, sort_keys=True) != json.dumps(summary[kind], sort_keys=True):  # texts, as NaN is not itself
             return f"the {kind} row of summary.json is not that of metrics.jsonl"

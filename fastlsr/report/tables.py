@@ -12,7 +12,7 @@ from fastlsr.report.columns import ACCURACIES, COLUMNS, RAW, SCALED_SCORES, TEMP
 from fastlsr.report.comparisons import Comparison, carried_winners
 from fastlsr.report.comparisons import notes as comparison_notes
 from fastlsr.report.recipes import PaperRow, PaperTable, label_beside, recipe_notes
-from fastlsr.runs import KINDS, Kind
+from fastlsr.runs import KINDS, Kind, best_meaning
 from fastlsr.trials import carried_decimals, mean_and_std
 
 NONE, NOT_RUN = "-", "not run"
@@ -94,10 +94,11 @@ def _accuracies(settings: Sequence[ReportedSetting], column: str, bold: set[str]
     columns[1] += [Cell("0", 0)] * len(missing)
     columns[2] += [Cell(NOT_RUN)] * len(missing)
     rows = tuple(itertools.zip_longest(*columns, fillvalue=Cell(NONE)))
-    notes = ("Mean ± standard deviation (n - 1) over seeds and folds. Best: the epoch with the highest test top-1, "
-             "chosen on the evaluation split itself.")  # fmt: skip
+    chosen = " or ".join(sorted({best_meaning(each.runs[0].trial.config.train.best_by) for each in settings}))
+    best = f"Best: the epoch with the {chosen}, chosen on the evaluation split itself." if chosen else ""
+    notes = ("Mean ± standard deviation (n - 1) over seeds and folds.", *filter(None, [best]))
     lead = tuple(recipe_notes(paper, settings)) if paper else ()
-    return Table("accuracy", "Accuracy in %", tuple(heads), rows, lead, (notes,))
+    return Table("accuracy", "Accuracy in %", tuple(heads), rows, lead, notes)
 
 
 def _name_heads() -> list[Head]:

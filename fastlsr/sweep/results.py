@@ -92,7 +92,7 @@ def table_legend(sweep: Sweep) -> str:
     _, key = metric_of(sweep)
     return (
         f"{key}, mean ± std over {' and '.join(REPEATS)}; last: of the last epoch; best: of the epoch with the "
-        "highest test top-1, as read on the evaluation split"
+        "best train.best_by, as read on the evaluation split"
     )
 
 

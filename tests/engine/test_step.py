@@ -31,10 +31,11 @@ def network(precision="fp32"):
 SMOOTH = Phase(1, hard=0.9, uniform=0.1)
 
 
-def step_of(made, phase=SMOOTH, means=None):
+def step_of(made, phase=SMOOTH, means=None, **options):
     targets = Targets(CLASSES, Plan((phase,), 1), device=CPU)
     targets.enter(phase)
-    return TrainStep(made, torch.optim.SGD(made.parameters(), lr=0.1, fused=True), targets, means, compile=False)
+    optimizer = torch.optim.SGD(made.parameters(), lr=0.1, fused=True)
+    return TrainStep(made, optimizer, targets, means, compile=False, **options)
 
 
 def test_pixels_are_normalised_on_the_device_as_torchvision_does():
@@ -137,3 +138,20 @@ def test_low_precision_trains_towards_what_float32_does(precision):
     moved = torch.cat([(p - b).flatten() for p, b in zip(full.parameters(), before, strict=True)])
     moved_low = torch.cat([(p - b).flatten() for p, b in zip(low.parameters(), before, strict=True)])
     assert functional.cosine_similarity(moved, moved_low, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_gradient_longer_than_clip_norm_is_cut_to_it_and_a_shorter_one_stays(precision):
+    """A step of plain SGD at rate 0.1 then is 0.1 times the norm long."""
+    pixels, labels, index = images()
+    lengths = {}
+    for limit in (0.0, 1e-3, 1e3):
+        made = network(precision)
+        before = torch.cat([each.detach().flatten() for each in made.parameters()])
+        step = step_of(made, clip_norm=limit)
+        step.accumulate(pixels, labels, index, samples=24)
+        step.update()
+        after = torch.cat([each.detach().flatten() for each in made.parameters()])
+        lengths[limit] = (after - before).norm().item() / 0.1
+    assert lengths[1e-3] == pytest.approx(1e-3, rel=1e-3) and lengths[0.0] > 1e-2
+    assert lengths[1e3] == pytest.approx(lengths[0.0], rel=1e-6)

@@ -52,7 +52,7 @@ def setting(method="hard", top1=TOP1, label="", **options):
             }
             for epoch, value in enumerate(values, 1)
         ]
-        summary = Summary(name="", finished=True, last=rows[-1], best=best_of(rows))
+        summary = Summary(name="", finished=True, last=rows[-1], best=best_of(rows, "top1"))
         trial = Trial(config, summary, RunFolder(Path(label)))
         bins = np.zeros((3, 15))
         bins[:, 14] = 10, 9.5, 8 - seed

@@ -120,7 +120,9 @@ def test_a_sweep_over_some_of_the_folds_is_no_selection(sweep_file):
 def test_a_new_metric_can_be_a_sweep_s(sweep_file):
     """It is a function of `fastlsr.metrics`, and named nowhere else; here another process has it."""
     path = sweep_file({"optim.lr": {"value": 1}}, metric={"name": "best/test/brier"})
-    register = "from fastlsr import metrics\n@metrics.metric('', 'a new one')\ndef brier(logits, labels): ...\n"
+    register = (
+        "from fastlsr import metrics\n@metrics.metric('', 'a new one', best=min)\ndef brier(logits, labels): ...\n"
+    )
     check = f"from fastlsr.sweep import __main__\nimport sys\nsys.exit(__main__.main([{str(path)!r}, '--dry-run']))"
     codes = [subprocess.run([sys.executable, "-c", code], capture_output=True).returncode
              for code in (register + check, check)]  # fmt: skip
