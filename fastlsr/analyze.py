@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from fastlsr import analysis
 from fastlsr.cli import exit_on_input_error, read_arguments
-from fastlsr.config import PLACES, check_places
+from fastlsr.config import PLACES, PLUGIN, check_places
 from fastlsr.errors import InputError, unknown
 from fastlsr.files import check_can_be_written
+from fastlsr.plugins import load_named
 from fastlsr.runs import has_begun, runs_below
 
 if TYPE_CHECKING:
@@ -39,13 +40,14 @@ _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 def kinds() -> list[str]:
     """The names of the analyses."""
-    return sorted(module.name for module in pkgutil.iter_modules(analysis.__path__))
+    return sorted({*analysis.OWN_KINDS, *(module.name for module in pkgutil.iter_modules(analysis.__path__))})
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints and writes what an analysis finds; returns the exit code."""
     with exit_on_input_error():
-        words = sys.argv[1:] if arguments is None else arguments
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        load_named(words)
         if "--help" in words:
             print(_help(words[0]) if words[0] in kinds() else f"{__doc__}\n{_overview()}")
             return 0
@@ -65,20 +67,28 @@ def _overview() -> str:
 
 def _sentence(kind: str) -> str:
     """What an analysis shows, the first line of its docstring."""
-    spec = importlib.util.find_spec(f"fastlsr.analysis.{kind}")
-    assert spec is not None and spec.origin is not None
-    said = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    if kind in analysis.OWN_KINDS:
+        said = inspect.getdoc(analysis.OWN_KINDS[kind]) or f"{kind}, of a plugin"
+    else:
+        spec = importlib.util.find_spec(f"fastlsr.analysis.{kind}")
+        assert spec is not None and spec.origin is not None
+        said = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
     return said.splitlines()[0].split(": python -m")[0].rstrip(".") + "."
 
 
 def _help(kind: str) -> str:
     """What an analysis shows, its options with their defaults, and what they mean."""
-    module = importlib.import_module(f"fastlsr.analysis.{kind}")
-    options = [each for each in inspect.signature(module.analyze).parameters.values() if each.kind == each.KEYWORD_ONLY]
+    analyze, about = _function(kind), ""
+    if kind not in analysis.OWN_KINDS:
+        about = inspect.getdoc(inspect.getmodule(analyze)) or ""
+    options = [each for each in inspect.signature(analyze).parameters.values() if each.kind == each.KEYWORD_ONLY]
     lines = [f"  --{each.name}{'' if each.default is each.empty else f'={each.default}'}" for each in options]
-    return "\n\n".join(
-        [inspect.getdoc(module) or "", inspect.getdoc(module.analyze) or "", "Options:", "\n".join(lines)]
-    )
+    return "\n\n".join(filter(None, [about, inspect.getdoc(analyze), "Options:", "\n".join(lines)]))
+
+
+def _function(kind: str) -> Callable[..., analysis.Finding]:
+    """The function of a kind; imports its module."""
+    return analysis.OWN_KINDS.get(kind) or importlib.import_module(f"fastlsr.analysis.{kind}").analyze
 
 
 def run_analysis(kind: str, given: Sequence[Path], options: dict[str, str], places: Mapping[str, str]) -> None:
@@ -97,7 +107,7 @@ def run_analysis(kind: str, given: Sequence[Path], options: dict[str, str], plac
     from fastlsr.engine.log import log_finding
     from fastlsr.engine.trained import open_run
 
-    analyze = importlib.import_module(f"fastlsr.analysis.{kind}").analyze
+    analyze = _function(kind)
     first, *_ = [*inspect.signature(analyze).parameters, ""]
     _check_runs(kind, first, paths)
     chosen = _read_options(kind, options, analyze)
@@ -130,7 +140,7 @@ def _arguments(words: Sequence[str]) -> tuple[list[Path], dict[str, str], dict[s
     path_of_config, options, _ = read_arguments(of_options)
     if path_of_config:
         raise InputError("--cfg is no option here: a run has its own")
-    places = {key: options.pop(key) for key in list(options) if "." in key}
+    places = {key: options.pop(key) for key in list(options) if "." in key or key == PLUGIN}
     check_places(places)
     return given, options, places
 

@@ -29,12 +29,13 @@ def read_arguments(arguments: Sequence[str], flags: Sequence[str] = ()) -> tuple
     """(config file or "", overrides as `section.key` to text, flags seen) from a command line.
 
     Options are spelled `--section.key=value` or `--section.key value`, as a W&B agent does; `--cfg FILE` names the
-    YAML; `flags` are the options that take no value.
+    YAML; `--plugin NAME` may be repeated, and gives one text; `flags` are the options that take no value.
 
     Raises:
         InputError: for an argument that is not an option, or an option without its value.
     """
-    path, overrides, seen = "", {}, set()
+    path, seen = "", set[str]()
+    overrides: dict[str, str] = {}
     words = iter(arguments)
     for word in words:
         if not word.startswith("--"):
@@ -52,6 +53,8 @@ def read_arguments(arguments: Sequence[str], flags: Sequence[str] = ()) -> tuple
             value = following
         if name == "cfg":
             path = value
+        elif name == "plugin" and name in overrides:
+            overrides[name] += f",{value}"
         else:
             overrides[name] = value
     return path, overrides, seen

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -21,7 +21,8 @@ import yaml
 from fastargs.validation import Checker
 
 from fastlsr.cli import read_arguments
-from fastlsr.errors import InputError
+from fastlsr.errors import InputError, unknown
+from fastlsr.plugins import Plugin, load_plugins, named_plugins
 
 LARGEST_SMALL_IMAGE = 64  # pixels: up to here equal images are used at their own size, by networks of their own
 
@@ -195,50 +196,82 @@ class Log:
     every: int = option(50, "steps between updates of the running loss", low=1)
 
 
+# By name, in order; `add_option` replaces one by a class with further options.
+SECTIONS: dict[str, type] = {
+    "data": Data, "model": Model, "optim": Optim, "method": Method, "train": Train, "run": Run, "log": Log
+}  # fmt: skip
+PLUGIN = "plugin"  # the only option without a section
+
+
 @dataclass(frozen=True)
 class Config:
-    """All options of a run. `given` holds the `section.key` names that a file or the command line set."""
+    """All options of a run.
 
-    data: Data = Data()
-    model: Model = Model()
-    optim: Optim = Optim()
-    method: Method = Method()
-    train: Train = Train()
-    run: Run = Run()
-    log: Log = Log()
+    Attributes:
+        plugins: what was loaded for it.
+        given: the `section.key` names that a file or the command line set.
+    """
+
+    data: Data = field(default_factory=lambda: SECTIONS["data"]())
+    model: Model = field(default_factory=lambda: SECTIONS["model"]())
+    optim: Optim = field(default_factory=lambda: SECTIONS["optim"]())
+    method: Method = field(default_factory=lambda: SECTIONS["method"]())
+    train: Train = field(default_factory=lambda: SECTIONS["train"]())
+    run: Run = field(default_factory=lambda: SECTIONS["run"]())
+    log: Log = field(default_factory=lambda: SECTIONS["log"]())
+    plugins: tuple[Plugin, ...] = field(default=(), compare=False)
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
-    def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Sections to keys to plain values, as a YAML file would hold them."""
-        return {name: asdict(getattr(self, name)) for name in SECTIONS}
+    def as_dict(self) -> dict[str, Any]:
+        """Sections to keys to plain values, and the plugins if there are any, as a YAML file would hold them."""
+        sections: dict[str, Any] = {name: asdict(getattr(self, name)) for name in SECTIONS}
+        return {**sections, PLUGIN: [plugin._asdict() for plugin in self.plugins]} if self.plugins else sections
 
     def flat(self) -> dict[str, Any]:
         """`section.key` to plain value."""
-        return _flat(self.as_dict())
+        return {f"{name}.{key}": value for name in SECTIONS for key, value in asdict(getattr(self, name)).items()}
 
     def as_yaml(self) -> str:
         """The resolved options as a YAML document that `load` reads back."""
         return yaml.safe_dump(self.as_dict(), sort_keys=False)
 
     def decisive(self) -> dict[str, Any]:
-        """`section.key` to value, in order, of all options that decide a run's numbers."""
-        return {key: value for key, value in self.flat().items() if not is_incidental(key)}
+        """`section.key` to value, in order, of all options that decide a run's numbers, and the plugins' digests."""
+        digests = ",".join(plugin.digest[:12] for plugin in self.plugins)
+        return {key: value for key, value in self.flat().items() if not is_incidental(key)} | {PLUGIN: digests}
 
     def run_name(self) -> str:
         """`run.name`, or DATASET-MODEL-METHOD-seedN-DIGEST, where the digest tells apart what changes the result."""
         if self.run.name:
             return self.run.name
         # Not of defaults: an option that a later version adds leaves the names of runs as they are.
-        defaults = Config().flat()
+        defaults = Config().decisive()
         changed = {key: value for key, value in self.decisive().items() if value != defaults[key]}
         digest = hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:6]
         model = self.model.name.replace("/", "-").replace(":", "-")
         return f"{self.data.dataset}-{model}-{self.method.name}-seed{self.train.seed}-{digest}"
 
 
-SECTIONS: dict[str, type] = {
-    name: kind for name, kind in get_type_hints(Config).items() if hasattr(kind, "__dataclass_fields__")
-}
+def add_option(section: str, name: str, kind: type, declared: Any) -> None:
+    """Adds a plugin's option, as `add_option("method", "power", float, option(2.0, "exponent of the fall", low=0))`.
+
+    Args:
+        kind: int, float, bool or str.
+        declared: of `option`.
+
+    Raises:
+        InputError: if there is one of that name, or no such section.
+    """
+    if section not in SECTIONS:
+        raise InputError(unknown("section", section, SECTIONS))
+    if name in {item.name for item in fields(SECTIONS[section])}:
+        raise InputError(f"there is an option {section}.{name} already; take another name")
+    base = SECTIONS[section]
+    extended = make_dataclass(base.__name__, [(name, kind, declared)], bases=(base,), frozen=True)
+    extended.__doc__ = base.__doc__
+    SECTIONS[section] = extended
+
+
 _INCIDENTAL = {"data.dir", "data.workers", "data.os_cache"}
 
 
@@ -259,7 +292,7 @@ def check_places(overrides: Mapping[str, Any]) -> None:
         InputError: for one that is not of `PLACES`, or its value.
     """
     for key in overrides:
-        if key not in PLACES:
+        if key not in (*PLACES, PLUGIN):
             raise InputError(f"--{key} is the run's own and cannot change; {', '.join(PLACES)} can")
     load(overrides=overrides)
 
@@ -383,7 +416,8 @@ def load(path: str | Path = "", overrides: Mapping[str, Any] | Sequence[str] = (
     """
     if not isinstance(overrides, Mapping):
         _, overrides, _ = read_arguments(overrides)
-    given = _read_file(path) if path else {}
+    given, overrides = _read_file(path) if path else {}, dict(overrides)
+    plugins = _load_plugins(given.pop(PLUGIN, ()), overrides.pop(PLUGIN, ()))
     declared = _declare()
     known = [".".join(entry) for entry in declared.entries]
     for source, values in ((f"{path}: ", given), ("", overrides)):
@@ -399,7 +433,14 @@ def load(path: str | Path = "", overrides: Mapping[str, Any] | Sequence[str] = (
         section: kind(**{item.name: declared[(section, item.name)] for item in fields(kind)})
         for section, kind in SECTIONS.items()
     }
-    return _scaled(Config(**sections, given=frozenset(given)))
+    return _scaled(Config(**sections, plugins=plugins, given=frozenset(given)))
+
+
+def _load_plugins(*given: Any) -> tuple[Plugin, ...]:
+    """Loads the plugins of a file and of the command line, before the options are read that they may add."""
+    found = [named_plugins(each) for each in given]
+    names = [name for named, _ in found for name in named]
+    return load_plugins(names, [plugin for _, recorded in found for plugin in recorded])
 
 
 def _scaled(config: Config) -> Config:
@@ -410,7 +451,7 @@ def _scaled(config: Config) -> Config:
     scaled = {section: replace(part, **_scaled_options(part, factor)) for section, part in vars(config).items()
               if section in SECTIONS}  # fmt: skip
     train = replace(scaled["train"], epochs=config.train.scale_to, scale_to=0)
-    return Config(**{**scaled, "train": train}, given=config.given | {"train.epochs"})
+    return replace(config, **{**scaled, "train": train}, given=config.given | {"train.epochs"})
 
 
 def _scaled_options(part: Any, factor: float) -> dict[str, Any]:
@@ -430,7 +471,13 @@ def _scaled_value(value: Any, factor: float) -> Any:
 
 def from_dict(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
     """The configuration that `Config.as_dict` gave, as from a checkpoint, under the overrides of `load`."""
-    return load(overrides={**_flat(tree), **(overrides or {})})
+    values = {**_flat(tree), **(overrides or {})}
+    values[PLUGIN] = [*_listed(tree.get(PLUGIN)), *_listed((overrides or {}).get(PLUGIN))]
+    return load(overrides=values)
+
+
+def _listed(plugins: Any) -> list[Any]:
+    return [plugins] if isinstance(plugins, str) else list(plugins or ())
 
 
 def _check_known(source: str, key: str, value: Any, known: Sequence[str]) -> None:

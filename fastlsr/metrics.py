@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fastlsr.plugins import register
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -64,11 +66,12 @@ def metric(
 ) -> Callable[[Callable[[Tensor, Tensor], Tensor]], Callable[[Tensor, Tensor], Tensor]]:
     """Makes a function of (logits, labels) a metric of its name."""
 
-    def register(sums: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        METRICS[sums.__name__] = Metric(sums.__name__, unit, meaning, best, format, sums, value)
+    def entered(sums: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        name = sums.__name__
+        register(METRICS, "metric", name, Metric(name, unit, meaning, best, format, sums, value))
         return sums
 
-    return register
+    return entered
 
 
 @metric("nats", "hard cross-entropy at temperature 1, whatever the training targets are", best=min)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,21 +42,31 @@ class Column:
     line: str = ""
 
 
-COLUMNS = (
-    Column("epoch", "", "whole epochs trained"),
-    Column("phase", "", "number of the method's phase, from 1", "phase {}"),
-    Column("lr", "", "learning rate of the epoch's last step (of the classifier, with optim.backbone_lr)", "lr {:.4g}"),
-    Column("train/loss", "nats", "mean training objective over the epoch, as the weights moved", "loss {:.4f}"),
-    Column("train/top1", "%", "accuracy on the training batches, as the weights moved", "top1 {:.2f}"),
-    Column("test/loss", "nats", "training objective of the phase on the evaluation split, as far as it applies there"),
-    *(Column(f"test/{m.name}", m.unit, m.meaning, f"{m.name} {{:{m.format}}}") for m in METRICS.values()),
-    Column("images_per_second", "1/s", "training images, without the evaluation", "{:.0f} images/s"),
-    Column("data_wait", "", "share of the training time spent waiting for the loader"),
-    Column("target_entropy", "nats", "mean entropy of the training targets; null where a network makes them"),
-    Column("seconds", "s", "the epoch with its evaluation", "{:.1f} s"),
-    Column("peak_memory_bytes", "bytes", "most memory held so far: on the CUDA device, else by the process"),
-)
-KEYS = tuple(column.key for column in COLUMNS)
+def columns() -> tuple[Column, ...]:
+    """The values of a row, in order; a plugin's metrics are among them once it is loaded."""
+    return (
+        Column("epoch", "", "whole epochs trained"),
+        Column("phase", "", "number of the method's phase, from 1", "phase {}"),
+        Column(
+            "lr", "", "learning rate of the epoch's last step (of the classifier, with optim.backbone_lr)", "lr {:.4g}"
+        ),
+        Column("train/loss", "nats", "mean training objective over the epoch, as the weights moved", "loss {:.4f}"),
+        Column("train/top1", "%", "accuracy on the training batches, as the weights moved", "top1 {:.2f}"),
+        Column(
+            "test/loss", "nats", "training objective of the phase on the evaluation split, as far as it applies there"
+        ),
+        *(Column(f"test/{m.name}", m.unit, m.meaning, f"{m.name} {{:{m.format}}}") for m in METRICS.values()),
+        Column("images_per_second", "1/s", "training images, without the evaluation", "{:.0f} images/s"),
+        Column("data_wait", "", "share of the training time spent waiting for the loader"),
+        Column("target_entropy", "nats", "mean entropy of the training targets; null where a network makes them"),
+        Column("seconds", "s", "the epoch with its evaluation", "{:.1f} s"),
+        Column("peak_memory_bytes", "bytes", "most memory held so far: on the CUDA device, else by the process"),
+    )
+
+
+def keys() -> tuple[str, ...]:
+    """The keys of a row, in order."""
+    return tuple(column.key for column in columns())
 
 
 class Summary(TypedDict):
@@ -67,10 +78,15 @@ class Summary(TypedDict):
     best: Row
 
 
+def finite_row(row: Row) -> Row:
+    """The row with None for what is no finite number, which JSON does not have: the entropy of negative targets."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+
+
 def epoch_line(row: Row, epochs: int) -> str:
     """The terminal's line for one of `epochs` epochs, from the columns that define a `line`."""
     text, former = f"epoch {row['epoch']}/{epochs}", ""
-    for column in COLUMNS:
+    for column in columns():
         if not column.line or row.get(column.key) is None:
             continue
         group = column.key.rpartition("/")[0]
@@ -81,7 +97,7 @@ def epoch_line(row: Row, epochs: int) -> str:
 
 def compared_keys() -> list[str]:
     """The keys of a row that a table of results shows: the epoch, and what `epoch_line` has of training and test."""
-    return ["epoch", *(column.key for column in COLUMNS if column.line and "/" in column.key)]
+    return ["epoch", *(column.key for column in columns() if column.line and "/" in column.key)]
 
 
 def summary_of(name: str, rows: Sequence[Row], *, best_by: str, finished: bool) -> Summary:
@@ -147,6 +163,10 @@ class RunFolder:
     def damaged_checkpoint(self) -> Path:
         """Where a damaged newest checkpoint is set aside."""
         return self.path / "checkpoint.damaged.pt"
+
+    def plugin(self, file: str) -> Path:
+        """The copy of a plugin's file."""
+        return self.path / "plugins" / Path(file).name
 
     def soft_labels(self, stage: int) -> Path:
         """The soft labels that phase `stage`, counted from 1, learned."""

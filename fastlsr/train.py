@@ -1,4 +1,6 @@
-"""Trains one run: python -m fastlsr.train --cfg FILE --section.key=value [--dry-run].
+"""Trains one run: python -m fastlsr.train --cfg FILE --section.key=value [--dry-run | --find-lr].
+
+--dry-run prints what would be done; --find-lr draws the loss at rising learning rates (Smith's range test).
 
 Exit codes: 0 done, 1 failed, 2 wrong input, 130 and 143 stopped by SIGINT and SIGTERM with a checkpoint.
 """
@@ -17,6 +19,7 @@ from fastlsr.data.splits import data_digests
 from fastlsr.engine.schedule import Schedule
 from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.labels.methods import make_plan, options_of, overview
+from fastlsr.plugins import load_named
 from fastlsr.ranks import check_batch_divides, read_ranks
 
 
@@ -26,9 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
         started = time.perf_counter()
         words = sys.argv[1:] if arguments is None else arguments
         if not words:
-            raise InputError("usage: python -m fastlsr.train --cfg FILE --section.key=value [--dry-run]; or --help")
-        path, overrides, flags = read_arguments(words, flags=("dry-run", "help"))
+            raise InputError(
+                "usage: python -m fastlsr.train --cfg FILE --section.key=value [--dry-run | --find-lr]; or --help"
+            )
+        path, overrides, flags = read_arguments(words, flags=("dry-run", "find-lr", "help"))
         if "help" in flags:
+            load_named(words)
             print(f"{__doc__}\nMethods, with their options:\n{overview()}\n")
             print(f"Options, with their defaults:\n{usage()}")
             return 0
@@ -50,6 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
 
                 for line in preview(config, plan):
                     print(line, flush=True)
+                return 0
+            if "find-lr" in flags:
+                from fastlsr.engine.learning_rate_test import find_learning_rate
+
+                with interrupts_raised():
+                    find_learning_rate(config, plan)
                 return 0
             from fastlsr.engine.loop import train
 

@@ -28,6 +28,7 @@ from fastlsr.data.prepare.sources import SOURCES, Dataset, of_classes, read_data
 from fastlsr.data.prepare.writing import Samples, manifest_facts, write_beton
 from fastlsr.errors import InputError
 from fastlsr.files import sole_use
+from fastlsr.plugins import load_named
 
 _SECONDS_BETWEEN_LINES = 10
 _LARGEST_SEED = 2**40 - 1  # of `rng.position_uniform`
@@ -62,6 +63,7 @@ def parser() -> Parser:
     made.add_argument("--smart-threshold", type=_number(int, 0), metavar="BYTES", help="of an image's raw pixels")
     made.add_argument("--seed", type=_number(int, 0, _LARGEST_SEED), help="of --subset and proportion (0)")
     made.add_argument("--workers", type=_number(int, 0), default=0, help="threads; 0, the default: one a core")
+    made.add_argument("--plugin", action="append", metavar="FILE", help="a file of yours with a data set; repeatable")
     made.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and list them")
     return made
 
@@ -69,7 +71,9 @@ def parser() -> Parser:
 def main(arguments: list[str] | None = None) -> None:
     """Writes what the arguments request; exits with code 2 and one line where they are wrong, 130 on Ctrl-C."""
     with exit_on_input_error():
-        write_splits(parser().parse_args(arguments))
+        words = sys.argv[1:] if arguments is None else arguments
+        load_named(words)  # one may have the data set
+        write_splits(parser().parse_args(words))
 
 
 def write_splits(options: argparse.Namespace) -> None:

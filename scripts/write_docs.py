@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
 
+from fastlsr import runs
 from fastlsr.cli import Parser, exit_on_input_error
 from fastlsr.config import SECTIONS, Config, load, usage
 from fastlsr.data.prepare.sources import SOURCES
@@ -24,7 +25,6 @@ from fastlsr.errors import InputError
 from fastlsr.labels.methods import METHODS, options_of
 from fastlsr.metrics import METRICS
 from fastlsr.report.papers import QuotedFigure, quoted_figures
-from fastlsr.runs import COLUMNS, KEYS
 from fastlsr.scores import SCORES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,13 +165,13 @@ def options() -> str:
 @generated
 def columns() -> str:
     """The columns of a row."""
-    return markdown_table(["column", "unit", "meaning"], ([f"`{c.key}`", c.unit, c.meaning] for c in COLUMNS))
+    return markdown_table(["column", "unit", "meaning"], ([f"`{c.key}`", c.unit, c.meaning] for c in runs.columns()))
 
 
 @generated
 def columns_short() -> str:
     """The names of a row's columns."""
-    return " ".join(f"`{key}`" for key in KEYS) + "\n"
+    return " ".join(f"`{key}`" for key in runs.keys())  # noqa: SIM118 + "\n"
 
 
 @generated

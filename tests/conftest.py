@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastlsr import train
+from fastlsr import plugins, train
+from fastlsr.analysis import OWN_KINDS
+from fastlsr.config import SECTIONS
 from fastlsr.data.prepare.encoding import Encoding
 from fastlsr.data.prepare.sources import SOURCES, Dataset, read_dataset
 from fastlsr.data.prepare.writing import write_beton
+from fastlsr.labels.losses import TERMS
+from fastlsr.labels.methods import METHODS
+from fastlsr.metrics import METRICS
+from fastlsr.models.registry import OWN_NETWORKS
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -68,6 +74,17 @@ def train_digits(digits_dir):
         return folder
 
     return run
+
+
+@pytest.fixture
+def registries():
+    """Makes a test leave no plugin behind."""
+    filled = (plugins._loaded, METHODS, TERMS, METRICS, OWN_NETWORKS, SOURCES, OWN_KINDS, SECTIONS)
+    before = [dict(registry) for registry in filled]
+    yield
+    for registry, values in zip(filled, before, strict=True):
+        registry.clear()
+        registry.update(values)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Options: defaults under YAML under the command line, and one clear line for whatever is wrong."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlsr.cli import read_arguments
@@ -113,3 +113,32 @@ def test_places_threads_and_logging_leave_the_name_and_the_numbers_alone(word):
     other = load(overrides=[word])
     assert differences(Config(), other) == [] and other.run_name() == Config().run_name()
     assert all(is_incidental(key) for key in other.given)
+
+
+def test_a_recipe_in_other_epochs_keeps_its_shape():
+    """What counts epochs is scaled with them, to whole ones that are not 0; what does not stays."""
+    words = ["--train.epochs=200", "--method.drop_epoch=180", "--optim.step_epochs=60", "--optim.milestones=80,0.5,120",
+             "--optim.warmup_epochs=5", "--train.patience=10", "--optim.lr=0.3", "--method.stages=4"]  # fmt: skip
+    made = load(overrides=[*words, "--train.scale_to=50"])
+    assert (made.train.epochs, made.train.scale_to, made.method.drop_epoch, made.optim.step_epochs) == (50, 0, 45, 15)
+    assert (made.optim.milestones, made.optim.warmup_epochs, made.train.patience) == ("20,0.5,30", 1.25, 2)
+    assert (made.optim.lr, made.method.stages, made.run.keep) == (0.3, 4, 0)
+    assert load(overrides=[*words, "--train.scale_to=2"]).optim.step_epochs == 1
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(-1, 400))
+def test_scaling_to_the_epochs_there_are_changes_nothing_and_is_done_once(epochs, to, drop):
+    given = {"train.epochs": epochs, "method.drop_epoch": drop}
+    assert differences(load(overrides=given | {"train.scale_to": epochs}), load(overrides=given)) == []
+    scaled = load(overrides=given | {"train.scale_to": to})
+    assert from_dict(scaled.as_dict()) == scaled and scaled.train.epochs == to
+    assert (scaled.method.drop_epoch <= to) == (drop <= epochs) or abs(drop - epochs) * to < epochs
+
+
+def test_a_run_s_name_depends_on_what_is_not_the_default_alone():
+    """So that an option of a later version leaves it as it is."""
+    names = [
+        load(overrides=words).run_name() for words in ([], ["--optim.lr=0.1"], ["--optim.lr=0.2"], ["--data.dir=x"])
+    ]
+    assert names[0] == names[1] == names[3] != names[2]

@@ -1,7 +1,5 @@
 """README, CONTRIBUTING and docs/: their commands run, their links lead somewhere, their tables are the code's."""
 
-import __future__
-
 import glob
 import importlib
 import json
@@ -11,19 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed.run
 from safetensors.torch import save_file
 
 from fastlsr import analysis, analyze, train, write
 from fastlsr.config import load
 from fastlsr.data.prepare.writing import Samples, write_beton
-from fastlsr.labels import methods
+from fastlsr.labels.methods import make_plan
 from fastlsr.logits import read_logits
+from fastlsr.metrics import METRICS
+from fastlsr.plugins import load_plugins
 from fastlsr.runs import RunFolder
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SECTION = README.partition("### A method of your own\n")[2].partition("\n## ")[0]
+SECTION = README.partition("### A method, a loss term, a network of your own\n")[2].partition("\n## ")[0]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 STUDIES = sorted((ROOT / "docs/studies").glob("*/README.md"))
 LINKING = [*PAGES, *STUDIES, ROOT / "CHANGELOG.md", *sorted((ROOT / "benchmarks/reports").glob("*.md"))]
@@ -283,15 +284,11 @@ def test_a_block_that_cannot_be_written_is_an_error(write_docs, text):
 
 
 @pytest.fixture
-def example(here, monkeypatch):
-    """(command, promised): the section's command and what README promises it to print, with the example a method.
-
-    The example is run at the end of methods.py, as it were, and nothing else is changed.
-    """
+def example(here, registries):
+    """(command, promised): the section's command and what README promises it to print; mine.py is its code."""
     (code,) = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
     ((command, promised),) = re.findall(r"```\n\$ python -m fastlsr.train (.*?)\n(.*?)```", SECTION, re.DOTALL)
-    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
-    exec(compile(code, "README.md", "exec", flags=__future__.annotations.compiler_flag), dict(vars(methods)))
+    (here / "mine.py").write_text(code, encoding="utf-8")
     return shlex.split(command), promised
 
 
@@ -299,12 +296,13 @@ def test_the_example_prints_what_readme_promises(example, capsys):
     command, promised = example
     assert train.main(command) == 0
     assert promised in capsys.readouterr().out
-    assert train.main(["--help"]) == 0
+    assert train.main(["--help", "--plugin=mine.py"]) == 0
     assert "  anneal: Label smoothing that falls to 0" in capsys.readouterr().out
 
 
 def test_the_example_of_two_stages_trains_as_tsla(example, here):
-    words = ["--cfg", "configs/quickstart.yaml", "--train.epochs=2", "--method.smoothing=0.3", "--log.wandb=disabled"]
+    words = ["--cfg", "configs/quickstart.yaml", "--train.epochs=2", "--method.smoothing=0.3", "--log.wandb=disabled",
+             "--plugin=mine.py", "--model.name=tiny"]  # fmt: skip
     assert train.main([*words, "--run.name=one", "--method.name=anneal", "--method.stages=2"]) == 0
     assert train.main([*words, "--run.name=other", "--method.name=tsla"]) == 0
     one, other = (
@@ -313,30 +311,9 @@ def test_the_example_of_two_stages_trains_as_tsla(example, here):
     assert one == other and len(one) == 2
 
 
-@pytest.fixture
-def additions(monkeypatch):
-    """The examples of CONTRIBUTING.md, by the file that each names, run at the end of that file."""
-    from fastlsr import metrics
-    from fastlsr.labels import losses
-
-    registries = {losses: "TERMS", methods: "METHODS", metrics: "METRICS"}
-    for module, registry in registries.items():
-        monkeypatch.setattr(module, registry, dict(getattr(module, registry)))
-    homes = {f"{module.__name__.replace('.', '/')}.py": vars(module) for module in registries}
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        for home, code in re.findall(r"# (fastlsr/\S+\.py)\n(.*?)(?=\n# fastlsr/|\Z)", block, re.DOTALL):
-            exec(compile(code, home, "exec", flags=__future__.annotations.compiler_flag), dict(homes[home]))
-    return metrics.METRICS
-
-
-def test_contributing_s_loss_term_is_printed_and_trained(additions, here, capsys, monkeypatch):
-    from fastlsr.labels import losses, targets
-
-    monkeypatch.setattr(targets, "TERMS", losses.TERMS)
-    words = ["--cfg", "configs/quickstart.yaml", "--train.epochs=1", "--method.beta=0.5", "--log.wandb=disabled"]
-    assert train.main([*words, "--method.name=small_logits", "--dry-run"]) == 0
-    assert "towards onehot(y), plus 0.5 |z|^2 / 2" in capsys.readouterr().out
+def test_the_example_s_loss_term_is_trained(example, here, capsys):
+    words = ["--cfg", "configs/quickstart.yaml", "--train.epochs=1", "--method.beta=0.5", "--log.wandb=disabled",
+             "--plugin=mine.py"]  # fmt: skip
     for name in ("small_logits", "hard"):
         assert train.main([*words, f"--method.name={name}", f"--run.name={name}"]) == 0
     term, hard = (RunFolder(here / "runs" / name).read_rows()[0] for name in ("small_logits", "hard"))
@@ -344,8 +321,16 @@ def test_contributing_s_loss_term_is_printed_and_trained(additions, here, capsys
     assert term["test/loss"] > term["test/nll"], "the term is part of the objective, and not of hard cross-entropy"
 
 
-def test_contributing_s_metric_is_its_definition(additions):
+def test_the_page_on_plugins_has_code_that_runs(here, registries):
+    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (here / "more.py").write_text(code, encoding="utf-8")
+    load_plugins(["more.py"])
     logits, labels = torch.randn(40, 5), torch.randint(5, (40,))
-    brier = additions["brier"]
     expected = (logits.softmax(1) - torch.eye(5)[labels]).square().sum(1).mean()
+    brier = METRICS["brier"]
     assert brier.value(brier.sums(logits, labels), 40) == pytest.approx(expected.item(), rel=1e-5)
+    plan = make_plan(load(overrides={"plugin": "more.py", "method.name": "polynomial"}).method, 4)
+    assert [round(phase.uniform, 6) for phase in plan.phases] == [0.1, 0.05625, 0.025, 0.00625]
+    assert analyze.main(["most_learned", "runs/NAME", "--plugin=more.py", "--out=found"]) == 0
+    write.main(["tree", "--plugin=more.py", "--data-dir", "DIR", "--out=written_by_plugin"])

@@ -15,7 +15,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 
-_BASE = {"", "errors", "files", "cli", "rng"}  # "" is fastlsr/__init__.py itself
+_BASE = {"", "errors", "files", "cli", "rng", "plugins"}  # "" is fastlsr/__init__.py itself
 _VALUES = _BASE | {"config", "metrics", "ranks"}
 _CORE = _VALUES | {"labels", "data", "models", "engine", "runs", "logits"}
 _ENTRY_POINTS = {"train", "evaluate", "analyze", "sweep", "teach", "write", "doctor"}
@@ -27,7 +27,8 @@ ALLOWED = {
     "cli": {"", "errors"},
     "rng": {""},
     "ranks": {"", "errors"},
-    "metrics": {""},
+    "plugins": {"", "errors", "cli"},
+    "metrics": _BASE,
     "system": _BASE,
     "config": _BASE,
     "logits": _VALUES,
@@ -38,7 +39,7 @@ ALLOWED = {
     "models": _VALUES | {"labels"},
     "scores": _VALUES | {"logits"},
     "drawing": _BASE,
-    "engine": _CORE,
+    "engine": _CORE | {"drawing"},
     "analysis": _CORE | {"trials", "scores", "drawing"},
     "report": _VALUES | {"runs", "logits", "trials", "labels", "scores", "drawing"},
     **{

@@ -1,6 +1,7 @@
 """The folder of a run: what is written is read back, damage is named, and each column and metric is named once."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -12,15 +13,16 @@ from fastlsr.config import Config, Train, load
 from fastlsr.errors import InputError
 from fastlsr.metrics import METRICS
 from fastlsr.runs import (
-    COLUMNS,
-    KEYS,
     RunFolder,
     best_meaning,
     best_of,
     check_best_by,
+    columns,
     compared_keys,
     epoch_line,
+    finite_row,
     is_whole,
+    keys,
     run_folder,
 )
 
@@ -50,14 +52,19 @@ def test_the_line_of_an_epoch_is_as_it_has_always_been():
     )
 
 
+def test_what_json_has_no_number_for_is_null_in_a_row():
+    row = finite_row(ROW | {"target_entropy": -math.inf, "test/ece": math.nan})
+    assert row == ROW | {"target_entropy": None, "test/ece": None}
+
+
 def test_a_value_that_is_not_there_is_left_out_of_the_line():
-    row = dict.fromkeys(KEYS) | {"epoch": 1, "test/top1": 50.0}
+    row = dict.fromkeys(keys()) | {"epoch": 1, "test/top1": 50.0}
     assert epoch_line(row, 1) == "epoch 1/1  test top1 50.00"
 
 
 def test_a_row_s_keys_are_its_columns_in_order():
-    assert tuple(ROW) == KEYS == tuple(column.key for column in COLUMNS)
-    assert len(set(KEYS)) == len(KEYS)
+    assert tuple(ROW) == keys() == tuple(column.key for column in columns())
+    assert len(set(keys())) == len(keys())
 
 
 def test_the_metrics_are_among_the_keys_the_line_and_the_compared_ones():
@@ -72,17 +79,16 @@ def test_the_metrics_are_among_the_keys_the_line_and_the_compared_ones():
 def test_a_new_metric_is_one_function():
     """It is then a key of rows, part of an epoch's line, and in the table of the last and the best row."""
     code = """
-from fastlsr import metrics
+from fastlsr import metrics, runs
 
 @metrics.metric("bits", "a new one", best=min, format=".1f")
 def brier(logits, labels): ...
 
-from fastlsr import runs
-assert runs.KEYS.index("test/brier") == runs.KEYS.index("test/ece") + 1
+assert runs.keys().index("test/brier") == runs.keys().index("test/ece") + 1
 assert runs.compared_keys()[-1] == "test/brier"
-(column,) = [column for column in runs.COLUMNS if column.key == "test/brier"]
+(column,) = [column for column in runs.columns() if column.key == "test/brier"]
 assert (column.unit, column.meaning) == ("bits", "a new one")
-row = dict.fromkeys(runs.KEYS, 1) | {"test/brier": 0.25}
+row = dict.fromkeys(runs.keys(), 1) | {"test/brier": 0.25}
 assert "ece 1.0000 brier 0.2  1 images/s" in runs.epoch_line(row, 4), runs.epoch_line(row, 4)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -34,7 +34,7 @@ def command(digits_dir):
     base = {
         "data.dataset": "digits", "data.dir": digits_dir, "data.batch_size": 256, "data.flip": "false",
         "model.name": "resnet8", "optim.lr": 0.05, "train.epochs": 4, "train.device": "cpu", "train.precision": "fp32",
-        "train.compile": "off", "log.wandb": "disabled",
+        "train.compile": "off", "log.wandb": "disabled", "optim.schedule": "constant",
     }  # fmt: skip
 
     def words(folder, **options):
@@ -323,6 +323,44 @@ def test_a_last_batch_of_one_is_an_error_and_not_found_by_batch_norm(command, tm
         train.main(command(tmp_path / "run", data__batch_size=479))
     assert exit.value.code == 2 and "last batch of one" in capsys.readouterr().err
     assert train.main(command(tmp_path / "run", data__batch_size=479, data__drop_last=True, train__epochs=1)) == 0
+
+
+def test_patience_ends_a_run_at_its_best_and_what_is_kept_is_the_best(command, tmp_path, capsys):
+    """Against the rows of a run that goes on; in TSLA's second phase, whatever the first one shows."""
+    options = {"method__name": "tsla", "method__drop_epoch": 3, "train__epochs": 9, "train__best_by": "nll"}
+    assert train.main(command(tmp_path / "on", **options, optim__lr=0.3)) == 0
+    patient = command(tmp_path / "off", **options, optim__lr=0.3, train__patience=2, run__keep_best="true")
+    assert train.main(patient) == 0
+    found, whole = rows(tmp_path / "off"), rows(tmp_path / "on")
+    assert found == whole[: len(found)]
+    values = [row["test/nll"] for row in whole]
+    assert len(found) == next((n for n in range(4, 9) if n - 1 - min(range(3, n), key=values.__getitem__) >= 2), 9)
+    best = values.index(min(values[: len(found)]))
+    assert json.loads((tmp_path / "off" / "summary.json").read_text())["best"]["epoch"] == best + 1
+    figures = evaluate.evaluate_run(tmp_path / "off" / "best.pt", {})
+    assert figures["epoch"] == best + 1 and figures["test/nll"] == values[best]
+    before = (tmp_path / "off" / "checkpoint.pt").stat().st_mtime_ns
+    capsys.readouterr()
+    assert train.main(patient) == 0
+    assert "finished before" in capsys.readouterr().out
+    assert (tmp_path / "off" / "checkpoint.pt").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            {"optim__schedule": "step", "optim__step_epochs": 4},
+            "never turns: optim.step_epochs has 4, train.epochs=4; ",
+        ),
+        ({"optim__schedule": "multistep", "optim__milestones": "2,6"}, "does not turn again: optim.milestones has 6"),
+    ],
+)
+def test_a_turn_of_the_learning_rate_after_the_run_s_end_is_a_warning(command, tmp_path, capsys, options, line):
+    assert train.main([*command(tmp_path / "x", **options), "--dry-run"]) == 0
+    assert line in capsys.readouterr().err
+    assert train.main([*command(tmp_path / "x", **options, train__epochs=8), "--dry-run"]) == 0
+    assert "turn" not in capsys.readouterr().err
 
 
 def test_a_run_is_not_continued_on_other_data(colam_run, command, digits_dir, tmp_path, capsys):

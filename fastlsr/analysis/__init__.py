@@ -3,14 +3,17 @@
     def analyze(run: TrainedRun, *, classes: str, samples: int = 100) -> Finding: ...
 
 Its first parameter says what it takes: `run` one run, `runs` one or more (a list); without either it takes none. The
-keyword arguments are its options; the command reads them by their annotations, str, int, float or bool.
+keyword arguments are its options; the command reads them by their annotations, str, int, float or bool. In a plugin a
+kind is such a function with the name of the kind, decorated with `@analysis`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from fastlsr.plugins import register
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +32,15 @@ class Finding:
     numbers: dict[str, Any]
     text: str
     picture: Figure | None = None
+
+
+OWN_KINDS: dict[str, Callable[..., Finding]] = {}  # of plugins
+
+
+def analysis(function: Callable[..., Finding]) -> Callable[..., Finding]:
+    """Makes a plugin's function a kind of analysis under its name."""
+    register(OWN_KINDS, "kind of analysis", function.__name__, function)
+    return function
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import shutil
 import signal
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -28,10 +30,10 @@ from fastlsr.engine.runtime import choose_device, peak_memory_bytes, set_up_torc
 from fastlsr.engine.session import Session, State
 from fastlsr.engine.totals import EpochTotals
 from fastlsr.errors import InputError, TrainingFailed
-from fastlsr.files import remove_leftovers, sole_use
+from fastlsr.files import remove_leftovers, replace_file, sole_use
 from fastlsr.labels.plan import Plan
 from fastlsr.ranks import Ranks
-from fastlsr.runs import KINDS, Row, RunFolder, best_of, check_best_by, is_whole, run_folder
+from fastlsr.runs import KINDS, Row, RunFolder, best_of, check_best_by, finite_row, is_whole, run_folder
 
 WAITING_SHARE = 0.1  # of an epoch spent waiting for data, above which advice is printed
 
@@ -163,10 +165,8 @@ def _train(config: Config, plan: Plan, device: torch.device, ranks: Ranks, *, st
 
 def facts(config: Config, plan: Plan) -> dict[str, object]:
     """What all ranks must have alike, by name."""
-    options = {
-        f"{section}.{name}": value for section, values in config.as_dict().items() for name, value in values.items()
-    }
-    return {**options, **source_digests(config, plan), **software()}
+    digests = {"plugin": [plugin.digest for plugin in config.plugins]}
+    return {**config.flat(), **digests, **source_digests(config, plan), **software()}
 
 
 def sole_use_of(folder: RunFolder) -> AbstractContextManager[int | None]:
@@ -212,9 +212,19 @@ def begin_files(folder: RunFolder, session: Session, start: Start) -> None:
     if start.remark:
         checkpoint.set_aside(folder)
     folder.write_config(session.config)
+    for plugin in session.config.plugins:
+        keep_copy(plugin.name, folder)
     sources = {name: session.decided.get(name) for name in ("data", "teacher")}
     ranks = [*former_ranks(folder), session.ranks.world_size] if start.state else [session.ranks.world_size]
     folder.write_environment(environment(session.device) | {"ranks": ranks} | sources)
+
+
+def keep_copy(plugin: str, folder: RunFolder) -> None:
+    """Copies the file of a plugin into the run's folder, where nothing loads it unless the user names it."""
+    copy = folder.plugin(plugin)
+    if Path(plugin).is_file() and not copy.exists():
+        copy.parent.mkdir(exist_ok=True)
+        replace_file(copy, lambda path: shutil.copyfile(plugin, path))
 
 
 def former_ranks(folder: RunFolder) -> list[int]:
@@ -298,14 +308,15 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
         totals, speed = train_epoch(session, log, stop)
         logits = None if session.config.run.logits == "none" else CollectedLogits()
         metrics = session.evaluate(stop.watch, logits)
-        if not math.isfinite(metrics["nll"]):
-            raise TrainingFailed(f"the test loss is not finite after epoch {session.position.epochs + 1}")
+        for name in ("nll", session.config.train.best_by):
+            if not math.isfinite(metrics[name]):
+                raise TrainingFailed(f"test/{name} is not finite after epoch {session.position.epochs + 1}")
         end = session.end_epoch(stop.watch)
     except Stopped:
         return None
     if end.learned and distributed.is_main():
         keep_soft_labels(end.learned, session, log)
-    row = {
+    row: Row = {
         "epoch": session.position.epochs,
         "phase": phase.number + 1,
         "lr": end.learning_rate,
@@ -317,6 +328,7 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
         "seconds": time.perf_counter() - start,
         "peak_memory_bytes": distributed.agree(peak_memory_bytes(session.device)),
     }
+    row = finite_row(row)
     if logits:
         keep_logits(logits, row, session, log)
     return row

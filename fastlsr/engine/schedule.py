@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 from fastlsr.config import Optim
 from fastlsr.errors import InputError
+
+
+class LearningRate(Protocol):
+    """Factors of the peak learning rate, step by step."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in each epoch."""
+
+    def factor(self, step: int) -> float:
+        """Factor of the peak learning rate at 0-based optimizer step `step`."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from fastlsr.engine.label_learning import LabelLearner, LearnedLabels, Watch
 from fastlsr.engine.optimizers import build_optimizer, set_learning_rate
 from fastlsr.engine.provenance import source_digests
 from fastlsr.engine.runtime import choose_precision
-from fastlsr.engine.schedule import Schedule
+from fastlsr.engine.schedule import LearningRate, Schedule
 from fastlsr.engine.step import TrainStep
 from fastlsr.engine.totals import Totals
 from fastlsr.errors import InputError, TrainingFailed
@@ -163,6 +163,7 @@ class Session:
             pre-trained weights expect or else the training split's), "data" and "teacher" (digests) and "classes".
         train, test: the loaders.
         network: what is trained.
+        schedule: the learning rate; another one may take its place before the first step.
 
     Raises:
         InputError: for data, weights or options that do not fit.
@@ -192,7 +193,7 @@ class Session:
         self.decided: State = dict(state["decided"]) if state else self._decide(model, report)
         self.network = classifier_of(model, self.decided, config).to(device)
         steps = math.ceil(len(self.train) / config.optim.accumulate)
-        self.schedule = Schedule(config.optim, config.train.epochs, steps)
+        self.schedule: LearningRate = Schedule(config.optim, config.train.epochs, steps)
         self.optimizer = build_optimizer(model, head_parameters(model), config.optim)
         self._fresh_optimizer: State = copy.deepcopy(self.optimizer.state_dict()) if plan.begins_anew else {}
         self.targets = Targets(self.classes, plan, device=device)

@@ -24,6 +24,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastlsr.plugins import register
+
 LOG2_E = 1.4426950408889634
 
 # (logits [B, K], labels int64[B], peer_logits [B, K] or None, scale, **numbers) -> (losses, gradients)
@@ -37,7 +39,7 @@ def term(function: TermFunction) -> TermFunction:
     It takes the arguments of `Targets.objective` and, as float32 scalars on the device, `weight` and the other numbers
     of its `plan.Term`; it is proportional to `weight`.
     """
-    TERMS[function.__name__] = function
+    register(TERMS, "term", function.__name__, function)
     return function
 
 

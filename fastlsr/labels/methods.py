@@ -9,13 +9,14 @@ from dataclasses import fields, replace
 from fastlsr.config import Method
 from fastlsr.errors import InputError, unknown
 from fastlsr.labels.plan import CORRECT, FORMER_NETWORK, LEARNED, Phase, Plan, Term
+from fastlsr.plugins import register
 
 METHODS: dict[str, Callable[..., list[Phase]]] = {}
 
 
 def method(function: Callable[..., list[Phase]]) -> Callable[..., list[Phase]]:
     """Makes a function a method of its name; it takes the number of epochs and, by name, the options it reads."""
-    METHODS[function.__name__] = function
+    register(METHODS, "method", function.__name__, function)
     return function
 
 
@@ -78,7 +79,7 @@ def colam(epochs: int, *, stages: int, temperature: float, peers: int, label_pas
     Raises:
         InputError: if the epochs do not divide into the stages.
     """
-    first = Phase(_stage_epochs(epochs, stages), temperature=temperature, learns=label_pass, peers=peers)
+    first = Phase(stage_epochs(epochs, stages), temperature=temperature, learns=label_pass, peers=peers)
     return [first] + [replace(first, hard=0.0, soft=1.0, source=LEARNED)] * (stages - 1)
 
 
@@ -125,11 +126,19 @@ def label_refinery(epochs: int, *, generations: int) -> list[Phase]:
 def _first_epochs(epochs: int, drop_epoch: int) -> int:
     first = epochs // 2 if drop_epoch < 0 else drop_epoch
     if first > epochs:
-        raise InputError(f"method.drop_epoch={first} lies beyond train.epochs={epochs}; -1 takes half of them")
+        raise InputError(
+            f"method.drop_epoch={first} lies beyond train.epochs={epochs}; -1 takes half of them, "
+            f"and --train.scale_to={epochs} shortens a whole recipe"
+        )
     return first
 
 
-def _stage_epochs(epochs: int, stages: int) -> int:
+def stage_epochs(epochs: int, stages: int) -> int:
+    """Epochs of each of equal stages.
+
+    Raises:
+        InputError: if the epochs do not divide into them.
+    """
     if epochs % stages:
         fitting = ", ".join(str(n) for n in range(1, epochs + 1) if epochs % n == 0)
         raise InputError(f"method.stages={stages} does not divide train.epochs={epochs}; these do: {fitting}")

@@ -61,6 +61,7 @@ class Phase:
         penalty: weight beta of the entropy of the predictions that is subtracted from the loss.
         terms: further terms of the objective.
         fresh: whether the phase begins with fresh weights, optimizer and learning rate (a new generation).
+        negative: whether weights below 0 are meant, as of negative label smoothing (Wei et al. 2022).
         lr_scale: factor of the learning rate.
     """
 
@@ -76,6 +77,7 @@ class Phase:
     penalty: float = 0.0
     terms: tuple[Term, ...] = ()
     fresh: bool = False
+    negative: bool = False
     lr_scale: float = 1.0
 
     def __str__(self) -> str:
@@ -191,6 +193,8 @@ def _problems(phases: Sequence[Phase], epochs: int) -> Iterator[str]:
         weights = phase.hard + phase.uniform + phase.soft
         if phase.epochs < 1:
             yield f"phase {number} has {phase.epochs} epochs"
+        if min(phase.hard, phase.uniform, phase.soft) < 0 and not phase.negative:
+            yield f"phase {number} has a weight below 0, and its method does not set negative=True"
         if not math.isclose(weights, 1, abs_tol=1e-6):
             yield f"the weights of phase {number} sum to {weights:g}, not to 1"
         if phase.soft and phase.source not in _SOURCES:

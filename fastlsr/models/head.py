@@ -64,7 +64,10 @@ def features_and_templates(model: nn.Module, images: Tensor) -> Penultimate:
 
 
 def _classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
-    get_classifier: Any = model.get_classifier  # nn.Module does not declare what our models and timm's have
+    get_classifier: Any = getattr(model, "get_classifier", None)  # our models and timm's have it
+    if get_classifier is None:
+        layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+        return tuple(layers[-1:])
     classifier = get_classifier()
     return tuple(classifier) if isinstance(classifier, (tuple, list)) else (classifier,)
 

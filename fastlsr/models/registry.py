@@ -22,6 +22,7 @@ from fastlsr.models.densenet import densenet_bc
 from fastlsr.models.preact_resnet import preact_resnet, wide_resnet
 from fastlsr.models.resnet import cifar_resnet, resnet18
 from fastlsr.models.resnext import resnext29
+from fastlsr.plugins import register
 
 # Name -> (number of classes -> network). A timm model of the same name is `timm/NAME`.
 SMALL_IMAGE_NETWORKS: Mapping[str, Callable[[int], nn.Module]] = {
@@ -36,13 +37,28 @@ SMALL_IMAGE_NETWORKS: Mapping[str, Callable[[int], nn.Module]] = {
     "wide_resnet_40x4": partial(wide_resnet, depth=40, widening=4),
 }
 FORCE_TIMM = "timm/"
+OWN_NETWORKS: dict[str, Callable[..., nn.Module]] = {}  # of plugins
+
+
+def network(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Makes a plugin's function a network under its name.
+
+    It takes the number of `classes` and the `resolution`, the side of the square images in pixels, by name, and returns
+    a module from float[B, 3, resolution, resolution] to logits float[B, classes]. Its classifier is what its
+    `get_classifier()` returns, or else its last linear layer.
+    """
+    if function.__name__ in SMALL_IMAGE_NETWORKS:
+        raise InputError(f"there is a network {function.__name__} already; take another name")
+    register(OWN_NETWORKS, "network", function.__name__, function)
+    return function
 
 
 def build_model(name: str, *, classes: int, pretrained: str = "", resolution: int) -> nn.Module:
     """The network `name` for `classes` classes, in train mode, on torch's default device.
 
     Args:
-        name: one of `SMALL_IMAGE_NETWORKS`, or a timm model: its name, with or without a tag, or `timm/NAME`.
+        name: one of `SMALL_IMAGE_NETWORKS`, a plugin's network, or a timm model: its name, with or without a tag, or
+            `timm/NAME`.
         classes: number of outputs.
         pretrained: "" for random weights, "timm" for those that timm downloads, or a file (see
             `pretrained.load_weights`). Normalise the inputs by `expected_normalization`.
@@ -52,9 +68,23 @@ def build_model(name: str, *, classes: int, pretrained: str = "", resolution: in
         InputError: for an unknown name (with the nearest known ones), images of a size that the network does not take,
             and weights that are not available or do not fit.
     """
+    if name in OWN_NETWORKS:
+        return _build_own(name, classes=classes, pretrained=pretrained, resolution=resolution)
     if name in SMALL_IMAGE_NETWORKS:
         return _build_small(name, classes=classes, pretrained=pretrained, resolution=resolution)
     return _build_timm(name.removeprefix(FORCE_TIMM), classes=classes, pretrained=pretrained, resolution=resolution)
+
+
+def _build_own(name: str, *, classes: int, pretrained: str, resolution: int) -> nn.Module:
+    model = OWN_NETWORKS[name](classes=classes, resolution=resolution)
+    outputs = _check_resolution(model, name, resolution).shape[1:]
+    if outputs != (classes,):
+        raise InputError(f"model.name={name} has {' x '.join(map(str, outputs))} outputs for {classes} classes")
+    if pretrained == "timm":
+        raise InputError(f"model.pretrained=timm: {name} is a plugin's; give a file")
+    if pretrained:
+        weights.load_weights(model, Path(pretrained))
+    return model
 
 
 def _build_small(name: str, *, classes: int, pretrained: str, resolution: int) -> nn.Module:
@@ -91,15 +121,16 @@ def _build_timm(name: str, *, classes: int, pretrained: str, resolution: int) ->
     return model
 
 
-def _check_resolution(model: nn.Module, name: str, resolution: int) -> None:
-    """Raises InputError if the network fails on one image of this size; timm does not know the least size."""
+def _check_resolution(model: nn.Module, name: str, resolution: int) -> torch.Tensor:
+    """The logits of one black image; raises InputError if the network fails. timm does not know the least size."""
     try:
         with torch.no_grad():  # not inference_mode: some networks cache tensors that training needs
-            model.eval()(torch.zeros(1, 3, resolution, resolution))
+            logits = model.eval()(torch.zeros(1, 3, resolution, resolution))
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise InputError(f"model.name={name} does not take images of {resolution} pixels: {reason}") from None
     model.train()
+    return logits
 
 
 def _size_option(name: str, resolution: int) -> dict[str, Any]:
@@ -119,7 +150,7 @@ def _check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
     known_tags = timm.list_pretrained(f"{architecture}.*") if tag else []
     if "/" in name or ":" in name or not timm.is_model(architecture):
-        known = {known.lower(): known for known in [*SMALL_IMAGE_NETWORKS, *timm.list_models()]}
+        known = {known.lower(): known for known in [*OWN_NETWORKS, *SMALL_IMAGE_NETWORKS, *timm.list_models()]}
         near = [known[close] for close in difflib.get_close_matches(architecture.lower(), known, 3)]
     elif tag and name not in known_tags:
         near = difflib.get_close_matches(name, known_tags, 3, cutoff=0.0)

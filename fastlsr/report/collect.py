@@ -22,7 +22,6 @@ from fastlsr.labels.methods import make_plan
 from fastlsr.labels.plan import Plan
 from fastlsr.logits import EvaluationLogits, read_logits
 from fastlsr.runs import (
-    KEYS,
     KINDS,
     MARKS,
     Kind,
@@ -33,6 +32,7 @@ from fastlsr.runs import (
     check_best_by,
     has_begun,
     is_whole,
+    keys,
     runs_below,
 )
 from fastlsr.scores import SCORES, Predictions, nll, reliability, risk_by_percent, temperature_scaled
@@ -237,7 +237,7 @@ def _misfit(rows: Sequence[Row], summary: Summary, train: Train, plan: Plan) -> 
     whole = is_whole(rows, train, epochs=plan.epochs, last_phase=plan.at(plan.epochs - 1).first)
     if [row.get("epoch") for row in rows] != list(range(1, len(rows) + 1)) or not whole or len(rows) > plan.epochs:
         return f"metrics.jsonl does not have the rows of the {plan.epochs} epochs that config.yaml requests"
-    if odd := [key for row in rows for key in KEYS if not isinstance(row.get(key), int | float | None)]:
+    if odd := [key for row in rows for key in keys() if not isinstance(row.get(key), int | float | None)]:
         return f"metrics.jsonl has a {odd[0]} that is no number"
     expected: dict[Kind, Row] = {"last": rows[-1], "best": best_of(rows, train.best_by)}
     for kind, row in expected.items():

@@ -25,7 +25,7 @@ from fastlsr.report.charts import (
 from fastlsr.report.collect import Collection, ReportedSetting
 from fastlsr.report.columns import COLUMNS, full_title
 from fastlsr.report.comparisons import Comparison
-from fastlsr.runs import COLUMNS as ROW_COLUMNS
+from fastlsr.runs import columns
 from fastlsr.trials import REPEATS
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _MOST_DIFFERENCES = 24  # in one figure
 _MOST_CHANGES = 20  # of targets in a run that are marked: `online` would have one after each epoch
 _CURVES = (("test/top1", "Test top-1"), ("test/nll", "Test NLL"), ("train/top1", "Train top-1"),
            ("target_entropy", "Entropy of the training targets"))  # fmt: skip
-_UNITS = {column.key: column.unit for column in ROW_COLUMNS}
+_UNITS = {column.key: column.unit for column in columns()}
 
 
 def curve_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastlsr.errors import InputError
-from fastlsr.runs import KEYS, Summary
+from fastlsr.runs import Summary, keys
 from fastlsr.sweep.file import Sweep
 from fastlsr.sweep.plan import PlannedTrial, trainer_config
 from fastlsr.trials import REPEATS, Setting, Trial, mean_and_std, settings_of
@@ -47,10 +47,10 @@ def check_metric(sweep: Sweep) -> None:
         InputError: if it is not; names the nearest.
     """
     _, key = metric_of(sweep)
-    if key not in KEYS:
-        close = difflib.get_close_matches(key, KEYS, 1)
+    if key not in keys():
+        close = difflib.get_close_matches(key, keys(), 1)
         prefix = sweep.metric.removesuffix(key)
-        hint = f"did you mean {prefix}{close[0]}?" if close else f"there are {', '.join(KEYS)}"
+        hint = f"did you mean {prefix}{close[0]}?" if close else f"there are {', '.join(keys())}"
         raise InputError(f"metric: {sweep.metric} is none of a run's; {hint}")
 
 

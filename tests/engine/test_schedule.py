@@ -44,7 +44,14 @@ def test_every_factor_lies_between_zero_and_one(kind, epochs, per_epoch, warmup)
     assert schedule.milestones()[0][0] == 0 and all(epoch < epochs for epoch, _ in schedule.milestones())
 
 
-@pytest.mark.parametrize("text", ["", "8,4", "4,4", "a,b", "0,3", "1.5"])
+@pytest.mark.parametrize("text", ["", "8,4", "4,4", "a,b", "0,3", "1.5", "0.0", "-0.5", "0.75,0.5", "0.001"])
 def test_milestones_that_are_none_are_an_error(text):
     with pytest.raises(InputError, match="optim.milestones"):
-        parse_milestones(text)
+        parse_milestones(text, 12)
+
+
+@given(st.lists(st.integers(1, 99), min_size=1, unique=True).map(sorted))
+def test_milestones_may_be_fractions_of_the_run(percents):
+    text = ",".join(f"{percent / 100:.2f}" for percent in percents)
+    assert parse_milestones(text, 100) == percents
+    assert parse_milestones(text, 1000) == [10 * percent for percent in percents]

@@ -52,6 +52,7 @@ EXTRA = {**COLAM_2, "method.label_pass": "extra"}
 TSLA = {"method.name": "tsla", "method.drop_epoch": 1, "optim.schedule": "cosine", "optim.warmup_epochs": 1.5}
 PLAIN_SGD = {"method.name": "label_refinery", "train.epochs": 2, "optim.momentum": 0}
 REFINERY = {"method.name": "label_refinery", "train.epochs": 2, "train.ema": 0.9}
+ADAMW = {"method.name": "label_refinery", "train.epochs": 2, "optim.name": "adamw", "optim.clip_norm": 1}
 
 
 # 6 batches an epoch: inside the first epoch, inside a collecting one, at an epoch's end, inside a later stage
@@ -59,7 +60,7 @@ REFINERY = {"method.name": "label_refinery", "train.epochs": 2, "train.ema": 0.9
     ("options", "stop"),
     [
         *((options, stop) for options in (COLAM_2, PEERS, EXTRA, TSLA) for stop in (2, 8, 12, 16)),
-        (PLAIN_SGD, 16),
+        *((options, 16) for options in (PLAIN_SGD, ADAMW)),
         *((REFINERY, stop) for stop in (8, 12, 16)),  # the last two at and inside the second generation
         *(({"method.name": name}, 8) for name in ("online", "disturb_label", "confidence_penalty", "cs_kd")),
     ],

@@ -64,3 +64,10 @@ def test_a_plan_names_what_its_phases_read_and_learn():
 def test_phases_that_make_no_run_are_an_error(phases, word):
     with pytest.raises(InputError, match=word):
         Plan(tuple(phases), 2)
+
+
+@pytest.mark.parametrize("weights", [{"hard": 1.1, "uniform": -0.1}, {"hard": -0.5, "soft": 1.5, "source": "class"}])
+def test_a_weight_below_0_has_to_be_meant(weights):
+    with pytest.raises(InputError, match="phase 1 has a weight below 0"):
+        Plan((Phase(1, **weights),), 1)
+    assert Plan((Phase(1, **weights, negative=True),), 1).epochs == 1

@@ -10,7 +10,7 @@ from fastlsr.config import load
 from fastlsr.labels.methods import make_plan
 from fastlsr.logits import EvaluationLogits
 from fastlsr.report.collect import ReportedRun, ReportedSetting
-from fastlsr.runs import KEYS, KINDS, Kind, RunFolder, Summary
+from fastlsr.runs import KINDS, Kind, RunFolder, Summary, keys
 from fastlsr.scores import Predictions, ece, nll
 from fastlsr.trials import Trial
 
@@ -80,8 +80,8 @@ def _row(plan, kept: EvaluationLogits):
         "target_entropy": 0.0,
         "seconds": 36.0,
     }
-    assert values.keys() <= set(KEYS)
-    return {key: values.get(key, 1.0) for key in KEYS}
+    assert values.keys() <= set(keys())
+    return {key: values.get(key, 1.0) for key in keys()}
 
 
 @pytest.fixture(scope="session")

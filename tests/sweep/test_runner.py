@@ -19,7 +19,7 @@ from fastlsr.config import load
 from fastlsr.engine import checkpoint
 from fastlsr.errors import InputError
 from fastlsr.files import sole_use
-from fastlsr.runs import KEYS
+from fastlsr.runs import keys
 from fastlsr.sweep import __main__ as command
 from fastlsr.sweep.file import read_sweep
 from fastlsr.sweep.plan import finished_run, on_ranks, plan_trials, trainer_config
@@ -212,7 +212,7 @@ def test_a_sweep_is_stopped_resumed_goes_on_after_failures_and_skips_what_is_fin
     assert "resuming after" in (logs / "trial_001.log").read_text()
     summaries = {trial.number: finished_run(trial)[0] for trial in trials}
     assert [number for number, summary in summaries.items() if summary] == [1, 3]
-    assert tuple(summaries[1]["last"]) == KEYS
+    assert tuple(summaries[1]["last"]) == keys()
     top1 = [summaries[number]["last"]["test/top1"] for number in (1, 3)]
     assert "trial 3/3 finished after" in said and f"test/top1 last {top1[1]:.4g}" in said
     assert re.search(rf"resnet8 +│ +2 +│ +{re.escape(mean_and_std(top1))} ", said) and "0 of 1" in said

@@ -11,6 +11,7 @@ import numpy as np
 from fastlsr.data.prepare.encoding import Encoding
 from fastlsr.data.prepare.writing import Samples
 from fastlsr.errors import InputError, unknown
+from fastlsr.plugins import register
 from fastlsr.rng import WriteStream, position_uniform
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -179,6 +180,15 @@ SOURCES: dict[str, Source] = {
         read_folder, _PHOTOGRAPHS, "any tree train/CLASS, test/CLASS (or val/CLASS); one of CLASS alone is split 80/20"
     ),
 }  # fmt: skip
+
+
+def add_source(name: str, source: Source) -> None:
+    """Adds a plugin's data set.
+
+    Raises:
+        InputError: if the name is taken.
+    """
+    register(SOURCES, "data set", name, source)
 
 
 def read_dataset(name: str, data_dir: Path | None, downloads: Path) -> Dataset:
