@@ -18,11 +18,12 @@ from fastlsr.engine.compiling import seconds_per_step
 from fastlsr.engine.footprint import free_bytes, step_bytes, warnings
 from fastlsr.engine.log import wandb_mode
 from fastlsr.engine.loop import find_start
+from fastlsr.engine.optimizers import build_optimizer
 from fastlsr.engine.runtime import choose_device, choose_precision, set_up_torch
 from fastlsr.engine.schedule import Schedule
 from fastlsr.engine.session import build_network, classifier_of, read_teacher
 from fastlsr.labels.plan import Plan
-from fastlsr.models import expected_normalization
+from fastlsr.models import expected_normalization, head_parameters
 from fastlsr.ranks import largest_share, read_ranks
 from fastlsr.runs import run_folder
 
@@ -62,6 +63,7 @@ def preview(config: Config, plan: Plan) -> Iterator[str]:
     resolution, classes = input_resolution(train, config.data), len(train.classes)
     pretrained = "" if config.model.pretrained == "timm" else config.model.pretrained
     model = build_network(config, classes, resolution, pretrained=pretrained)
+    build_optimizer(model, head_parameters(model), config.optim)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     yield f"model: {config.model.name}, {parameters:,} parameters, {classes} classes, {resolution} pixels"
     images = training_count(train.count, config.data)
