@@ -94,8 +94,8 @@ def _broken(groups: Iterable[Sequence[str]], width: int) -> str:
     lines = [""]
     for group in groups:
         whole = " ".join(group)
-        for word in [whole] if len(whole) + 2 <= width else group:
-            gap = "  " if word in (whole, group[0]) else " "
+        for place, word in enumerate([whole] if len(whole) + 2 <= width else group):
+            gap = " " if place else "  "
             if lines[-1] and len(lines[-1] + gap + word) > width:
                 lines.append("  " + word)
             else:

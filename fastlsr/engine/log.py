@@ -126,6 +126,7 @@ class RunLog:
         """Writes and prints the last and the best row of a finished run, and where all is."""
         table = results_table(self.summary(finished=True))
         self.console.print(table, soft_wrap=False, width=min(_TABLE_WIDTH, self.console.width))
+        self.report("best: the highest test top-1, read on the evaluation split")
         self.report(f"results: {self.folder.path}")
 
     def close(self, exit_code: int) -> None:
@@ -170,7 +171,7 @@ def check_loggers(config: Config) -> None:
 
 def results_table(summary: Summary) -> Table:
     """The last and the best row of a run, side by side."""
-    table = Table(caption="best: highest test top-1 of any epoch, as read on the evaluation split")
+    table = Table()
     table.add_column("", overflow="fold")
     for kind in KINDS:
         table.add_column(kind, justify="right", overflow="fold")

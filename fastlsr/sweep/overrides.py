@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 from fastlsr.cli import read_arguments
@@ -42,4 +42,17 @@ def override(sweep: Sweep, overrides: Mapping[str, str]) -> Sweep:
             raise InputError(f"--{parameter.name}: the sweep varies {parameter.name}; change the file instead")
     kept = [each for each in sweep.parameters if each.name not in overrides]
     given = [Parameter(name, make_distribution({"value": text})) for name, text in overrides.items()]
-    return replace(sweep, parameters=tuple(sorted([*kept, *given], key=lambda each: each.name)))
+    parameters = tuple(sorted([*kept, *given], key=lambda each: each.name))
+    return replace(sweep, parameters=parameters, command=_without(sweep.command, overrides))
+
+
+def _without(command: Sequence[str], names: Container[str]) -> tuple[str, ...]:
+    """The words of a command without the options of these names, which would win where they follow the trial's."""
+    kept, rest = [], iter(command)
+    for word in rest:
+        name, equals, _ = word.partition("=")
+        if not name.startswith("--") or name[2:] not in names:
+            kept.append(word)
+        elif not equals:
+            next(rest, None)  # its value
+    return tuple(kept)
