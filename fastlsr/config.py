@@ -169,7 +169,9 @@ class Log:
     )
     project: str = option("fastlsr", "W&B project; WANDB_PROJECT wins over this default")
     tensorboard: bool = option(False, "write TensorBoard's files into the run's folder")
-    every: int = option(50, "batches between figures of the running loss for W&B and TensorBoard", low=1)
+    every: int = option(
+        50, "batches between figures of the running loss, on the terminal, for W&B and TensorBoard", low=1
+    )
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,9 @@ def test_tensorboard_has_each_epoch_each_figure_inside_it_the_options_and_the_so
 
 
 def test_at_an_epoch_s_end_figures_are_those_of_its_row_and_soft_labels_follow_it(train_colam, tmp_path, capsys):
-    folder = train_colam(tmp_path / "run", log__tensorboard="true", log__every=BATCHES, optim__accumulate=2)
+    folder = train_colam(
+        tmp_path / "run", log__tensorboard="true", log__every=BATCHES, optim__accumulate=4, optim__schedule="cosine"
+    )
     rows, steps = RunFolder(folder).read_rows(), events(folder, "steps")
     assert [each.value for each in steps.Scalars("lr")] == pytest.approx([row["lr"] for row in rows])
     assert [each.value for each in steps.Scalars("train/loss")] == pytest.approx([row["train/loss"] for row in rows])
