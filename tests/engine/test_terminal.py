@@ -91,3 +91,13 @@ def test_piped_lines_hold_the_words_and_what_is_left_of_epoch_and_run(monkeypatc
         "epoch 1/3  step 5/10  loss 5  left 0:00:50, run 0:04:10",
         "epoch 1/3  step 6/10  loss 6  left 0:00:40, run 0:04:00",
     ]
+
+
+def test_the_time_left_goes_by_this_process_s_epochs_and_forgets_its_first(tmp_path, capsys):
+    log = RunLog(RunFolder(tmp_path), load(), 5)
+    blank = dict.fromkeys(KEYS)
+    log.restore([blank | {"epoch": 1, "seconds": 10_000.0}])
+    for epoch, seconds in ((2, 100.0), (3, 10.0), (4, 20.0), (5, 30.0)):
+        log.row(blank | {"epoch": epoch, "seconds": seconds})
+    heads = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert heads == ["epoch 2/5, 0:05:00 left", "epoch 3/5, 0:00:20 left", "epoch 4/5, 0:00:15 left", "epoch 5/5"]
