@@ -104,8 +104,8 @@ def run_analysis(kind: str, given: Sequence[Path], options: dict[str, str], plac
     """
     out, paths = options.pop("out", ""), [path for each in given for path in _runs_in(each)]
     # Imported after the arguments were looked at: it takes seconds.
-    from fastlsr.engine.log import log_finding
     from fastlsr.engine.trained import open_run
+    from fastlsr.engine.wandb_log import log_finding
 
     analyze = _function(kind)
     first, *_ = [*inspect.signature(analyze).parameters, ""]

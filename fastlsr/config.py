@@ -192,8 +192,11 @@ class Log:
     wandb: str = option(
         "auto", "auto: online with an account, else disabled", choices=("auto", "online", "offline", "disabled")
     )
-    project: str = option("fastlsr", "W&B project")
-    every: int = option(50, "steps between updates of the running loss", low=1)
+    project: str = option("fastlsr", "W&B project; WANDB_PROJECT wins over this default")
+    tensorboard: bool = option(False, "write TensorBoard's files into the run's folder")
+    every: int = option(
+        50, "batches between figures of the running loss, on the terminal, for W&B and TensorBoard", low=1
+    )
 
 
 # By name, in order; `add_option` replaces one by a class with further options.

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from fastlsr.files import replace_file
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
+    from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
     from numpy.typing import ArrayLike
@@ -36,6 +38,7 @@ DASHES: tuple[Any, ...] = (
 )  # fmt: skip
 _LETTERS, _LETTERS_OF_LINE = 13, 7  # of a legend: in an inch, and as wide as a line with its gaps
 MOST_NAMES, MOST_VALUES = 20, 10  # classes that a heat map names, and whose values it prints
+_LEAST_WEIGHT = 1e-3  # of soft labels: those below have the darkest colour and are not told apart
 
 _STYLE: Any = {
     "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -90,6 +93,34 @@ def heat_map(axes: Axes, values: ArrayLike, names: Sequence[str], **limits: Any)
             text, colour = f"{value:.2f}".lstrip("0"), "white" if shades[row, column] < 0.5 else "black"
             axes.text(column, row, text, color=colour, size=6, ha="center", va="center")
     return image
+
+
+def weight_scale() -> LogNorm:
+    """Of weights of soft labels, for `heat_map`: logarithmic, for what a label lends is small beside what it keeps."""
+    from matplotlib.colors import LogNorm
+
+    return LogNorm(_LEAST_WEIGHT, 1, clip=True)
+
+
+def weight_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes]) -> None:
+    """Draws the colour bar of heat maps with `weight_scale`."""
+    bar = figure.colorbar(image, ax=axes, label="weight", extend="min", shrink=0.6, aspect=30)
+    bar.ax.grid(visible=False)
+
+
+def table_picture(table: ArrayLike, names: Sequence[str]) -> np.ndarray:
+    """Soft labels by class as a picture, uint8 [H, W, 3]; arguments as of `heat_map`."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure, axes = panels(width=5.0, height=4.4)
+    with style():
+        weight_bar(figure, heat_map(axes[0], table, names, norm=weight_scale()), axes)
+        axes[0].set(xlabel="weight of", ylabel="label of")
+        figure.set(facecolor="white", dpi=150)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def method_colour(method: str) -> str:

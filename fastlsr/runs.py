@@ -48,7 +48,7 @@ def columns() -> tuple[Column, ...]:
         Column("epoch", "", "whole epochs trained"),
         Column("phase", "", "number of the method's phase, from 1", "phase {}"),
         Column(
-            "lr", "", "learning rate of the epoch's last step (of the classifier, with optim.backbone_lr)", "lr {:.4g}"
+            "lr", "", "learning rate of the epoch's last step (of the classifier, with optim.backbone_lr)", "lr {:.3g}"
         ),
         Column("train/loss", "nats", "mean training objective over the epoch, as the weights moved", "loss {:.4f}"),
         Column("train/top1", "%", "accuracy on the training batches, as the weights moved", "top1 {:.2f}"),
@@ -83,16 +83,39 @@ def finite_row(row: Row) -> Row:
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
-def epoch_line(row: Row, epochs: int) -> str:
-    """The terminal's line for one of `epochs` epochs, from the columns that define a `line`."""
-    text, former = f"epoch {row['epoch']}/{epochs}", ""
+def epoch_line(row: Row, epochs: int, *, left: str = "", width: int | None = None) -> str:
+    """The terminal's line for one of `epochs` epochs, from the columns that define a `line`.
+
+    Args:
+        left: the time that is left of the run.
+        width: above which it is broken into lines, between groups and else between values; None: never.
+    """
+    groups, former = [[f"epoch {row['epoch']}/{epochs}" + (f", {left} left" if left else "")]], ""
     for column in columns():
         if not column.line or row.get(column.key) is None:
             continue
-        group = column.key.rpartition("/")[0]
-        lead = " " if group and group == former else f"  {group} " if group else "  "
-        text, former = text + lead + column.line.format(row[column.key]), group
-    return text
+        group, shown = column.key.rpartition("/")[0], column.line.format(row[column.key])
+        if group and group == former:
+            groups[-1].append(shown)
+        else:
+            groups.append([f"{group} {shown}" if group else shown])
+        former = group
+    text = "  ".join(map(" ".join, groups))
+    return text if width is None or len(text) <= width else _broken(groups, width)
+
+
+def _broken(groups: Iterable[Sequence[str]], width: int) -> str:
+    """The words of groups in lines of `width` characters, those after the first indented."""
+    lines = [""]
+    for group in groups:
+        whole = " ".join(group)
+        for place, word in enumerate([whole] if len(whole) + 2 <= width else group):
+            gap = " " if place else "  "
+            if lines[-1] and len(lines[-1] + gap + word) > width:
+                lines.append("  " + word)
+            else:
+                lines[-1] += (gap if lines[-1] else "") + word
+    return "\n".join(lines)
 
 
 def compared_keys() -> list[str]:
@@ -143,6 +166,11 @@ class RunFolder:
     """The files of one run. Reading raises InputError, with the file's name, for what is not there or is damaged."""
 
     path: Path
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
 
     @property
     def newest_checkpoint(self) -> Path:

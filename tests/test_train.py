@@ -271,7 +271,7 @@ def test_a_finished_run_of_before_a_metric_was_added_is_shown_without_it(command
     torch.save(state, newest)
     capsys.readouterr()
     assert train.main(words) == 0
-    assert re.search(r"last .* - │", capsys.readouterr().out)
+    assert re.search(r"test/ece +│ +- │ +- │", capsys.readouterr().out)
 
 
 def test_a_finished_run_is_not_trained_again(colam_run, command, capsys):
@@ -502,7 +502,7 @@ def test_an_agent_that_waits_for_a_run_gets_the_rows_of_one_that_was_finished_be
 @pytest.mark.parametrize(
     ("table", "words", "warns"),
     [
-        (torch.eye(4), "4 of 4 peak at their own class, entropy 0.000 of at most 1.386", False),
+        (torch.eye(4), "4 of 4 peak at their own class, entropy 0.000 of 1.386", False),
         (torch.full((4, 4), 0.25), "1 of 4", True),
         (0.7 * torch.eye(4).roll(1, 0) + 0.075, "0 of 4", True),
     ],

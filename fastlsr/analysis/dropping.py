@@ -31,8 +31,8 @@ from fastlsr.drawing import draw_band, legend_below, line_styles, panels, style
 from fastlsr.engine.cost import forward_seconds, tell_cost
 from fastlsr.engine.features import split_features
 from fastlsr.engine.linear_probe import on_other_data, probe
-from fastlsr.engine.log import tracked
 from fastlsr.engine.predictions import evaluation_logits
+from fastlsr.engine.terminal import tracked
 from fastlsr.engine.trained import TrainedRun, open_run
 from fastlsr.errors import InputError
 from fastlsr.labels.plan import Plan

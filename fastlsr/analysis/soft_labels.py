@@ -20,7 +20,17 @@ from torch import Tensor
 from fastlsr.analysis import Finding, aligned
 from fastlsr.data.soft_labels import stage_labels
 from fastlsr.data.superclasses import SUPERCLASS
-from fastlsr.drawing import MOST_NAMES, draw_band, heat_map, legend_below, line_styles, panels, style
+from fastlsr.drawing import (
+    MOST_NAMES,
+    draw_band,
+    heat_map,
+    legend_below,
+    line_styles,
+    panels,
+    style,
+    weight_bar,
+    weight_scale,
+)
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError
 from fastlsr.trials import grouped, mean_and_std
@@ -33,7 +43,6 @@ _COLUMNS = 3  # of the picture, at most
 _SOFTER = 0.02  # of the largest entropy: by less, labels do not count as softer
 _PAIRS = 10  # of each stage, in the numbers
 _PAIRS_OF_TEXT = 4
-_LEAST = 1e-3  # the darkest colour: weights below are not told apart
 
 
 @dataclass(frozen=True)
@@ -279,13 +288,11 @@ def _curves(settings: Mapping[str, Any]) -> Figure:
 
 def _picture(classes: Sequence[str], stages: Sequence[Stage]) -> Figure:
     """Heat maps, at most three in a row, on a logarithmic scale: what a label lends is small beside what it keeps."""
-    from matplotlib.colors import LogNorm
-
     rows = math.ceil(len(stages) / _COLUMNS)
     columns = math.ceil(len(stages) / rows)
     side = max(2.4, 0.15 * min(len(classes), MOST_NAMES) + 1.2)
     figure, axes = panels(rows, columns, width=side, height=side + 0.7)
-    scale = LogNorm(_LEAST, 1, clip=True)
+    scale = weight_scale()
     for panel in axes[len(stages) :]:
         panel.set_axis_off()
     for at, (panel, stage) in enumerate(zip(axes, stages, strict=False)):
@@ -295,6 +302,5 @@ def _picture(classes: Sequence[str], stages: Sequence[Stage]) -> Figure:
         panel.set_ylabel("" if at % columns else "label of")
         if at % columns:
             panel.set_yticklabels([])
-    bar = figure.colorbar(image, ax=axes, label="weight", extend="min", shrink=0.6, aspect=30)
-    bar.ax.grid(visible=False)
+    weight_bar(figure, image, axes)
     return figure

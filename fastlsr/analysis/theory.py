@@ -29,7 +29,7 @@ import numpy as np
 from fastlsr import drawing
 from fastlsr.analysis import Finding
 from fastlsr.engine.cost import tell_cost
-from fastlsr.engine.log import tracked
+from fastlsr.engine.terminal import tracked
 from fastlsr.errors import InputError
 from fastlsr.rng import Stream, generator
 

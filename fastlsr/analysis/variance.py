@@ -26,8 +26,8 @@ from fastlsr import drawing
 from fastlsr.analysis import Finding
 from fastlsr.data.loader import Loader
 from fastlsr.engine.cost import tell_cost, training_seconds
-from fastlsr.engine.log import tracked
 from fastlsr.engine.session import read_teacher
+from fastlsr.engine.terminal import tracked
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError, unknown
 from fastlsr.labels.methods import make_plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastlsr.config import Config
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import split_paths
-from fastlsr.engine.log import terminal
+from fastlsr.engine.terminal import terminal
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlsr.data.loader import Loader
-from fastlsr.engine.log import tracked
+from fastlsr.engine.terminal import tracked
 from fastlsr.engine.trained import TrainedRun
 
 

@@ -13,8 +13,8 @@ from fastlsr.data.crops import input_resolution
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import data_digests, fold_of_sample, split_paths
 from fastlsr.engine.features import split_features
-from fastlsr.engine.log import progress, terminal
 from fastlsr.engine.session import evaluation_loader, training_loader
+from fastlsr.engine.terminal import progress, terminal
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError
 from fastlsr.metrics import METRICS

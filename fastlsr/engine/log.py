@@ -1,45 +1,33 @@
-"""What a run reports: files in its folder, the terminal, and W&B. The only home of wandb."""
+"""What a run reports: to the files in its folder, to the terminal, and to its loggers."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-import wandb
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
+from torch import Tensor
 
 from fastlsr.config import Config
-from fastlsr.errors import InputError
-from fastlsr.runs import Row, RunFolder, Summary, best_meaning, compared_keys, epoch_line, summary_of
+from fastlsr.drawing import table_picture
+from fastlsr.engine.checkpoint import State
+from fastlsr.engine.loggers import Logger
+from fastlsr.engine.tensorboard_log import TensorBoardLog
+from fastlsr.engine.terminal import clock, progress, terminal
+from fastlsr.engine.totals import EpochTotals
+from fastlsr.engine.wandb_log import WandbLog
+from fastlsr.runs import KINDS, Row, RunFolder, Summary, best_meaning, compared_keys, epoch_line, summary_of
 
-if TYPE_CHECKING:
-    from fastlsr.engine.trained import TrainedRun
-
-SECONDS_BETWEEN_LINES = 30.0
-_SECONDS_OF_FIRST = 3.0  # after which `tracked` estimates the rest
-_MINUTES_FROM = 60.0  # seconds left, from which it prints them
-Item = TypeVar("Item")
-WandbMode = Literal["online", "offline", "disabled"]
-_MODES = ("online", "offline", "disabled")
+LOGGERS: tuple[type[Logger], ...] = (WandbLog, TensorBoardLog)
+_LAST_EPOCHS = 10  # by whose seconds the time left is estimated
+_MOST_DRAWN = 100  # classes of soft labels
+_TABLE_WIDTH = 60
 
 
 class RunLog:
-    """Writes the rows and the summary of a run, shows progress, and mirrors both to W&B where that is on.
+    """Writes the rows and the summary of a run, shows progress, and passes both on to the loggers that are requested.
 
     On a terminal progress is a live bar; piped, a plain line an epoch, and one every half minute inside long ones.
 
@@ -53,8 +41,10 @@ class RunLog:
         self.console = terminal()
         self.rows: list[Row] = []
         self.advised = False
-        self.wandb: wandb.Run | None = None
-        self._former_wandb_id: str | None = None
+        self.loggers: list[Logger] = []
+        self._before = 0  # rows of earlier processes
+        self._wandb_id: str | None = None
+        self._logged = EpochTotals()
 
     def report(self, text: str) -> None:
         """Prints a line."""
@@ -62,83 +52,87 @@ class RunLog:
 
     def restore(self, rows: list[Row]) -> None:
         """Makes the rows these and no others, also in the file."""
-        self.rows = list(rows)
+        self.rows, self._before = list(rows), len(rows)
         self.folder.write_rows(rows)
 
-    def open(self, rows: list[Row], *, wandb_id: str | None) -> None:
-        """Goes on after `rows`, a checkpoint's, dropping any later ones from the file, and starts W&B.
-
-        Args:
-            rows: of the epochs before.
-            wandb_id: of the W&B run that has them; another one that an agent waits for gets them, too.
+    def open(self, state: State | None) -> None:
+        """Goes on after the rows of `state`, a checkpoint's, dropping any later ones, and starts the loggers.
 
         Raises:
-            InputError: if W&B is requested by `log.wandb=online` and cannot be reached; `auto` goes on offline.
+            InputError: if a requested one cannot be started.
         """
-        self.restore(rows)
-        self._former_wandb_id = wandb_id
-        mode = wandb_mode(self.config.log.wandb)
-        if mode == "disabled":
-            return
-        run_id = agent_run() or wandb_id
-        try:
-            self.wandb = self._start_wandb(mode, run_id)
-        except wandb.Error as error:
-            reason = " ".join(str(error).split())[:200]
-            if self.config.log.wandb != "auto" or mode != "online":
-                raise InputError(f"log.wandb={self.config.log.wandb}: {reason}") from None
-            self.report(f"warning: W&B cannot be reached, logging offline ({reason})")
-            self.wandb = self._start_wandb("offline", run_id)
-        if self.wandb.id != wandb_id and not self.wandb.resumed:
-            for row in rows:
-                self.wandb.log(row)
+        self.restore(state["rows"] if state else [])
+        self._wandb_id = state["wandb_id"] if state else None
+        started = (kind.start(self.folder, self.config, state, self.report) for kind in LOGGERS)
+        self.loggers = [logger for logger in started if logger]
 
-    def _start_wandb(self, mode: WandbMode, run_id: str | None) -> wandb.Run:
-        run = wandb.init(
-            project=self.config.log.project,
-            name=self.folder.path.name,
-            config=self.config.as_dict(),
-            dir=self.folder.path,
-            mode=mode,
-            id=run_id,
-            resume="allow" if run_id else None,
-        )
-        run.define_metric("epoch")
-        run.define_metric("*", step_metric="epoch")
-        return run
-
-    @property
-    def wandb_id(self) -> str | None:
-        """The id of the W&B run that has the rows, for a checkpoint."""
-        return self.wandb.id if self.wandb else self._former_wandb_id
+    def state_dict(self) -> State:
+        """What a checkpoint keeps: "rows", and "wandb_id" of the W&B run that has them."""
+        kept: State = {"wandb_id": self._wandb_id, "rows": self.rows}
+        for logger in self.loggers:
+            kept |= logger.state_dict()
+        return kept
 
     def progress(self, epoch: int, *, steps: int) -> AbstractContextManager[Callable[[int, str], None]]:
         """A function that shows how many of the `steps` of 1-based `epoch` are done, with a few words on the loss."""
-        return progress(self.console, f"epoch {epoch}/{self.epochs}", steps=steps)
+
+        def following(seconds: float) -> float:
+            return (self.epochs - epoch) * (self._seconds_per_epoch() or seconds)
+
+        self._logged = EpochTotals()
+        return progress(self.console, f"epoch {epoch}/{self.epochs}", steps=steps, following=following)
+
+    def _seconds_per_epoch(self) -> float | None:
+        """Mean over this process's last epochs, without its first, which loads kernels, unless that is all there is."""
+        recent = self.rows[self._before + 1 :] or self.rows[-1:]
+        return statistics.fmean(row["seconds"] for row in recent[-_LAST_EPOCHS:]) if recent else None
+
+    def step(self, step: int, so_far: EpochTotals, *, learning_rate: float) -> None:
+        """Passes the mean loss since the call before, or since the epoch's beginning, on to the loggers.
+
+        Args:
+            step: batches trained on since the run's beginning, those in `so_far` among them.
+        """
+        new = so_far.since(self._logged)
+        self._logged = so_far
+        for logger in self.loggers if new.seen else ():
+            logger.step(step, {"train/loss": new.loss, "lr": learning_rate})
 
     def row(self, row: Row) -> None:
-        """Keeps an epoch's row in the file, on the terminal and at W&B."""
+        """Keeps an epoch's row in the file, on the terminal and with the loggers."""
         self.rows.append(row)
         self.folder.append_row(row)
-        self.report(epoch_line(row, self.epochs))
-        if self.wandb:
-            self.wandb.log(row)
+        seconds = (self.epochs - row["epoch"]) * (self._seconds_per_epoch() or 0)
+        width = self.console.width if self.console.is_terminal else None
+        self.report(epoch_line(row, self.epochs, left=clock(seconds) if seconds else "", width=width))
+        for logger in self.loggers:
+            logger.row(row)
+
+    def soft_labels(self, file: Path, table: Tensor, classes: Sequence[str]) -> None:
+        """Passes soft labels on to the loggers: float32[K, K], those that the last epoch's phase learned."""
+        if self.loggers:
+            picture = table_picture(table, classes) if len(classes) <= _MOST_DRAWN else None
+            for logger in self.loggers:
+                logger.soft_labels(self.rows[-1]["epoch"], file, picture)
 
     def summary(self, *, finished: bool) -> Summary:
         """Writes the last and the best row; returns what it wrote."""
         summary = self.folder.write_summary(self.rows, best_by=self.config.train.best_by, finished=finished)
-        if self.wandb:
-            named = {"last": summary["last"], "best": summary["best"]}
-            self.wandb.summary.update(
-                {f"{kind}/{key}": value for kind, row in named.items() for key, value in row.items()}
-            )
+        for logger in self.loggers:
+            logger.summary(summary)
         return summary
 
+    def show_results(self) -> None:
+        """Writes and prints the last and the best row of a finished run, and where all is."""
+        table = results_table(self.summary(finished=True))
+        self.console.print(table, soft_wrap=False, width=min(_TABLE_WIDTH, self.console.width))
+        self.report(f"best: the {best_meaning(self.config.train.best_by)}, read on the evaluation split")
+        self.report(f"results: {self.folder.path}")
+
     def close(self, exit_code: int) -> None:
-        """Ends the W&B run."""
-        if self.wandb:
-            with suppress(Exception):  # a W&B that cannot be reached must not take the results with it
-                self.wandb.finish(exit_code=exit_code)
+        """Ends the loggers."""
+        for logger in self.loggers:
+            logger.close(exit_code)
 
 
 class SilentLog(RunLog):
@@ -152,9 +146,9 @@ class SilentLog(RunLog):
         """Makes the rows these."""
         self.rows = list(rows)
 
-    def open(self, rows: list[Row], *, wandb_id: str | None) -> None:
-        """Goes on after `rows`."""
-        self.restore(rows)
+    def open(self, state: State | None) -> None:
+        """Goes on after the rows of `state`."""
+        self.restore(state["rows"] if state else [])
 
     def row(self, row: Row) -> None:
         """Keeps an epoch's row."""
@@ -165,130 +159,24 @@ class SilentLog(RunLog):
         return summary_of(self.folder.path.name, self.rows, best_by=self.config.train.best_by, finished=finished)
 
 
-def log_finding(run: TrainedRun, kind: str, files: Sequence[Path]) -> None:
-    """Logs the numbers and the picture of an analysis to the W&B run that has the run's rows, where there is one.
-
-    Args:
-        files: of the finding: JSON, and PNG where there is a picture.
-    """
-    run_id = run.state.get("wandb_id")
-    mode = wandb_mode(run.config.log.wandb)
-    if not run_id or mode == "disabled":
-        return
-    numbers = next(path for path in files if path.suffix == ".json")
-    logged: dict[str, Any] = {f"analysis/{kind}": json.loads(numbers.read_text(encoding="utf-8"))}
-    try:
-        mirror = wandb.init(
-            project=run.config.log.project, dir=run.folder.path, mode=mode, id=run_id, resume="allow",
-            settings=wandb.Settings(silent=True),
-        )  # fmt: skip
-        mirror.summary.update(logged)
-        mirror.log({f"analysis/{kind}": wandb.Image(str(path)) for path in files if path.suffix == ".png"})
-        mirror.finish()
-    except wandb.Error as error:
-        print(f"warning: W&B did not take the analysis: {' '.join(str(error).split())[:200]}", file=sys.stderr)
-
-
-def tracked(items: Iterable[Item], name: str, *, steps: int) -> Iterator[Item]:
-    """The items, while progress is shown; once the first have shown that all take minutes, how many is printed.
-
-    Args:
-        name: of what is done with them.
-        steps: how many items there are.
-    """
-    console, start, said = terminal(stderr=True), time.monotonic(), False
-    with progress(console, name, steps=steps) as advance:
-        for done, item in enumerate(items, start=1):
-            yield item
-            advance(done, "")
-            if done == 1:  # it warms up what the others find warm
-                start = time.monotonic()
-            seconds = time.monotonic() - start
-            if not said and seconds > _SECONDS_OF_FIRST:
-                said, left = True, seconds / (done - 1) * (steps - done)
-                if left > _MINUTES_FROM:
-                    console.print(f"{name}: about {left / 60:.0f} more minutes", markup=False)
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        raise
-
-
-def terminal(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """A console for lines that are never cut off, or, if `quiet`, never shown."""
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else 160
-    return _Console(width=width, highlight=False, soft_wrap=True, stderr=stderr, quiet=quiet)
-
-
-@contextmanager
-def progress(console: Console, name: str, *, steps: int | None = None) -> Iterator[Callable[[int, str], None]]:
-    """A function that shows how many of the `steps`, if they are known, are done, with a few words.
-
-    On a terminal it moves a bar; piped, it prints a line every half minute.
-    """
-    if console.is_terminal:
-        with _bar(console) as bar:
-            task = bar.add_task(name, total=steps, note="")
-            yield lambda done, note: bar.update(task, completed=done, note=note)
-    else:
-        due, of = time.monotonic() + SECONDS_BETWEEN_LINES, f"/{steps}" if steps else ""
-
-        def line(done: int, note: str) -> None:
-            nonlocal due
-            if time.monotonic() > due:
-                due = time.monotonic() + SECONDS_BETWEEN_LINES
-                console.print(f"{name}  step {done}{of}  {note}", markup=False)
-
-        yield line
-
-
-def _bar(console: Console) -> Progress:
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    note = TextColumn("{task.fields[note]}")
-    return Progress(TextColumn("{task.description}"), *columns, note, console=console, transient=True)
-
-
-def agent_run() -> str | None:
-    """The id of the W&B run that `wandb agent`, or whoever set WANDB_RUN_ID, waits for."""
-    return os.environ.get("WANDB_RUN_ID") or None
-
-
-def wandb_mode(requested: str) -> WandbMode:
-    """W&B's mode for `log.wandb`: `auto` is WANDB_MODE, else online with an account, else disabled.
+def check_loggers(config: Config) -> None:
+    """Checks that the loggers that the options request are there.
 
     Raises:
-        InputError: if `online` is requested and there is no account (W&B would wait for one to be typed), or WANDB_MODE
-            is no mode.
+        InputError: if one is not.
     """
-    if requested == "auto" and (mode := os.environ.get("WANDB_MODE")):
-        if mode not in _MODES:
-            raise InputError(f"WANDB_MODE={mode}: expected online, offline or disabled")
-        return cast(WandbMode, mode)
-    if requested in ("offline", "disabled"):
-        return cast(WandbMode, requested)
-    account = wandb.login(prompt=False, verify=False)
-    if requested == "auto":
-        return "online" if account else "disabled"
-    if not account:
-        raise InputError(
-            "log.wandb=online: no W&B account; run `wandb login`, set WANDB_API_KEY or take log.wandb=offline"
-        )
-    return "online"
+    for kind in LOGGERS:
+        kind.check(config)
 
 
-def results_table(summary: Summary, best_by: str) -> Table:
+def results_table(summary: Summary) -> Table:
     """The last and the best row of a run, side by side."""
-    table = Table(
-        title=summary["name"], caption=f"best: {best_meaning(best_by)} of any epoch, as read on the evaluation split"
-    )
-    table.add_column("")
-    keys = compared_keys()
-    for key in keys:
-        table.add_column(key.replace("/", "\n"), justify="right")  # two lines: the table fits 80 columns
-    for kind, row in (("last", summary["last"]), ("best", summary["best"])):
-        table.add_row(kind, *(_shown(row.get(key)) for key in keys))
+    table = Table()
+    table.add_column("", overflow="fold")
+    for kind in KINDS:
+        table.add_column(kind, justify="right", overflow="fold")
+    for key in compared_keys():
+        table.add_row(key, *(_shown(summary[kind].get(key)) for kind in KINDS))
     return table
 
 

@@ -24,11 +24,12 @@ from fastlsr.engine import checkpoint, distributed
 from fastlsr.engine.evaluation import CollectedLogits
 from fastlsr.engine.footprint import step_bytes, warnings
 from fastlsr.engine.label_learning import LearnedLabels
-from fastlsr.engine.log import RunLog, SilentLog, agent_run, results_table, wandb_mode
+from fastlsr.engine.log import RunLog, SilentLog, check_loggers
 from fastlsr.engine.provenance import environment, software, source_digests
 from fastlsr.engine.runtime import choose_device, peak_memory_bytes, set_up_torch
 from fastlsr.engine.session import Session, State
 from fastlsr.engine.totals import EpochTotals
+from fastlsr.engine.wandb_log import agent_run, with_project
 from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.files import remove_leftovers, replace_file, sole_use
 from fastlsr.labels.plan import Plan
@@ -130,6 +131,7 @@ def train(config: Config, plan: Plan, *, started: float) -> int:
 
 def _train(config: Config, plan: Plan, device: torch.device, ranks: Ranks, *, started: float) -> int:
     start = distributed.from_main(lambda: find_start(config, plan))
+    config = with_project(config)
     folder = run_folder(config)
     log = RunLog(folder, config, plan.epochs) if distributed.is_main() else SilentLog(folder, config, plan.epochs)
     log.report(f"run: {folder.path}")
@@ -149,7 +151,7 @@ def _train(config: Config, plan: Plan, device: torch.device, ranks: Ranks, *, st
     with sole_use_of(folder):
         if distributed.is_main():
             begin_files(folder, session, start)
-        log.open(start.state["rows"] if start.state else [], wandb_id=start.state["wandb_id"] if start.state else None)
+        log.open(start.state)
         threads = f"{torch.get_num_threads()} threads of torch, {session.train.workers} of the loader"
         each = f"{ranks.world_size} ranks, each with " if ranks.world_size > 1 else ""
         where = f"{each}{device}, {threads}"
@@ -181,9 +183,9 @@ def find_start(config: Config, plan: Plan) -> Start:
 
     Raises:
         InputError: if that is not there, should not be there, or belongs to other options, data or another teacher; or
-            if W&B is not there that is requested.
+            if a logger is not there that is requested.
     """
-    wandb_mode(config.log.wandb)
+    check_loggers(config)
     check_best_by(config.train)
     folder, digests = run_folder(config).path, source_digests(config, plan)
     state, remark = checkpoint.load_newest(folder)
@@ -244,18 +246,12 @@ def show_finished(log: RunLog, state: State) -> int:
     if agent_run() in (None, state["wandb_id"]):
         log.restore(state["rows"])
     else:
-        log.open(state["rows"], wandb_id=state["wandb_id"])
+        log.open(state)
     try:
-        return show_results(log)
+        log.show_results()
+        return 0
     finally:
         log.close(0)
-
-
-def show_results(log: RunLog) -> int:
-    """Writes and prints the last and best row of a finished run; returns the exit code."""
-    log.console.print(results_table(log.summary(finished=True), log.config.train.best_by))
-    log.report(f"results: {log.folder.path}")
-    return 0
 
 
 def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
@@ -265,9 +261,7 @@ def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
         if row is None:
             check_finite(session.totals.read(), session.position.epochs + 1)
             session.check_weights()
-        else:
-            log.row(row)
-        state = {**session.state_dict(), "wandb_id": log.wandb_id, "rows": log.rows}
+        state = session.state_dict() | log.state_dict()
         if distributed.is_main():
             keep_checkpoints(session.config, log, state, row)
         if row is None:
@@ -280,7 +274,8 @@ def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
         log.summary(finished=are_all(log.rows, session.config, session.plan))
     if not session.finished:
         log.report(f"ended early: no better {session.config.train.best_by} in {session.config.train.patience} epochs")
-    return show_results(log)
+    log.show_results()
+    return 0
 
 
 def are_all(rows: Sequence[Row], config: Config, plan: Plan) -> bool:
@@ -298,7 +293,7 @@ def keep_checkpoints(config: Config, log: RunLog, state: State, row: Row | None)
 
 
 def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
-    """Finishes the epoch under way and returns its row, or None if a stop was requested during it.
+    """Finishes the epoch under way and logs its row; returns it, or None if a stop was requested during the epoch.
 
     Raises:
         TrainingFailed: at a loss that is not finite.
@@ -314,8 +309,6 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
         end = session.end_epoch(stop.watch)
     except Stopped:
         return None
-    if end.learned and distributed.is_main():
-        keep_soft_labels(end.learned, session, log)
     row: Row = {
         "epoch": session.position.epochs,
         "phase": phase.number + 1,
@@ -331,6 +324,9 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
     row = finite_row(row)
     if logits:
         keep_logits(logits, row, session, log)
+    log.row(row)
+    if end.learned and distributed.is_main():
+        keep_soft_labels(end.learned, session, log)
     return row
 
 
@@ -353,15 +349,20 @@ def train_epoch(session: Session, log: RunLog, stop: StopRequest) -> tuple[Epoch
         TrainingFailed: at a loss that is not finite.
     """
     epoch, first, every, note = session.position.epochs + 1, session.position.batches, session.config.log.every, ""
-    start = time.perf_counter()
+    before, start = session.position.epochs * len(session.train), time.perf_counter()
     with log.progress(epoch, steps=len(session.train)) as advance:
         for batch in session.batches():
             stepped = session.train_batch(*batch)
             done = session.position.batches
-            if done % every == 0:
+            logs = (before + done) % every == 0
+            if (
+                logs or done & (done - 1) == 0
+            ):  # at powers of two, too: the first loss is not to wait for `every` batches
                 so_far = session.totals.read_late()
                 check_finite(so_far, epoch)
                 note = f"loss {so_far.loss:.4f}" if so_far.seen else ""
+                if logs:
+                    log.step(before + int(so_far.steps), so_far, learning_rate=session.learning_rate_at(so_far.steps))
             advance(done, note)
             if stepped:
                 stop.check_step()
@@ -409,6 +410,7 @@ def keep_soft_labels(learned: LearnedLabels, session: Session, log: RunLog) -> N
     tensors = {"soft_labels": learned.soft_labels, "count": learned.count}
     run = {"run": config.run_name(), "stage": learned.stage}
     save_labels(path, tensors, manifest, fold=fold_name(config.data), model=config.model.name, **run)
+    log.soft_labels(path, learned.soft_labels, manifest.classes)
 
 
 def soft_labels_line(table: torch.Tensor, *, advice: str) -> str:
@@ -420,7 +422,7 @@ def soft_labels_line(table: torch.Tensor, *, advice: str) -> str:
     classes = len(table)
     entropy, most = torch.special.entr(table.double()).sum(1).mean().item(), math.log(classes)
     own = int((table.argmax(1) == torch.arange(classes)).sum())
-    line = f"soft labels: {own} of {classes} peak at their own class, entropy {entropy:.3f} of at most {most:.3f} nats"
+    line = f"soft labels: {own} of {classes} peak at their own class, entropy {entropy:.3f} of {most:.3f} nats"
     if advice and (own < classes / 2 or entropy > 0.95 * most):
         line += f"; warning: they are close to uniform, the network does not tell the classes apart yet ({advice})"
     return line

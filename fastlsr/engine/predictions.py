@@ -10,7 +10,7 @@ from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import split_paths
 from fastlsr.engine.cost import FORWARD, tell_cost, training_seconds
 from fastlsr.engine.evaluation import CollectedLogits
-from fastlsr.engine.log import tracked
+from fastlsr.engine.terminal import tracked
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.logits import EvaluationLogits, read_logits
 

@@ -16,7 +16,7 @@ from fastlsr.data.manifest import Manifest, read_manifest
 from fastlsr.data.splits import split_paths, training_count
 from fastlsr.engine.compiling import seconds_per_step
 from fastlsr.engine.footprint import free_bytes, step_bytes, warnings
-from fastlsr.engine.log import wandb_mode
+from fastlsr.engine.log import check_loggers
 from fastlsr.engine.loop import find_start
 from fastlsr.engine.optimizers import build_optimizer
 from fastlsr.engine.runtime import choose_device, choose_precision, set_up_torch
@@ -53,7 +53,7 @@ def preview(config: Config, plan: Plan) -> Iterator[str]:
         yield f"  from epoch {epoch + 1}: {factor * config.optim.lr:.6g}{backbone}"
     yield f"run: {run_folder(config).path}"
     choose_device(config.train.device)
-    wandb_mode(config.log.wandb)
+    check_loggers(config)
     if plan.pairs:
         check_pairs_storage(config.data)
     find_start(config, plan)

@@ -386,6 +386,12 @@ class Session:
         of_generation = self.plan.within_generation(epoch) * self.schedule.steps_per_epoch + inside
         return self.plan.at(epoch).phase.lr_scale * self.schedule.factor(of_generation)
 
+    def learning_rate_at(self, batches: float) -> float:
+        """The rate (of the classifier, with optim.backbone_lr) that so many batches of the epoch under way end with."""
+        groups = max(0, math.ceil(batches / self.config.optim.accumulate) - 1)
+        step = self.position.epochs * self.schedule.steps_per_epoch + groups
+        return self.config.optim.lr * self.learning_rate_factor(step)
+
     def check_weights(self) -> None:
         """Checks that a checkpoint of this state would be good.
 

@@ -20,9 +20,9 @@ from fastlsr.data.soft_labels import TeacherRows
 from fastlsr.data.splits import data_digests, fold_name, split_paths
 from fastlsr.engine.classifier import Classifier
 from fastlsr.engine.linear_probe import fit_head
-from fastlsr.engine.log import progress, terminal
 from fastlsr.engine.runtime import choose_device, choose_precision, set_up_torch
 from fastlsr.engine.session import build_network, classifier_of, evaluation_loader, training_loader
+from fastlsr.engine.terminal import progress, terminal
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.models import expected_normalization
 

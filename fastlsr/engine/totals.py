@@ -30,6 +30,15 @@ class EpochTotals:
         """Accuracy on the training batches, in percent."""
         return 100 * self.correct / max(self.seen, 1)
 
+    def since(self, former: EpochTotals) -> EpochTotals:
+        """The sums over what came after `former`, sums of the same epoch."""
+        loss_sum, correct, seen = (
+            self.loss_sum - former.loss_sum,
+            self.correct - former.correct,
+            self.seen - former.seen,
+        )
+        return EpochTotals(loss_sum, correct, seen, self.steps - former.steps, self.bad_step)
+
 
 class Totals:
     """Sums over an epoch, read without waiting for the device.

@@ -23,10 +23,10 @@ from rich.console import Console
 from fastlsr.cli import Parser, exit_on_input_error, interrupts_raised
 from fastlsr.errors import InputError, unknown
 from fastlsr.files import check_can_be_written, replace_text
-from fastlsr.report.collect import UNFINISHED, Collection, collect
+from fastlsr.report.collect import UNFINISHED, Collection, ReportedSetting, collect
 from fastlsr.report.columns import COLUMNS
 from fastlsr.report.comparisons import Comparison, all_pairs, compare, planned_pairs
-from fastlsr.report.exports import comparisons_csv, numbers_of, runs_csv, settings_csv
+from fastlsr.report.exports import comparisons_csv, numbers_of, rows_csv, runs_csv, settings_csv
 from fastlsr.report.figures import report_figures
 from fastlsr.report.formats import latex, markdown, print_lines, print_table
 from fastlsr.report.page import write_page
@@ -59,12 +59,14 @@ class Report:
         comparisons: of the settings' last epochs.
         paper: the table that is set beside them, if any.
         tables: of settings.
+        unfinished: settings of runs that may still finish.
     """
 
     collection: Collection
     comparisons: Sequence[Comparison]
     paper: PaperTable | None
     tables: Sequence[Table]
+    unfinished: Sequence[ReportedSetting]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,7 +154,8 @@ def make_report(
             raise
         pairs = []
     comparisons = compare(pairs, column)
-    return Report(collection, comparisons, table, setting_tables(collection, comparisons, table))
+    tables = setting_tables(collection, comparisons, table)
+    return Report(collection, comparisons, table, tables, unfinished_settings(collection.aside))
 
 
 def print_report(report: Report) -> None:
@@ -212,6 +215,7 @@ def files_of(report: Report) -> dict[str, str]:
     return {
         "table.csv": settings_csv(report.collection, report.paper),
         "runs.csv": runs_csv(report.collection),
+        "rows.csv": rows_csv([*settings, *report.unfinished]),
         "table.md": "\n".join(map(markdown, [*report.tables, *aside])),
         "table.tex": "\n".join(map(latex, report.tables)),
         "comparisons.csv": comparisons_csv(comparisons),
@@ -228,7 +232,7 @@ def write_report(out: Path, report: Report, about: _About, *, refresh: int = 0) 
         InputError: if the folder cannot be written to.
     """
     write_files(out, files_of(report))
-    figures = report_figures(report.collection, report.comparisons, unfinished_settings(report.collection.aside))
+    figures = report_figures(report.collection, report.comparisons, report.unfinished)
     write_page(
         out, report.collection, report.comparisons, report.tables, figures, **about, refresh=refresh
     )  # fmt: skip

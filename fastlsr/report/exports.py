@@ -13,6 +13,7 @@ from fastlsr.report.columns import COLUMNS
 from fastlsr.report.comparisons import Comparison
 from fastlsr.report.recipes import PaperRow, PaperTable, label_beside, recipe_notes
 from fastlsr.runs import KINDS
+from fastlsr.runs import keys as row_keys
 
 
 def settings_csv(collection: Collection, paper: PaperTable | None = None) -> str:
@@ -64,6 +65,17 @@ def runs_csv(collection: Collection) -> str:
         for setting in collection.settings for run in setting.runs
     ]  # fmt: skip
     return _csv([*head, *(f"{kind}/{key}" for kind, key in keys)], lines)
+
+
+def rows_csv(settings: Sequence[ReportedSetting]) -> str:
+    """A row for each epoch of each run, unrounded, with every column that any of them has."""
+    runs = [(setting.label, run) for setting in settings for run in setting.runs]
+    keys = list(dict.fromkeys([*row_keys(), *(key for _, run in runs for row in run.rows for key in row)]))
+    lines = [
+        [label, str(run.trial.folder.path), *run.repeat, *(row.get(key) for key in keys)]
+        for label, run in runs for row in run.rows
+    ]  # fmt: skip
+    return _csv(["setting", "run", "seed", "fold", *keys], lines)
 
 
 def _varied(setting: ReportedSetting, collection: Collection) -> list[object]:

@@ -1,5 +1,6 @@
 """Runs a W&B sweep file without an account: python -m fastlsr.sweep FILE [--jobs N] [--devices-per-trial N] ...
 
+--section.key=value is an option of every trial, and wins over the file, unless the sweep varies it.
 Each trial is a process and a run of its own; started again, the sweep skips what is finished and resumes what is not.
 Exit codes: 0 all trials finished, 1 some failed, 2 wrong input, 130 and 143 stopped by SIGINT and SIGTERM, which
 the trials under way were sent, so that they left checkpoints.
@@ -19,6 +20,7 @@ from fastlsr.cli import Parser, exit_on_input_error
 from fastlsr.errors import InputError
 from fastlsr.files import sole_use
 from fastlsr.sweep.file import read_sweep
+from fastlsr.sweep.overrides import override, split_overrides
 from fastlsr.sweep.plan import plan_text, plan_trials
 from fastlsr.sweep.results import check_metric, outcomes_of, selection_text, sweep_table, table_legend
 from fastlsr.sweep.runner import Runner
@@ -27,8 +29,9 @@ from fastlsr.sweep.runner import Runner
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the sweep that the command line names; returns the exit code."""
     with exit_on_input_error():
-        options = _parser().parse_args(arguments)
-        sweep = read_sweep(options.file)
+        words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
+        options = _parser().parse_args(words)
+        sweep = override(read_sweep(options.file), overrides)
         try:
             check_metric(sweep)
             planned, rejected = plan_trials(sweep, options.count, ranks=options.devices_per_trial)

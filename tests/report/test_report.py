@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from fastlsr.report.__main__ import main
+from fastlsr.runs import RunFolder
 
 FILES = {"table.csv", "runs.csv", "table.md", "table.tex", "comparisons.csv", "comparisons.md", "comparisons.tex",
          "numbers.json"}  # fmt: skip
@@ -43,6 +44,24 @@ def test_the_report_prints_tables_claims_and_what_is_set_aside_and_writes_them(d
     assert numbers["comparisons"][0]["decided"] and [each["what"] for each in numbers["aside"]] == ["stopped"]
     assert "**51.25 ± 0.19**" in (out / "table.md").read_text()
     assert r"\textbf{51.25 $\pm$ 0.19}" in (out / "table.tex").read_text()
+
+
+def test_every_row_of_every_run_is_in_one_file_as_it_was_written(decided, tmp_path):
+    with open(decided / "late" / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"epoch": 2, "test/top1": 1 / 3, "test/of_a_plugin": 0.1 + 0.2}) + "\n")
+    assert main([str(decided), "--out", str(tmp_path / "out")]) == 0
+    expected = {(str(folder.path), row["epoch"]): row for folder in map(RunFolder, decided.iterdir())
+                for row in folder.read_rows()}  # fmt: skip
+    table = list(csv.DictReader(io.StringIO((tmp_path / "out" / "rows.csv").read_text())))
+    assert {(row["run"], int(row["epoch"])) for row in table} == set(expected) and len(table) == len(expected) > 12
+    for row in table:
+        written = expected[row["run"], int(row["epoch"])]
+        held = {
+            key: float(value) for key, value in row.items() if value and key not in ("setting", "run", "fold", "seed")
+        }
+        assert held == {key: value for key, value in written.items() if value is not None}
+    labels = {row["run"]: row["setting"] for row in table}
+    assert labels[str(decided / "lsr0")] == "lsr" and labels[str(decided / "late")] == "hard (unfinished)"
 
 
 def test_planned_comparisons_of_any_figure_are_made_and_no_others(decided, tmp_path, capsys):
