@@ -116,6 +116,11 @@ class RunFolder:
         """Where a damaged newest checkpoint is set aside."""
         return self.path / "checkpoint.damaged.pt"
 
+    @property
+    def best_checkpoint(self) -> Path:
+        """The checkpoint of the best epoch that `run.keep_best` has kept, for analyses."""
+        return self.path / "best.pt"
+
     def soft_labels(self, stage: int) -> Path:
         """The soft labels that phase `stage`, counted from 1, learned."""
         return self.path / "soft_labels" / f"stage_{stage:02d}.safetensors"
