@@ -46,7 +46,7 @@ def check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         bad = archive.testzip()
     if bad:
-        raise ValueError(f"checksum of {bad}")
+        raise ValueError(f"the checksum of {bad} does not fit")
 
 
 def check_can_be_written(folder: Path) -> None:

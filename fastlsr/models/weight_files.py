@@ -85,7 +85,7 @@ def read_weights(pretrained: str) -> Weights:
     try:
         content, description = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
     except Exception as error:  # damaged files make the readers raise almost anything
-        raise InputError(f"model.pretrained={pretrained}: not readable as weights: {plain_line(error)}") from error
+        raise InputError(f"model.pretrained={pretrained}: not readable as weights: {_reason(error)}") from error
     try:
         state = _without_prefixes(_chosen(content, key))
     except InputError as error:
@@ -103,6 +103,11 @@ def plain_line(error: Exception) -> str:
     return next(iter(_ANSI.sub("", str(error)).splitlines()), "").strip() or type(error).__name__
 
 
+def _reason(error: Exception) -> str:
+    """The first sentence of an exception of a file's reader."""
+    return plain_line(error).partition(". ")[0]
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import safe_open
 
@@ -114,19 +119,19 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _read_pickle(path: Path) -> Any:
     """What `torch.save` wrote, on the CPU, with `_Unread` in the place of whatever torch does not take for harmless."""
     others: list[str] = []
-    if zipfile.is_zipfile(path):
-        check_archive(path)
-        others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    stand_ins = [(type(name, (_Unread,), {}), name) for name in others if name != "argparse.Namespace"]
     try:
+        if zipfile.is_zipfile(path):
+            check_archive(path)
+            others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        stand_ins = [(type(name, (_Unread,), {}), name) for name in others if name != "argparse.Namespace"]
         with torch.serialization.safe_globals([argparse.Namespace, *stand_ins]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (EOFError, pickle.UnpicklingError) as error:
         names = others or re.findall(r"GLOBAL (\S+)", str(error))
         raise ValueError(
             f"holds Python objects other than tensors ({_some(names)}); where you trust it, save its state dict alone"
             if names
-            else "damaged, or not a file of torch.save"
+            else "damaged, or not written by torch.save with its own pickle protocol"
         ) from None
 
 
@@ -152,8 +157,8 @@ def _chosen(content: Any, key: str) -> dict[str, Tensor]:
     if len(held) > 1:
         raise InputError(f"holds {' and '.join(held)}: choose one, as in FILE#{list(held)[-1]}")
     if not held:
-        what = f"but a {type(content).__name__}, " if isinstance(content, _Unread) else ""
-        raise InputError(f"holds no state dict, {what}which is names of parameters and their tensors")
+        instead = f", but a {type(content).__name__}" if isinstance(content, _Unread) else ""
+        raise InputError(f"holds no state dict (names of parameters and their tensors){instead}")
     return dict(*held.values())
 
 
