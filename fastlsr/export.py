@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fastlsr.cli import check_out, exit_on_input_error, read_arguments
+from fastlsr.cli import check_out, exit_on_input_error, interrupts_raised, read_arguments
 from fastlsr.config import PLACES
 from fastlsr.errors import InputError, unknown
 from fastlsr.runs import KINDS, RunFolder
@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         from fastlsr.engine.exporting import export
         from fastlsr.engine.trained import open_run
 
-        print(export(open_run(checkpoint, options), Path(out), weights))
+        with interrupts_raised():
+            print(export(open_run(checkpoint, options), Path(out), weights))
     return 0
 
 

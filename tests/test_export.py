@@ -176,6 +176,13 @@ def test_a_run_of_an_earlier_version_needs_its_data_for_the_resolution(run, digi
     assert "absent" in error_of([tmp_path, f"--out={out}", "--data.dir=absent"], capsys)
 
 
+def test_a_checkpoint_by_itself_is_exported_without_its_accuracy(run, tmp_path):
+    shutil.copy(run.best_checkpoint, tmp_path / "alone.pt")
+    out = tmp_path / "w.safetensors"
+    assert export.main([str(tmp_path / "alone.pt"), f"--out={out}"]) == 0
+    assert same(load_file(out), open_run(run.best_checkpoint).state["ema"]) and "test_top1" not in about(out)
+
+
 def test_help_names_its_options(capsys):
     assert export.main(["--help"]) == 0
     help = capsys.readouterr().out

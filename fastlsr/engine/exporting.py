@@ -18,7 +18,7 @@ from fastlsr.errors import InputError
 from fastlsr.files import replace_file
 from fastlsr.models.registry import FORCE_TIMM, SMALL_IMAGE_NETWORKS, size_option
 from fastlsr.models.weight_files import METADATA, evaluated_weights, plain_line
-from fastlsr.runs import BEST
+from fastlsr.runs import BEST, Row
 
 _NEEDED = ("onnx", "onnxscript")  # by torch.onnx; the extra `export` of pyproject.toml
 _PIXELS = "uint8 [batch, 3, {0}, {0}], RGB; the normalisation is part of the graph"
@@ -95,11 +95,19 @@ def description(run: TrainedRun, state: dict[str, Tensor]) -> dict[str, Any]:
         "batches": run.position.batches,
         "fastlsr": __version__,
     }
-    rows = run.state.get("rows") or run.folder.read_rows()  # checkpoints for analyses have none
-    row = next((row for row in rows if row["epoch"] == run.position.epochs), None)
-    if row and state is evaluated_weights(run.state) and not run.position.batches:
+    row = row_of(run)
+    if row and state is evaluated_weights(run.state):
         about["test_top1"] = row[BEST]
     return about
+
+
+def row_of(run: TrainedRun) -> Row | None:
+    """The row of the checkpoint that was opened; None inside an epoch, or where a checkpoint lies by itself."""
+    rows = run.state.get("rows", [])  # checkpoints for analyses have none
+    if not rows and (run.folder.path / "metrics.jsonl").exists():
+        rows = run.folder.read_rows()
+    at = None if run.position.batches else run.position.epochs
+    return next((row for row in rows if row["epoch"] == at), None)
 
 
 def how_to_load(run: TrainedRun, out: Path) -> str:

@@ -113,6 +113,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     with safe_open(path, framework="pt") as file:
         description = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+        if not isinstance(description, dict):
+            raise ValueError(f"its metadata {METADATA} is no JSON object")
         return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
 
 
@@ -172,7 +174,9 @@ def _is_state(value: Any) -> bool:
 
 
 def _is_run(content: Any) -> bool:
-    return isinstance(content, Mapping) and content.keys() >= {"config", "decided", "model", "ema", "position"}
+    """Whether it is a run's checkpoint, rather than another program's with an entry of the same name."""
+    keys = {"config", "decided", "model", "ema", "position"}
+    return isinstance(content, Mapping) and content.keys() >= keys and _is_state(evaluated_weights(content))
 
 
 def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
