@@ -8,6 +8,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from fastlsr.errors import InputError
@@ -58,6 +59,20 @@ def read_arguments(arguments: Sequence[str], flags: Sequence[str] = ()) -> tuple
         else:
             overrides[name] = value
     return path, overrides, seen
+
+
+def check_out(out: Path, *suffixes: str) -> None:
+    """Checks that the file `--out` of one of these kinds can be written.
+
+    Raises:
+        InputError: if not.
+    """
+    if out.suffix not in suffixes:
+        raise InputError(f"--out={out}: expected a file that ends in {' or '.join(suffixes)}")
+    if out.is_dir():
+        raise InputError(f"--out={out} is a folder")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise InputError(f"--out={out} cannot be written: {out.parent} is no folder that can be written to")
 
 
 def to_stderr(line: str) -> None:

@@ -82,7 +82,11 @@ class Model:
         "resnet18",
         "one of our networks for small images, as docs/models.md lists them, or any timm model (timm/NAME)",
     )
-    pretrained: str = option("", "weights to start from: a file, `timm` for timm's own download, or nothing")
+    pretrained: str = option(
+        "",
+        "weights to start from: a file (FILE#KEY where it holds several state dicts), a run, `timm` for timm's own "
+        "download, or nothing",
+    )
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,13 @@ with --model also data.resolution, model.pretrained, and how train computes.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastlsr.cli import exit_on_input_error, interrupts_raised, read_arguments
+from fastlsr.cli import check_out, exit_on_input_error, interrupts_raised, read_arguments
 from fastlsr.config import PLACES, Config, from_dict, load
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import fold_name, split_paths
@@ -43,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_known(options, from_run=bool(run))
         if not out or not (model or run):
             raise InputError("usage: python -m fastlsr.teach --cfg FILE --model NAME (or --checkpoint RUN) --out FILE")
-        check_place(Path(out))
+        check_out(Path(out), ".safetensors")
         if run and not Path(run).exists():
             raise InputError(f"--checkpoint={run}: no such file or folder")
         config = None if run else config_of_model(path, options, model)
@@ -76,20 +75,6 @@ def check_known(options: Iterable[str], *, from_run: bool) -> None:
             raise InputError(f"--{name} is the run's own with --checkpoint")
         if name not in known:
             raise InputError(unknown("option of a teacher", f"--{name}", [f"--{key}" for key in known]))
-
-
-def check_place(out: Path) -> None:
-    """Checks that a teacher can be written to `out`.
-
-    Raises:
-        InputError: if not.
-    """
-    if out.suffix != ".safetensors":
-        raise InputError(f"--out={out}: expected a file that ends in .safetensors")
-    if out.is_dir():
-        raise InputError(f"--out={out} is a folder")
-    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise InputError(f"--out={out} cannot be written: {out.parent} is no folder that can be written to")
 
 
 def config_of_model(path: str, options: dict[str, str], model: str) -> Config:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 _BASE = {"", "errors", "files", "cli", "rng", "plugins"}  # "" is fastlsr/__init__.py itself
 _VALUES = _BASE | {"config", "metrics", "ranks"}
 _CORE = _VALUES | {"labels", "data", "models", "engine", "runs", "logits"}
-_ENTRY_POINTS = {"train", "evaluate", "analyze", "sweep", "teach", "write", "doctor"}
+_ENTRY_POINTS = {"train", "evaluate", "analyze", "sweep", "teach", "write", "export", "doctor"}
 # What each part of fastlsr may import of fastlsr, besides itself. A new part needs a line here.
 ALLOWED = {
     "": set(),
@@ -36,7 +36,7 @@ ALLOWED = {
     "trials": _VALUES | {"runs", "labels"},
     "labels": _VALUES,
     "data": _VALUES | {"labels"},
-    "models": _VALUES | {"labels"},
+    "models": _VALUES | {"labels", "runs"},
     "scores": _VALUES | {"logits"},
     "drawing": _BASE,
     "engine": _CORE | {"drawing"},
@@ -233,7 +233,7 @@ def modules_of(root: Path, *names: str) -> list[str]:
     return [".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for file in files]
 
 
-_COMMAND_FILES = ("train", "evaluate", "analyze", "teach", "write", "doctor", "system", "sweep/__main__")
+_COMMAND_FILES = ("train", "evaluate", "analyze", "teach", "write", "export", "doctor", "system", "sweep/__main__")
 COMMANDS = modules_of(ROOT, *(f"fastlsr/{name}" for name in _COMMAND_FILES), "data_prep")
 OF_FINISHED_RUNS = modules_of(ROOT, "fastlsr/metrics", "fastlsr/runs", "fastlsr/trials", "fastlsr/report")
 

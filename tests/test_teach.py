@@ -68,7 +68,7 @@ def from_weights(weights, digits_dir, out, **options):
 def of_weights(run, digits_dir, tmp_path_factory):
     """The teacher that the run's last weights make, as the pre-trained backbone of a linear head."""
     path = tmp_path_factory.mktemp("of_weights") / "t.safetensors"
-    assert from_weights(run / "checkpoint.pt", digits_dir, path) == 0
+    assert from_weights(f"{run}#model", digits_dir, path) == 0
     return path
 
 

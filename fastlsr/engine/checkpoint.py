@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastlsr.errors import InputError
-from fastlsr.files import replace_file
+from fastlsr.files import check_archive, replace_file
 from fastlsr.runs import RunFolder
 
 State = dict[str, Any]
@@ -64,9 +63,5 @@ def set_aside(folder: RunFolder) -> None:
 
 
 def _read(path: Path) -> State:
-    # The checksums of the archive's members: torch.load does not notice a flipped bit.
-    with zipfile.ZipFile(path) as archive:
-        bad = archive.testzip()
-    if bad:
-        raise ValueError(f"checksum of {bad}")
+    check_archive(path)
     return torch.load(path, map_location="cpu", weights_only=True)

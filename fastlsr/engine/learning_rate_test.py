@@ -15,9 +15,9 @@ import torch
 
 from fastlsr.config import Config
 from fastlsr.drawing import BLUE, DASHES, GREY, INK, panels, save_figure, style
-from fastlsr.engine.log import tracked
 from fastlsr.engine.runtime import choose_device, set_up_torch
 from fastlsr.engine.session import Session
+from fastlsr.engine.terminal import tracked
 from fastlsr.engine.totals import EpochTotals
 from fastlsr.errors import InputError
 from fastlsr.files import check_can_be_written, replace_text

@@ -216,7 +216,7 @@ def begin_files(folder: RunFolder, session: Session, start: Start) -> None:
     folder.write_config(session.config)
     for plugin in session.config.plugins:
         keep_copy(plugin.name, folder)
-    sources = {name: session.decided.get(name) for name in ("data", "teacher")}
+    sources = {name: session.decided.get(name) for name in ("data", "teacher", "pretrained")}
     ranks = [*former_ranks(folder), session.ranks.world_size] if start.state else [session.ranks.world_size]
     folder.write_environment(environment(session.device) | {"ranks": ranks} | sources)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fastlsr import __version__
 from fastlsr.config import Config
@@ -18,6 +19,8 @@ from fastlsr.data.splits import data_digests
 from fastlsr.engine.runtime import cores
 from fastlsr.errors import InputError
 from fastlsr.labels.plan import TEACHER_CLASS, TEACHER_SAMPLE, Plan
+from fastlsr.models.pretrained import timm_config
+from fastlsr.models.weight_files import file_and_key
 
 
 def source_digests(config: Config, plan: Plan) -> dict[str, Any]:
@@ -27,6 +30,15 @@ def source_digests(config: Config, plan: Plan) -> dict[str, Any]:
         InputError: if a file is missing or cannot be read, or the two splits do not fit.
     """
     return {"data": data_digests(config), "teacher": _teacher_digest(config, plan)}
+
+
+def pretrained_source(model: nn.Module, pretrained: str) -> str | None:
+    """Where a network's first weights are from: the digest of `model.pretrained`, or timm's tag; None: random ones."""
+    if not pretrained:
+        return None
+    if pretrained == "timm":
+        return f"timm {timm_config(model)['tag']}"
+    return digest_of(file_and_key(pretrained)[0])
 
 
 def _teacher_digest(config: Config, plan: Plan) -> str | None:

@@ -26,7 +26,7 @@ from fastlsr.engine.compiling import CompileNotices, choose_compile
 from fastlsr.engine.evaluation import CollectedLogits, evaluate
 from fastlsr.engine.label_learning import LabelLearner, LearnedLabels, Watch
 from fastlsr.engine.optimizers import build_optimizer, set_learning_rate
-from fastlsr.engine.provenance import source_digests
+from fastlsr.engine.provenance import pretrained_source, source_digests
 from fastlsr.engine.runtime import choose_precision
 from fastlsr.engine.schedule import LearningRate, Schedule
 from fastlsr.engine.step import TrainStep
@@ -160,7 +160,8 @@ class Session:
     Attributes:
         position: how far the run is.
         decided: what was decided when it began: "precision", "compile", "normalization" (mean and std, those its
-            pre-trained weights expect or else the training split's), "data" and "teacher" (digests) and "classes".
+            pre-trained weights expect or else the training split's), "data", "teacher" and "pretrained" (digests),
+            "resolution" (pixels) and "classes".
         train, test: the loaders.
         network: what is trained.
         schedule: the learning rate; another one may take its place before the first step.
@@ -241,6 +242,8 @@ class Session:
     def _decide(self, model: nn.Module, report: Callable[[str], None]) -> State:
         """The choices that stay fixed for the whole run, also when it is resumed elsewhere."""
         manifest = self.train.manifest
+        pretrained = pretrained_source(model, self.config.model.pretrained)
+        distributed.check_alike({f"model.pretrained={self.config.model.pretrained}": pretrained})
         expected = expected_normalization(model, self.config.model.pretrained) or (manifest.mean, manifest.std)
         return {
             "normalization": [list(values) for values in expected],
@@ -248,6 +251,8 @@ class Session:
                 lambda: choose_precision(self.config.train.precision, self.device, report)
             ),
             **source_digests(self.config, self.plan),
+            "pretrained": pretrained,
+            "resolution": self.train.resolution,
             "classes": list(manifest.classes),
         }
 
@@ -296,11 +301,19 @@ class Session:
             self._set_former(copy.deepcopy(self.network if self.ema is None else self.network.around(self.ema.model)))
         seed = rng.derived_seed(rng.Stream.GENERATIONS, self.config.train.seed, number) % 2**31
         fresh = self._build_network(self.config.model.pretrained, seed)
+        self._check_pretrained(fresh)
         self.network.model.load_state_dict(fresh.state_dict())
         self.optimizer.load_state_dict(copy.deepcopy(self._fresh_optimizer))
         if self.ema:
             self.ema.load_state_dict(self.network.model.state_dict())
         self._draw_apart()
+
+    def _check_pretrained(self, fresh: nn.Module) -> None:
+        """Raises InputError if a generation would start from other weights than the first one did."""
+        pretrained = self.config.model.pretrained
+        noted = "pretrained" in self.decided  # not by earlier versions
+        if noted and self.decided["pretrained"] != pretrained_source(fresh, pretrained):
+            raise InputError(f"model.pretrained={pretrained} has changed since the run began")
 
     def _draw_apart(self) -> None:
         """Gives each rank's dropout draws of its own from here on; rank 0 has those that it would have alone."""

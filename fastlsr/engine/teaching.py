@@ -6,25 +6,26 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastlsr import __version__
 from fastlsr.config import Config
 from fastlsr.data.loader import Batch, Loader
-from fastlsr.data.manifest import digest_of
 from fastlsr.data.soft_labels import TeacherRows
 from fastlsr.data.splits import data_digests, fold_name, split_paths
 from fastlsr.engine.classifier import Classifier
 from fastlsr.engine.linear_probe import fit_head
+from fastlsr.engine.provenance import pretrained_source
 from fastlsr.engine.runtime import choose_device, choose_precision, set_up_torch
 from fastlsr.engine.session import build_network, classifier_of, evaluation_loader, training_loader
 from fastlsr.engine.terminal import progress, terminal
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.models import expected_normalization
+from fastlsr.models.pretrained import timm_config
 
 _HALF = torch.finfo(torch.float16).max
 
@@ -149,13 +150,8 @@ def pretrained_network(config: Config, train: Loader, console: Console) -> tuple
     normalization = expected_normalization(model, weights) or (train.manifest.mean, train.manifest.std)
     precision = choose_precision(config.train.precision, device, lambda text: report(console, text))
     decided = {"normalization": normalization, "precision": precision}
-    source = f"timm {timm_config(model)['tag']}" if weights == "timm" else digest_of(Path(weights))
+    source = pretrained_source(model, weights)
     return classifier_of(model, decided, config).to(device).eval(), {"weights": source, **of_decided(decided)}
-
-
-def timm_config(model: nn.Module) -> dict[str, Any]:
-    """What timm knows of the pre-trained weights of one of its networks; empty for others."""
-    return cast(dict[str, Any], getattr(model, "pretrained_cfg", {}))
 
 
 def of_decided(decided: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from fastlsr.config import Config, check_places, from_dict
+from fastlsr.data.crops import input_resolution
 from fastlsr.data.loader import Loader
+from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import Subset, split_paths, whole
 from fastlsr.engine import checkpoint
 from fastlsr.engine.classifier import Classifier
@@ -22,6 +24,7 @@ from fastlsr.errors import InputError, unknown
 from fastlsr.labels.methods import make_plan
 from fastlsr.labels.plan import Plan
 from fastlsr.labels.targets import Targets
+from fastlsr.models.weight_files import evaluated_weights
 from fastlsr.runs import RunFolder, folder_of
 
 
@@ -51,6 +54,16 @@ class TrainedRun:
     def classes(self) -> list[str]:
         """The names of its classes; the position is the label."""
         return self.decided["classes"]
+
+    @property
+    def resolution(self) -> int:
+        """Side of the images that it was trained on, pixels.
+
+        Raises:
+            InputError: where an earlier version trained it, which did not note this, and its data is not there.
+        """
+        noted = self.decided.get("resolution")
+        return noted or input_resolution(read_manifest(split_paths(self.config)[0]), self.config.data)
 
     @property
     def at_epoch(self) -> str:
@@ -103,7 +116,7 @@ class TrainedRun:
             resolution: side of its images, pixels: that of a loader.
         """
         model = build_network(self.config, len(self.classes), resolution, pretrained="")
-        model.load_state_dict(self.state["ema"] or self.state["model"])
+        model.load_state_dict(evaluated_weights(self.state))
         return classifier_of(model, self.decided, self.config).to(self.device).eval()
 
     def targets(self) -> Targets:

@@ -5,19 +5,14 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from fastlsr.errors import InputError
 from fastlsr.models.head import head_parameters
+from fastlsr.models.weight_files import Statistics, plain_line, read_weights
 
-Statistics = tuple[float, float, float]
-
-WRAPPERS = ("state_dict", "model")  # keys under which checkpoints hold the weights
-PREFIXES = ("module.", "_orig_mod.")  # added to names by DistributedDataParallel and torch.compile
 DOWNLOAD_SILENCE_SECONDS = 30.0
 
 
@@ -26,59 +21,55 @@ def expected_normalization(model: nn.Module, pretrained: str) -> tuple[Statistic
 
     Pretrained weights need the normalisation they were trained with: for nearly every timm model ImageNet's mean and
     std, whatever the new data. COLAM's transfer tasks "normalize as done in common practice" (section 4.2), which is
-    this. Networks trained from scratch, and our small ones, take the data's statistics from the manifest. The weights
-    of a file for a timm model are assumed to be normalised as timm's own for it.
+    this. The weights of a run, or of its export, expect what the run was normalised by. Those of any other file for a
+    timm model are assumed to be normalised as timm's own for it. Networks trained from scratch, and our small ones,
+    take the data's statistics from the manifest.
 
     Args:
         model: as `build_model` returned it.
-        pretrained: the option it was built with, also when its weights now come from a checkpoint.
+        pretrained: the option it was built with.
     """
-    source = getattr(model, "pretrained_cfg", None) if pretrained else None
-    if not source or "mean" not in source or "std" not in source:
-        return None
-    return tuple(source["mean"]), tuple(source["std"])
+    source = timm_config(model) if pretrained else {}
+    return (tuple(source["mean"]), tuple(source["std"])) if source.keys() >= {"mean", "std"} else None
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def timm_config(model: nn.Module) -> dict[str, Any]:
+    """What is known of the pre-trained weights of a network, as timm notes it; empty for our own without such."""
+    return cast(dict[str, Any], getattr(model, "pretrained_cfg", {}))
+
+
+def load_weights(model: nn.Module, pretrained: str) -> None:
     """Copies a file's weights into the model; a classifier for another number of classes stays as initialised.
+
+    Where the file knows the normalisation that its weights were trained with, `expected_normalization` returns it.
 
     Args:
         model: ours or timm's, on any device.
-        path: .safetensors, .pt or .pth, holding a state dict, plain or under `state_dict` or `model`.
+        pretrained: `FILE`, `FILE#KEY` or a run's folder (see `weight_files.read_weights`).
 
     Raises:
         InputError: for a file that is missing, damaged or of another kind, and for weights that do not fit; it names
             the first keys that are missing, unexpected or of another shape.
     """
-    state = read_state(path)
+    weights = read_weights(pretrained)
+    try:
+        _copy(weights.state, model)
+    except InputError as error:
+        of = f" (weights of {weights.model})" if weights.model else ""
+        raise InputError(f"model.pretrained={pretrained}: {error}{of}") from None
+    if weights.normalization:
+        mean, std = weights.normalization
+        noted: Any = model  # nn.Module does not declare what timm's models have
+        noted.pretrained_cfg = {**timm_config(model), "mean": mean, "std": std}
+
+
+def _copy(state: Mapping[str, Tensor], model: nn.Module) -> None:
     own = model.state_dict()
     fresh = _classifier_to_keep(model, state, own)
-    _check_shapes({key: value for key, value in state.items() if key not in fresh}, own, path)
+    _check_shapes({key: value for key, value in state.items() if key not in fresh}, own)
     # Not strict: only load_state_dict knows which buffers may be missing (BatchNorm's counters, in old files).
     outcome = model.load_state_dict({**state, **fresh}, strict=False)
-    _check_keys(outcome.missing_keys, outcome.unexpected_keys, path)
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file: names, without prefixes, to tensors on the CPU.
-
-    Only tensors and plain containers are unpickled.
-
-    Raises:
-        InputError: if the file is missing, of another kind, damaged, or holds no state dict.
-    """
-    if not path.is_file():
-        raise InputError(f"model.pretrained={path}: no such file (an empty value, `timm`, or a file)")
-    if path.suffix not in _READERS:
-        raise InputError(f"model.pretrained={path}: expected a file that ends in {', '.join(_READERS)}")
-    try:
-        state = _READERS[path.suffix](path)
-    except Exception as error:  # damaged files make the readers raise almost anything
-        raise InputError(f"model.pretrained={path}: not readable as weights: {_first_line(error)}") from error
-    state = next((state[key] for key in WRAPPERS if isinstance(state, Mapping) and key in state), state)
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"model.pretrained={path}: holds no state dict (names of parameters and their tensors)")
-    return {_without_prefixes(key): value for key, value in state.items()}
+    _check_keys(outcome.missing_keys, outcome.unexpected_keys)
 
 
 def download(name: str, *, classes: int, **options: Any) -> nn.Module:
@@ -102,7 +93,7 @@ def download(name: str, *, classes: int, **options: Any) -> nn.Module:
             return timm.create_model(name, pretrained=True, num_classes=classes, **options)
     except Exception as error:  # DNS, HTTP, disk, checksum: each library has its own exceptions
         raise InputError(
-            f"model.pretrained=timm: no weights for {name}: {_first_line(error)} "
+            f"model.pretrained=timm: no weights for {name}: {plain_line(error)} "
             "(give a file instead: model.pretrained=FILE)"
         ) from error
 
@@ -118,25 +109,6 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(former)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
-def _read_pickle(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-_READERS = {".safetensors": _read_safetensors, ".pt": _read_pickle, ".pth": _read_pickle}
-
-
-def _without_prefixes(key: str) -> str:
-    while key.startswith(PREFIXES):
-        key = key.split(".", 1)[1]
-    return key
-
-
 def _classifier_to_keep(model: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The model's classifier parameters, by name, whose counterparts in the file are for another number of classes."""
     head = {id(parameter) for parameter in head_parameters(model)}
@@ -148,23 +120,17 @@ def _classifier_to_keep(model: nn.Module, state: Mapping[str, Tensor], own: Mapp
     }
 
 
-def _check_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
+def _check_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     for key, value in state.items():
         if key in own and value.shape != own[key].shape:
-            raise InputError(
-                f"model.pretrained={path}: {key} has shape {tuple(value.shape)}, the model's {tuple(own[key].shape)}"
-            )
+            raise InputError(f"{key} has shape {tuple(value.shape)}, the model's {tuple(own[key].shape)}")
 
 
-def _check_keys(missing: list[str], unexpected: list[str], path: Path) -> None:
+def _check_keys(missing: list[str], unexpected: list[str]) -> None:
     found = [
         f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
         for kind, keys in (("missing", missing), ("unexpected", unexpected))
         if keys
     ]
     if found:
-        raise InputError(f"model.pretrained={path}: its keys are not the model's: {', '.join(found)}")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise InputError(f"its keys are not the model's: {', '.join(found)}")

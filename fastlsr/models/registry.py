@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,7 +59,7 @@ def build_model(name: str, *, classes: int, pretrained: str = "", resolution: in
         name: one of `SMALL_IMAGE_NETWORKS`, a plugin's network, or a timm model: its name, with or without a tag, or
             `timm/NAME`.
         classes: number of outputs.
-        pretrained: "" for random weights, "timm" for those that timm downloads, or a file (see
+        pretrained: "" for random weights, "timm" for those that timm downloads, or a file or run (see
             `pretrained.load_weights`). Normalise the inputs by `expected_normalization`.
         resolution: side of the square images, in pixels.
 
@@ -97,7 +96,7 @@ def _build_small(name: str, *, classes: int, pretrained: str, resolution: int) -
         raise InputError(f"model.pretrained=timm: {name} is not timm's; take {_timm_counterpart(name)}, or a file")
     model = SMALL_IMAGE_NETWORKS[name](classes)
     if pretrained:
-        weights.load_weights(model, Path(pretrained))
+        weights.load_weights(model, pretrained)
     return model
 
 
@@ -105,7 +104,7 @@ def _build_timm(name: str, *, classes: int, pretrained: str, resolution: int) ->
     import timm  # here, because it takes seconds and our own networks do not need it
 
     _check_name(name)
-    options = _size_option(name, resolution)
+    options = size_option(name, resolution)
     if pretrained == "timm":
         model = weights.download(name, classes=classes, **options)
         _check_resolution(model, name, resolution)
@@ -117,7 +116,7 @@ def _build_timm(name: str, *, classes: int, pretrained: str, resolution: int) ->
         raise InputError(f"model.name={name} cannot be built for {resolution} pixels: {reason}") from error
     _check_resolution(model, name, resolution)
     if pretrained:
-        weights.load_weights(model, Path(pretrained))
+        weights.load_weights(model, pretrained)
     return model
 
 
@@ -133,7 +132,7 @@ def _check_resolution(model: nn.Module, name: str, resolution: int) -> torch.Ten
     return logits
 
 
-def _size_option(name: str, resolution: int) -> dict[str, Any]:
+def size_option(name: str, resolution: int) -> dict[str, Any]:
     """The option `img_size` for timm's models of a fixed image size (mostly transformers), if it is not theirs."""
     import timm
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from fastlsr.engine.session import Session, training_loader
 from fastlsr.errors import InputError
 from fastlsr.labels.methods import METHODS, make_plan
 from fastlsr.labels.plan import IN_PASS, LEARNED, Phase
+from fastlsr.models import build_model
 
 CPU = torch.device("cpu")
 
@@ -196,3 +198,17 @@ def test_each_sample_of_a_batch_has_a_peer_of_its_class(digits_dir):
         assert set(peers.tolist()) <= trained
         seen += index.tolist()
     assert sorted(seen) == sorted(trained), "every sample once, besides being a peer"
+
+
+def test_a_generation_does_not_begin_from_other_pretrained_weights_than_the_first(digits_dir, tmp_path):
+    path = tmp_path / "w.pt"
+    options = {"data.dataset": "digits", "data.dir": str(digits_dir), "model.name": "resnet8", "train.compile": "off",
+               "method.name": "label_refinery", "train.epochs": 1, "model.pretrained": str(path)}  # fmt: skip
+    for seed, error in ((0, False), (1, True)):
+        torch.manual_seed(0)
+        torch.save(build_model("resnet8", classes=10, resolution=8).state_dict(), path)
+        session = run(started(load(overrides=options)), 6)
+        torch.manual_seed(seed)
+        torch.save(build_model("resnet8", classes=10, resolution=8).state_dict(), path)
+        with pytest.raises(InputError, match="has changed") if error else nullcontext():
+            run(session, 1)
