@@ -14,7 +14,8 @@ from fastlsr.data.crops import input_resolution, training_crop
 from fastlsr.data.loader import check_pairs_storage
 from fastlsr.data.manifest import Manifest, read_manifest
 from fastlsr.data.splits import split_paths, training_count
-from fastlsr.engine.compiling import seconds_per_step
+from fastlsr.engine.compiling import timed_step
+from fastlsr.engine.convolutions import choose_weight_gradients, set_weight_gradients
 from fastlsr.engine.footprint import free_bytes, step_bytes, warnings
 from fastlsr.engine.log import wandb_mode
 from fastlsr.engine.loop import find_start
@@ -80,6 +81,7 @@ def _estimates(config: Config, plan: Plan, model: nn.Module, train: Manifest) ->
         "precision": choose_precision(config.train.precision, device, report=lambda line: None),
     }
     network, size = classifier_of(model, decided, config).to(device), input_resolution(train, config.data)
+    set_weight_gradients(network, choose_weight_gradients(decided["precision"], device))
     images = training_count(train.count, config.data)
     batch = largest_share(min(config.data.batch_size, images), ranks.world_size) * (2 if plan.pairs else 1)
     weights, saved = step_bytes(network, size, batch)
@@ -92,7 +94,9 @@ def _estimates(config: Config, plan: Plan, model: nn.Module, train: Manifest) ->
         yield f"warning: {line}"
     count = min(batch, max(1, _TRIED[device.type] // size**2))
     tried = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, device=device)
-    speed = count / seconds_per_step(network, tried, compile=False, steps=1) * ranks.world_size
+    step = timed_step(network, tried, compile=False)
+    step()  # the first one allocates
+    speed = count / step() * ranks.world_size
     epoch = images * (2 if plan.pairs else 1) / speed
     yield (
         f"time: about {speed:.0f} images a second by {ranks.world_size} x {device.type}, from a step on {count}; "
