@@ -1,6 +1,6 @@
 """How long does a training step on the CPU take while other processes compute on the same cores?
 
-    python benchmarks/shared_cores.py [--model resnet8] [--neighbours 0,1,2,4] [--rounds 9] [--steps 5]
+    python benchmarks/shared_cores.py [--model resnet8] [--neighbours 0,1,2,4] [--rounds 9] [--steps 3]
 
 Steps of `fastlsr.train` (ResNet-8, batches of 128 images of CIFAR's shape, as many threads as cores), in turns:
 
@@ -39,7 +39,7 @@ from fastlsr.engine.convolutions import IN_PARTS, WHOLE
 CONTENDERS = {"in parts": ("bf16", IN_PARTS), "whole": ("bf16", WHOLE), "fp32": ("fp32", WHOLE)}
 SLOWER = at_most(3)  # in parts, beside two neighbours, against quiet
 QUIET = at_most(1.05)  # in parts against whole
-OTHERS, TRIES = 0.1, 20  # cores that other programs may use, and how often a turn is taken
+OTHERS, TRIES = 0.1, 5  # cores that other programs may use, and how often a turn is taken
 BUSY = "while True: sum(range(100000))"
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--neighbours", default="0,1,2,4")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=5, help="of a turn")
+    parser.add_argument("--steps", type=int, default=3, help="of a turn")
     given = parser.parse_args()
     counts = [int(word) for word in given.neighbours.split(",")]
     with tempfile.TemporaryDirectory() as name:
