@@ -17,6 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import timing  # noqa: F401  SIGTERM then ends the benchmark under way, too
+
 FOLDER = Path(__file__).parent
 # Benchmark -> which of the options below are passed on to it.
 BENCHMARKS = {

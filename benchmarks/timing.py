@@ -11,14 +11,47 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 PACKAGES = ("torch", "torchvision", "ffcv", "numba", "numpy", "timm", "pillow", "opencv-python")
+
+
+def descendants(process: int) -> list[int]:
+    """Ids of the processes that a process has started, and of those that they have, parents first."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            parents.setdefault(parent, []).append(int(stat.parent.name))
+    found = list(parents.get(process, []))
+    for each in found:
+        found += parents.get(each, [])
+    return found
+
+
+def end_with_descendants(number: int, _frame: FrameType | None) -> None:
+    """Ends this process, after those that it has started, also halted ones and those in sessions of their own.
+
+    By an exception, so that temporary folders are removed.
+    """
+    for process in descendants(os.getpid()):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    sys.exit(128 + number)
+
+
+# Each benchmark imports this file. A test that imports one keeps its own handler.
+if Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent:
+    signal.signal(signal.SIGTERM, end_with_descendants)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ def train_digits(digits_dir):
     def run(folder: Path, options: dict[str, object] | None = None) -> Path:
         given = {"data.dataset": "digits", "data.dir": digits_dir, "model.name": "resnet8", "train.epochs": 2,
                  "train.compile": "off", "train.precision": "fp32", "log.wandb": "disabled",
-                 "optim.schedule": "constant", "run.dir": folder.parent, "run.name": folder.name, **(options or {})}  # fmt: skip
+                 "optim.schedule": "constant", "run.dir": folder.parent, "run.name": folder.name,
+                 **(options or {})}  # fmt: skip
         assert train.main([f"--{name}={value}" for name, value in given.items()]) == 0
         return folder
 

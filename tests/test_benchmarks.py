@@ -1,9 +1,13 @@
 """Every benchmark runs to its end at tiny sizes and answers with its figures; `run` puts them into one report."""
 
+import ast
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import colam
@@ -14,6 +18,7 @@ import loss
 import numpy as np
 import pytest
 import run
+import shared_cores
 import step
 import timing
 import trainer
@@ -80,6 +85,71 @@ def test_a_step_of_the_plan_takes_the_longest_of_its_parts():
     assert imagenet_plan.step_seconds(8, 8, 10**6, assumed) == (0.02, "starting kernels")
     seconds, why = imagenet_plan.step_seconds(16, 16, 10**7, assumed)
     assert why == "network" and seconds == pytest.approx(2 * 15 / 16 * 10**7 / 1e8)
+
+
+STARTS_ANOTHER = """
+import signal, subprocess, sys, tempfile, timing
+signal.signal(signal.SIGTERM, timing.end_with_descendants)
+script = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid, flush=True); input()"
+with tempfile.TemporaryDirectory() as folder:
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True,
+                             start_new_session=True)
+    print(folder, child.pid, child.stdout.readline(), flush=True)
+    child.wait()
+"""
+
+
+def test_a_benchmark_that_is_terminated_ends_what_it_has_started_and_removes_its_files():
+    """A child in a session of its own, and the child's own child."""
+    command = [sys.executable, "-c", STARTS_ANOTHER]
+    environment = os.environ | {"PYTHONPATH": str(Path(timing.__file__).parent)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        folder, *started = process.stdout.readline().split()
+        assert Path(folder).is_dir() and set(map(int, started)) == set(timing.descendants(process.pid))
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert not Path(folder).exists()
+    assert not any(running(int(each)) for each in started)
+
+
+def running(process):
+    """Whether a process is there and has not ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_every_benchmark_is_ended_so():
+    """Those that are started, by their import of `timing`."""
+    for path in Path(timing.__file__).parent.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if path.name == "timing.py" or "__main__" not in text:
+            continue
+        imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {getattr(node, "module", None) for node in imports}
+        names |= {alias.name for node in imports for alias in node.names}
+        assert "timing" in names, path
+
+
+def test_steps_beside_a_neighbour_are_timed_and_it_ends(monkeypatch, capsys):
+    started = []
+    neighbours = shared_cores.neighbours
+
+    @contextmanager
+    def noting(number):
+        with neighbours(number) as processes:
+            started.extend(processes)
+            yield processes
+
+    monkeypatch.setattr(shared_cores, "neighbours", noting)
+    monkeypatch.setattr(shared_cores, "TRIES", 1)
+    words = ["--batch=8", "--neighbours=0,1", "--rounds=1", "--steps=1"]
+    monkeypatch.setattr(sys, "argv", ["shared_cores", *words])
+    shared_cores.main()
+    times, figures = json.loads(capsys.readouterr().out.splitlines()[-1])["tables"]
+    assert [row["neighbours"] for row in times] == ["0", "1"] and len(started) == 1 and not running(started[0])
+    assert {row["figure"] for row in figures} >= {"in parts / whole, quiet", "in parts, beside 1 / quiet"}
 
 
 def test_tables_are_printed_and_given_as_json(capsys):

@@ -52,12 +52,23 @@ def free_bytes(device: torch.device) -> int:
     """Bytes that are free on the device; on the CPU, those that the system, or a container, can give to programs."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    groups = _limits_of_groups(Path("/proc/self/cgroup"), _GROUPS)
+    return min([_of_system("MemAvailable"), *(limit - used for limit, used in groups)])
+
+
+def whole_bytes() -> int:
+    """Bytes of the system's memory, or of what a container may have of it."""
+    groups = _limits_of_groups(Path("/proc/self/cgroup"), _GROUPS)
+    return min([_of_system("MemTotal"), *(limit for limit, _ in groups)])
+
+
+def _of_system(name: str) -> int:
     lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    return min([int(lines["MemAvailable"].split()[0]) * 1024, *_free_of_groups(Path("/proc/self/cgroup"), _GROUPS)])
+    return int(lines[name].split()[0]) * 1024
 
 
-def _free_of_groups(listed: Path, mounted: Path) -> list[int]:
-    """Bytes that the control groups of this process, and those around them, may take besides page cache."""
+def _limits_of_groups(listed: Path, mounted: Path) -> list[tuple[int, int]]:
+    """(limit, used) bytes, besides page cache, of the control groups of this process and those around them."""
     found = []
     for line in listed.read_text().splitlines() if listed.is_file() else ():
         _, kind, path = line.split(":", 2)
@@ -67,7 +78,7 @@ def _free_of_groups(listed: Path, mounted: Path) -> list[int]:
         for folder in (mounted / kind / path.strip("/"), *(mounted / kind / path.strip("/")).parents):
             with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or "max", which is no limit
                 values = dict(value.split() for value in (folder / "memory.stat").read_text().splitlines())
-                found.append(int((folder / files[0]).read_text()) - int(values[files[1]]))
+                found.append((int((folder / files[0]).read_text()), int(values[files[1]])))
     return found
 
 

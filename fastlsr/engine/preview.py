@@ -14,7 +14,9 @@ from fastlsr.data.crops import input_resolution, training_crop
 from fastlsr.data.loader import check_pairs_storage
 from fastlsr.data.manifest import Manifest, read_manifest
 from fastlsr.data.splits import split_paths, training_count
-from fastlsr.engine.compiling import seconds_per_step
+from fastlsr.engine.classifier import Classifier
+from fastlsr.engine.compiling import timed_step
+from fastlsr.engine.convolutions import choose_weight_gradients, set_weight_gradients
 from fastlsr.engine.footprint import free_bytes, step_bytes, warnings
 from fastlsr.engine.log import check_loggers
 from fastlsr.engine.loop import find_start
@@ -73,17 +75,23 @@ def preview(config: Config, plan: Plan) -> Iterator[str]:
     yield from _estimates(config, plan, model, train)
 
 
+def network_to_try(config: Config, plan: Plan, model: nn.Module, train: Manifest) -> tuple[Classifier, int, int]:
+    """(network, pixels of a side, images): what this rank's step works on, but for the weights' values."""
+    device = choose_device(config.train.device)
+    precision = choose_precision(config.train.precision, device, report=lambda line: None)
+    mean_and_std = expected_normalization(model, config.model.pretrained) or (train.mean, train.std)
+    network = classifier_of(model, {"normalization": mean_and_std, "precision": precision}, config).to(device)
+    set_weight_gradients(network, choose_weight_gradients(precision, device))
+    batch = min(config.data.batch_size, training_count(train.count, config.data))
+    images = largest_share(batch, read_ranks().world_size) * (2 if plan.pairs else 1)
+    return network, input_resolution(train, config.data), images
+
+
 def _estimates(config: Config, plan: Plan, model: nn.Module, train: Manifest) -> Iterator[str]:
     """Lines on the memory and the time that training takes here, from a trial on a few images, not compiled."""
     device, ranks = choose_device(config.train.device), read_ranks()
     set_up_torch(device, deterministic=config.train.deterministic)
-    decided = {
-        "normalization": expected_normalization(model, config.model.pretrained) or (train.mean, train.std),
-        "precision": choose_precision(config.train.precision, device, report=lambda line: None),
-    }
-    network, size = classifier_of(model, decided, config).to(device), input_resolution(train, config.data)
-    images = training_count(train.count, config.data)
-    batch = largest_share(min(config.data.batch_size, images), ranks.world_size) * (2 if plan.pairs else 1)
+    network, size, batch = network_to_try(config, plan, model, train)
     weights, saved = step_bytes(network, size, batch)
     yield (
         f"memory of a step on {batch} images: at least {_size(weights + saved)}, of which weights, gradients and "
@@ -94,8 +102,10 @@ def _estimates(config: Config, plan: Plan, model: nn.Module, train: Manifest) ->
         yield f"warning: {line}"
     count = min(batch, max(1, _TRIED[device.type] // size**2))
     tried = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, device=device)
-    speed = count / seconds_per_step(network, tried, compile=False, steps=1) * ranks.world_size
-    epoch = images * (2 if plan.pairs else 1) / speed
+    step = timed_step(network, tried, compile=False)
+    step()  # the first one allocates
+    speed = count / step() * ranks.world_size
+    epoch = training_count(train.count, config.data) * (2 if plan.pairs else 1) / speed
     yield (
         f"time: about {speed:.0f} images a second by {ranks.world_size} x {device.type}, from a step on {count}; "
         f"{_duration(epoch)} an epoch, {_duration(epoch * plan.epochs)} in all, without evaluation"

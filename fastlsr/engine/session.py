@@ -23,6 +23,7 @@ from fastlsr.engine.batchnorm import BatchNorm, running_statistics, synchronise
 from fastlsr.engine.checkpoint import State
 from fastlsr.engine.classifier import Classifier, MovingAverage
 from fastlsr.engine.compiling import CompileNotices, choose_compile
+from fastlsr.engine.convolutions import WHOLE, choose_weight_gradients, set_weight_gradients
 from fastlsr.engine.evaluation import CollectedLogits, evaluate
 from fastlsr.engine.label_learning import LabelLearner, LearnedLabels, Watch
 from fastlsr.engine.optimizers import build_optimizer, set_learning_rate
@@ -159,9 +160,9 @@ class Session:
 
     Attributes:
         position: how far the run is.
-        decided: what was decided when it began: "precision", "compile", "normalization" (mean and std, those its
-            pre-trained weights expect or else the training split's), "data", "teacher" and "pretrained" (digests),
-            "resolution" (pixels) and "classes".
+        decided: what was decided when it began: "precision", "weight_gradients" ("in parts" or "whole"), "compile",
+            "normalization" (mean and std, those its pre-trained weights expect or else the training split's), "data",
+            "teacher" and "pretrained" (digests), "resolution" (pixels) and "classes".
         train, test: the loaders.
         network: what is trained.
         schedule: the learning rate; another one may take its place before the first step.
@@ -193,6 +194,8 @@ class Session:
         check_last_batch(model, len(self.train.indices), config.data)
         self.decided: State = dict(state["decided"]) if state else self._decide(model, report)
         self.network = classifier_of(model, self.decided, config).to(device)
+        # A run that was begun before there were parts lacks the key, and goes on without them.
+        set_weight_gradients(self.network, self.decided.get("weight_gradients", WHOLE))
         steps = math.ceil(len(self.train) / config.optim.accumulate)
         self.schedule: LearningRate = Schedule(config.optim, config.train.epochs, steps)
         self.optimizer = build_optimizer(model, head_parameters(model), config.optim)
@@ -245,11 +248,11 @@ class Session:
         pretrained = pretrained_source(model, self.config.model.pretrained)
         distributed.check_alike({f"model.pretrained={self.config.model.pretrained}": pretrained})
         expected = expected_normalization(model, self.config.model.pretrained) or (manifest.mean, manifest.std)
+        precision = distributed.from_main(lambda: choose_precision(self.config.train.precision, self.device, report))
         return {
             "normalization": [list(values) for values in expected],
-            "precision": distributed.from_main(
-                lambda: choose_precision(self.config.train.precision, self.device, report)
-            ),
+            "precision": precision,
+            "weight_gradients": choose_weight_gradients(precision, self.device),
             **source_digests(self.config, self.plan),
             "pretrained": pretrained,
             "resolution": self.train.resolution,

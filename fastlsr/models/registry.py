@@ -82,7 +82,7 @@ def _build_own(name: str, *, classes: int, pretrained: str, resolution: int) -> 
     if pretrained == "timm":
         raise InputError(f"model.pretrained=timm: {name} is a plugin's; give a file")
     if pretrained:
-        weights.load_weights(model, Path(pretrained))
+        weights.load_weights(model, pretrained)
     return model
 
 

@@ -20,10 +20,11 @@ from fastlsr.cli import Parser, exit_on_input_error
 from fastlsr.errors import InputError
 from fastlsr.files import sole_use
 from fastlsr.sweep.file import read_sweep
+from fastlsr.sweep.jobs import Jobs, choose_jobs
 from fastlsr.sweep.overrides import override, split_overrides
 from fastlsr.sweep.plan import plan_text, plan_trials
 from fastlsr.sweep.results import check_metric, outcomes_of, selection_text, sweep_table, table_legend
-from fastlsr.sweep.runner import Runner
+from fastlsr.sweep.runner import Runner, cuda_devices
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(planned[0].config.run.dir) / "sweeps" / Path(options.file).stem
         # Trials inherit the lock, so that it also outlives a sweep that was killed.
         with sole_use(folder, f"{folder}: this sweep, or a trial of it, is still running") as lock:
-            runner = Runner(sweep, planned, folder, jobs=options.jobs, ranks=options.devices_per_trial, lock=lock)
+            ranks = options.devices_per_trial
+            number = min(options.jobs or 1, len(planned))
+            jobs = Jobs(number, number) if options.jobs else choose_jobs(planned, ranks, cuda_devices())
+            if jobs.shares > 1:
+                print(f"{jobs.at_once} trials at a time, each on 1/{jobs.shares} of this machine", flush=True)
+            runner = Runner(sweep, planned, folder, jobs=jobs, ranks=ranks, lock=lock)
             for trial in rejected:
                 print(f"trial {trial.number} failed: {trial.line}", flush=True)
             stopped = asyncio.run(runner.run())
@@ -66,7 +72,9 @@ def _parser() -> Parser:
         prog="python -m fastlsr.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", help="a W&B sweep file, with method: grid or random")
-    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="trials at a time (default 1)")
+    parser.add_argument(
+        "--jobs", type=_positive, metavar="N", help="trials at a time (default: one for each CUDA device or core)"
+    )
     parser.add_argument("--count", type=_positive, metavar="N", help="only the first N trials")
     parser.add_argument(
         "--devices-per-trial",

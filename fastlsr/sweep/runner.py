@@ -17,6 +17,7 @@ from fastlsr.config import Config
 from fastlsr.errors import InputError
 from fastlsr.runs import Summary
 from fastlsr.sweep.file import Sweep
+from fastlsr.sweep.jobs import Jobs
 from fastlsr.sweep.plan import PlannedTrial, finished_run
 from fastlsr.sweep.results import metric_of
 from fastlsr.trials import mean_and_std
@@ -30,19 +31,21 @@ class Runner:
         failed: numbers of the trials that failed.
     """
 
-    def __init__(self, sweep: Sweep, trials: Sequence[PlannedTrial], folder: Path, *, jobs: int, ranks: int, lock: int):
+    def __init__(
+        self, sweep: Sweep, trials: Sequence[PlannedTrial], folder: Path, *, jobs: Jobs, ranks: int, lock: int
+    ):
         """A runner of one or more trials.
 
         Args:
             folder: of the trials' logs.
-            jobs: how many trials run at a time.
+            jobs: how many trials run at a time, and on which share of the cores.
             ranks: processes of each trial, with a CUDA device each where there are any.
             lock: a file descriptor that the trials inherit.
         """
         self.summaries: dict[int, Summary] = {}
         self.failed: list[int] = []
         self._metric, self._folder, self._lock = metric_of(sweep)[1], folder, lock
-        self._jobs, self._ranks = min(jobs, len(trials)), ranks
+        self._jobs, self._ranks = jobs, ranks
         self._waiting = deque(trials)
         self._last = trials[-1].number
         self._running: set[asyncio.subprocess.Process] = set()
@@ -53,9 +56,9 @@ class Runner:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop, number)
-        devices = cuda_devices() if self._jobs > 1 else []
-        check_devices(devices, self._jobs, self._ranks)
-        workers = [loop.create_task(self._work(slot, devices)) for slot in range(self._jobs)]
+        devices = cuda_devices() if self._jobs.at_once > 1 else []
+        check_devices(devices, self._jobs.at_once, self._ranks)
+        workers = [loop.create_task(self._work(slot, devices)) for slot in range(self._jobs.at_once)]
         try:
             await asyncio.gather(*workers)
         except BaseException:  # such as nobody reading what is printed any more: leaves no trial behind
@@ -78,7 +81,7 @@ class Runner:
             if summary:
                 self._keep(trial, summary, "was finished before")
             else:
-                await self._run(trial, trial_environment(trial.config, slot, self._jobs, devices, self._ranks))
+                await self._run(trial, trial_environment(trial.config, slot, self._jobs.shares, devices, self._ranks))
 
     async def _run(self, trial: PlannedTrial, variables: dict[str, str]) -> None:
         """Runs a trial and keeps its summary, or prints why there is none."""
@@ -141,7 +144,7 @@ def cuda_devices() -> list[str]:
     """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
-    import torch  # takes seconds, and is needed for several jobs only
+    import torch  # takes seconds
 
     return [str(number) for number in range(torch.cuda.device_count())]
 
@@ -156,20 +159,21 @@ def check_devices(devices: Sequence[str], jobs: int, ranks: int) -> None:
         raise InputError(f"--jobs={jobs}, --devices-per-trial={ranks} need {jobs * ranks} of {len(devices)} devices")
 
 
-def trial_environment(config: Config, slot: int, jobs: int, devices: Sequence[str], ranks: int = 1) -> dict[str, str]:
+def trial_environment(config: Config, slot: int, shares: int, devices: Sequence[str], ranks: int = 1) -> dict[str, str]:
     """A trial's environment variables: the sweep's, this Python first in PATH, and its share of cores and devices.
 
     Args:
         config: the trial's; one that names its CUDA device sees all of them.
-        slot: which of the `jobs` simultaneous trials it is, from 0.
+        slot: which of the simultaneous trials it is, from 0.
+        shares: into how many the cores are divided.
         devices: CUDA devices, shared out in turn; of trials of several ranks, each has its own.
         ranks: of the trial.
     """
     variables = dict(os.environ)
     variables["PATH"] = os.pathsep.join(filter(None, (str(Path(sys.executable).parent), variables.get("PATH"))))
     variables.setdefault("PYTHONUNBUFFERED", "1")  # so that the log can be followed, and has its end if it is killed
-    if jobs > 1:
-        cores = len(os.sched_getaffinity(0)) // jobs
+    if shares > 1:
+        cores = len(os.sched_getaffinity(0)) // shares
         variables.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
         variables.setdefault("NUMBA_NUM_THREADS", str(max(1, cores)))  # its ranks divide it
         if devices and config.train.device in ("auto", "cuda"):

@@ -63,12 +63,12 @@ def test_images_that_do_not_fit_beside_the_steps_are_warned_of(free):
         ("4:memory:/job", "memory/job", "memory.limit_in_bytes", "total_rss"),
     ],
 )
-def test_what_a_container_may_take_counts_as_free(line, folder, limit, used, tmp_path):
+def test_what_a_container_may_take_and_has_taken_is_read(line, folder, limit, used, tmp_path):
     (tmp_path / "listed").write_text(f"7:cpu:/other\n{line}\n")
     (tmp_path / folder).mkdir(parents=True)
     (tmp_path / folder / limit).write_text("5000\n")
     (tmp_path / folder / "memory.stat").write_text(f"file 3000\n{used} 2000\n")
-    assert footprint._free_of_groups(tmp_path / "listed", tmp_path) == [3000]
+    assert footprint._limits_of_groups(tmp_path / "listed", tmp_path) == [(5000, 2000)]
     (tmp_path / folder / limit).write_text("max\n")
-    assert footprint._free_of_groups(tmp_path / "listed", tmp_path) == []
-    assert footprint._free_of_groups(tmp_path / "none", tmp_path) == []
+    assert footprint._limits_of_groups(tmp_path / "listed", tmp_path) == []
+    assert footprint._limits_of_groups(tmp_path / "none", tmp_path) == []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastlsr.engine import runtime
-from fastlsr.engine.compiling import choose_compile
+from fastlsr.engine.compiling import choose_compile, fastest_in_turns
 from fastlsr.errors import InputError
 from fastlsr.ranks import ALONE, Ranks, check_batch_divides, read_ranks
 
@@ -93,3 +93,24 @@ def test_no_more_than_one_step_is_timed_where_the_run_is_short():
     said = []
     assert not choose_compile("auto", Network(4, 2), torch.ones(3, 4), steps=10, report=said.append)
     assert passes == [3] and said[-1].startswith("compile: off (auto: 0 s of training")
+
+
+def test_steps_are_timed_in_turns_and_the_fastest_of_each_counts():
+    """Another program that takes the cores for some of the rounds changes nothing."""
+    turns = []
+
+    def contender(name, seconds):
+        times = iter(seconds)
+
+        def step():
+            turns.append(name)
+            return next(times)
+
+        return step
+
+    busy = [9.0, 9.0, 1.0, 9.0, *[2.0] * 20]
+    assert fastest_in_turns(contender("compiled", busy), contender("eager", [8.0, 0.5, *busy])) == (1.0, 0.5)
+    assert turns == ["compiled", "eager"] * 3, "they took long enough"
+    turns.clear()
+    assert fastest_in_turns(contender("compiled", [0.02] * 99), contender("eager", [0.01] * 99)) == (0.02, 0.01)
+    assert turns == ["compiled", "eager"] * (len(turns) // 2) and 3 < len(turns) // 2 < 99

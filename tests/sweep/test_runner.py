@@ -248,7 +248,8 @@ def test_a_sweep_is_stopped_resumed_goes_on_after_failures_and_skips_what_is_fin
 
 def stop_at_first_epoch(path, log):
     """Runs the sweep until its first trial prints that an epoch is over; both must then end by themselves."""
-    process = subprocess.Popen([sys.executable, "-m", "fastlsr.sweep", str(path)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "fastlsr.sweep", str(path), "--jobs=1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     guard = threading.Timer(LIMIT_SECONDS, process.kill)
     guard.start()
     try:

@@ -1,0 +1,136 @@
+"""Weight gradients of convolutions in bf16 on a CPU, for which no thread waits for another in a loop.
+
+oneDNN shares the channels of some convolutions out to threads, among them those with a stride. Those threads wait for
+one another several times an image, and spin meanwhile. Beside another process one of them often has no core; the other
+then spins until its turn is over. A step of 44 ms took seconds. One thread has nobody to wait for: each takes a part of
+the batch, and the parts are added up.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+IN_PARTS, WHOLE = "in parts", "whole"
+Where = tuple[Sequence[int], Sequence[int], Sequence[int], int]  # stride, padding, dilation and groups
+_LEAST_PART = 1 << 22  # multiplications of a part, of a tenth of a millisecond: a thread is not woken for less
+
+
+def choose_weight_gradients(precision: str, device: torch.device) -> str:
+    """How a new run computes them: in parts in bf16 on a CPU, else as torch does."""
+    return IN_PARTS if precision == "bf16" and device.type == "cpu" else WHOLE
+
+
+def set_weight_gradients(network: nn.Module, how: str) -> None:
+    """Makes the network's convolutions take their weights' gradients so, where they train in bf16 on a CPU."""
+    for module in network.modules() if how == IN_PARTS else ():
+        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            module.__class__ = _Conv2d
+
+
+class _Conv2d(nn.Conv2d):
+    """A convolution whose output, and the gradient of whose input, are torch's own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type != "cpu" or not torch.is_grad_enabled() or not self.weight.requires_grad:
+            return super().forward(input)
+        if torch.get_autocast_dtype("cpu") != torch.bfloat16 or not torch.is_autocast_enabled("cpu"):
+            return super().forward(input)
+        where = (self.stride, self.padding, self.dilation, self.groups)
+        return _Convolution.apply(input.bfloat16(), self.weight, self.bias, *where)
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution of bf16 images with a float32 weight and bias."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, *where: Any) -> Tensor:
+        weight = weight.bfloat16()
+        ctx.save_for_backward(images, weight)
+        ctx.where = where
+        return torch.conv2d(images, weight, None if bias is None else bias.bfloat16(), *where)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (images, weight), where, (of_images, _, of_bias, *_) = ctx.saved_tensors, ctx.where, ctx.needs_input_grad
+        to_images = _backward(gradient, images, weight, where, (True, False)) if of_images else None
+        to_bias = gradient.sum((0, 2, 3), dtype=torch.float32) if of_bias else None
+        return to_images, weight_gradient(gradient, images, weight, *where), to_bias, None, None, None, None
+
+
+@torch.library.custom_op("fastlsr::weight_gradient", mutates_args=())
+def weight_gradient(
+    gradient: Tensor,
+    images: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """The float32 gradient of a convolution's weight: the sum of those of parts of the batch, each from one thread.
+
+    An operation of its own, since torch.compile would otherwise look inside.
+
+    Args:
+        gradient: bf16 [B, O, H', W'], of the output.
+        images: bf16 [B, I, H, W].
+        weight: bf16 [O, I / groups, h, w]; only its shape and layout count.
+    """
+    threads = torch.get_num_threads()
+    multiplications = weight[0].numel() * gradient.numel()
+    number = max(1, min(threads, len(images), multiplications // _LEAST_PART))
+    where, of = (stride, padding, dilation, groups), (False, True)
+    parts = zip(gradient.chunk(number), images.chunk(number), strict=True)
+    first, *rest = _at_once([partial(_backward, *part, weight=weight, where=where, of=of) for part in parts], threads)
+    out = torch.empty_like(weight, dtype=torch.float32)
+    out.copy_(first)
+    for part in rest:
+        out += part
+    return out
+
+
+@weight_gradient.register_fake
+def _(gradient: Tensor, images: Tensor, weight: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(weight, dtype=torch.float32)
+
+
+def _backward(gradient: Tensor, images: Tensor, weight: Tensor, where: Where, of: tuple[bool, bool]) -> Tensor:
+    """A convolution's gradient of its images or of its weight, whichever of the two `of` has."""
+    stride, padding, dilation, groups = where
+    found = torch.ops.aten.convolution_backward(
+        gradient, images, weight, None, stride, padding, dilation, False, [0, 0], groups, [*of, False]
+    )
+    return found[of.index(True)]
+
+
+def _at_once(tasks: Sequence[Callable[[], Tensor]], threads: int) -> list[Tensor]:
+    """Results of at most `threads` functions, each called in a thread of its own, in which torch starts no others."""
+    helpers = [_helpers(threads).submit(task) for task in tasks[1:]]
+    torch.set_num_threads(1)  # for this thread, which would only wait
+    try:
+        first = tasks[0]()
+    finally:
+        torch.set_num_threads(threads)
+    return [first, *(helper.result() for helper in helpers)]
+
+
+@cache
+def _helpers(threads: int) -> ThreadPoolExecutor:
+    """A thread less than `threads`, in each of which torch starts no others."""
+    pool, all_begun = ThreadPoolExecutor(threads - 1, "weight gradients"), threading.Barrier(threads - 1)
+
+    def begin() -> None:
+        torch.get_num_threads()  # torch's first operation in a thread would otherwise set the number to that of all
+        torch.set_num_threads(1)
+        all_begun.wait()
+
+    for begun in [pool.submit(begin) for _ in range(threads - 1)]:
+        begun.result()
+    return pool

@@ -1,0 +1,155 @@
+"""Convolutions whose weights' gradients are taken in parts."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fastlsr.config import load
+from fastlsr.engine import convolutions
+from fastlsr.engine.convolutions import IN_PARTS, WHOLE, choose_weight_gradients, set_weight_gradients
+from fastlsr.engine.session import Session
+from fastlsr.labels.methods import make_plan
+
+CPU = torch.device("cpu")
+BF16 = 2.0**-8  # the distance of numbers around 1
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    """torch's number of threads."""
+    former = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(former)
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Also a small batch is divided."""
+    monkeypatch.setattr(convolutions, "_LEAST_PART", 1)
+
+
+def gradients(network, images, *, autocast=True):
+    """[output, gradient of the images, of the weight, of the bias] for one drawn gradient of the output."""
+    images = images.clone().requires_grad_()
+    network.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = network(images)
+    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+    output.backward(upstream.bfloat16().to(output.dtype))
+    return [output.detach(), images.grad, *(parameter.grad for parameter in network.parameters())]
+
+
+def drawn(shape, *, layout=torch.channels_last, **options):
+    """(network of one convolution, the same in parts, images that bf16 has)."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(shape[1], 16, **options)).to(memory_format=layout)
+    in_parts = copy.deepcopy(network)
+    set_weight_gradients(in_parts, IN_PARTS)
+    with torch.no_grad():
+        for parameter in (*network.parameters(), *in_parts.parameters()):
+            parameter.copy_(parameter.bfloat16())
+    return network, in_parts, torch.randn(shape).bfloat16().float().contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((8, 8, 9, 9), {"kernel_size": 3, "stride": 2, "padding": 1}),
+        ((7, 16, 8, 8), {"kernel_size": 3, "padding": 1, "bias": False}),
+        ((5, 8, 8, 7), {"kernel_size": 1, "stride": 2, "layout": torch.contiguous_format}),
+        ((4, 16, 6, 6), {"kernel_size": (3, 1), "padding": (2, 0), "dilation": (2, 1), "groups": 4}),
+        ((1, 3, 12, 12), {"kernel_size": 7, "stride": 2, "padding": 3, "groups": 1}),
+    ],
+)
+def test_a_weight_s_gradient_in_parts_is_that_of_float64_and_all_else_is_torch_s_own(
+    shape, options, threads, small_parts
+):
+    network, in_parts, images = drawn(shape, **options)
+    exact = gradients(copy.deepcopy(network).double(), images.double(), autocast=False)
+    whole, found = gradients(network, images), gradients(in_parts, images)
+    assert torch.equal(found[0], whole[0]) and torch.equal(found[1], whole[1])
+    assert found[2].stride() == whole[2].stride() and found[2].dtype == torch.float32
+    for one, other in zip(found[2:], exact[2:], strict=True):
+        assert (one - other).norm() <= BF16 * other.norm()
+    assert torch.get_num_threads() == threads
+
+
+def test_each_part_has_one_thread_and_its_samples_once(monkeypatch, small_parts):
+    parts = []
+    backward = convolutions._backward
+
+    def noting(gradient, images, weight, where, of):
+        if of == (False, True):
+            parts.append((torch.get_num_threads(), len(gradient), len(images)))
+        return backward(gradient, images, weight, where, of)
+
+    monkeypatch.setattr(convolutions, "_backward", noting)
+    former = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        _, in_parts, images = drawn((8, 8, 9, 9), kernel_size=3, stride=2)
+        gradients(in_parts, images)
+    finally:
+        torch.set_num_threads(former)
+    assert sorted(parts) == [(1, 2, 2), (1, 3, 3), (1, 3, 3)]
+
+
+def test_a_small_gradient_is_one_part(monkeypatch):
+    def fail(threads):
+        raise AssertionError("a thread was asked for")
+
+    monkeypatch.setattr(convolutions, "_helpers", fail)
+    _, in_parts, images = drawn((8, 8, 9, 9), kernel_size=3)
+    gradients(in_parts, images)
+
+
+def test_the_number_of_threads_is_as_before_after_a_failure():
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError):
+        convolutions._at_once([lambda: torch.tensor(1 // 0)], before)
+    assert torch.get_num_threads() == before
+
+
+def test_compiled_it_is_the_same(small_parts):
+    _, in_parts, images = drawn((8, 8, 9, 9), kernel_size=3, stride=2, padding=1)
+    traced = torch.compile(copy.deepcopy(in_parts), backend="aot_eager", fullgraph=True)
+    for one, other in zip(gradients(traced, images), gradients(in_parts, images), strict=True):
+        assert torch.equal(one, other) and one.stride() == other.stride()
+
+
+def test_in_float32_nothing_changes():
+    network, in_parts, images = drawn((8, 8, 9, 9), kernel_size=3, stride=2)
+    pairs = zip(gradients(network, images, autocast=False), gradients(in_parts, images, autocast=False), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_only_bf16_on_a_cpu_is_in_parts():
+    assert choose_weight_gradients("bf16", CPU) == IN_PARTS
+    assert choose_weight_gradients("bf16", torch.device("cuda", 0)) == WHOLE
+    assert choose_weight_gradients("fp32", CPU) == choose_weight_gradients("fp16", CPU) == WHOLE
+
+
+def kinds(session):
+    """The types of a session's convolutions."""
+    return {type(module) for module in session.network.modules() if isinstance(module, nn.Conv2d)}
+
+
+def test_a_run_keeps_how_it_takes_gradients_and_one_begun_before_there_were_parts_goes_on_whole(digits_dir):
+    options = {"data.dataset": "digits", "data.dir": str(digits_dir), "model.name": "resnet8", "data.flip": "false",
+               "train.epochs": 2, "train.precision": "bf16", "train.compile": "off"}  # fmt: skip
+    config = load(overrides=options)
+    plan = make_plan(config.method, config.train.epochs)
+
+    def session(state=None):
+        return Session(config, plan, CPU, state=state, report=lambda text: None)
+
+    begun = session()
+    state = begun.state_dict()
+    assert begun.decided["weight_gradients"] == IN_PARTS
+    assert kinds(begun) == kinds(session(state)) == {convolutions._Conv2d}
+    former = {name: value for name, value in state["decided"].items() if name != "weight_gradients"}
+    resumed = session({**state, "decided": former})
+    assert kinds(resumed) == {nn.Conv2d} and resumed.decided == former
