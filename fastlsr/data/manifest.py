@@ -24,6 +24,7 @@ _READ_BYTES = 2**20
 # no time stamp would show it. Such a file is not stamped: the next `verify` hashes it again.
 _SETTLED_NANOSECONDS = 200_000_000
 _SILENT_SECONDS = 1.0  # progress of hashing is shown from then on
+_OPTIONAL = ("names",)  # fields that manifests of earlier versions lack
 _ROUNDING = 1e-9  # of a variance in squared grey levels; that of one pixel in a million is a thousand times as much
 
 
@@ -45,6 +46,7 @@ class Manifest:
     digest: str  # `digest_of` the file
     versions: dict[str, Any]  # of the libraries that decode, resize and compress
     skipped: tuple[str, ...]  # what `--skip-bad` left out, and why
+    names: str = ""  # digest of the samples' names (`sample_names`); "" where there are none, as in early files
 
 
 def manifest_path(beton: Path) -> Path:
@@ -145,8 +147,9 @@ def _parsed(values: object, path: Path) -> Manifest:
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a manifest: it holds no JSON object")
     names = {field.name for field in fields(Manifest)}
-    if values.keys() != names:
-        raise InputError(f"{path} is not a manifest: it lacks or adds {', '.join(sorted(names ^ values.keys()))}")
+    wrong = (names ^ values.keys()) - {*_OPTIONAL}
+    if wrong:
+        raise InputError(f"{path} is not a manifest: it lacks or adds {', '.join(sorted(wrong))}")
     hints = typing.get_type_hints(Manifest)
     manifest = Manifest(**{name: _typed(value, hints[name], f"{path}: {name}") for name, value in values.items()})
     _check_values(manifest, path)
