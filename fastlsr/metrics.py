@@ -27,7 +27,7 @@ class Metric:
     """One figure of an evaluation.
 
     Attributes:
-        name: the key of a row is test/NAME.
+        name: the keys of a row are test/NAME and val/NAME.
         unit: of the figure, "" where it has none.
         meaning: a phrase for a table of metrics.
         format: how a terminal shows it, as for `format`.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from fastlsr.config import Config, load
+from fastlsr.config import TEST, VAL, Config, load
 from fastlsr.errors import InputError
 from fastlsr.files import replace_text
 from fastlsr.metrics import METRICS
@@ -17,7 +17,7 @@ from fastlsr.metrics import METRICS
 # One epoch of a run: the key of each column to its value, None where there is none.
 Row = dict[str, Any]
 
-BEST = "test/top1"  # the best row has the highest
+BEST = "test/top1"  # the best row has the highest; val/top1, where epochs are evaluated on a validation split
 Kind = Literal["last", "best"]  # of a row, or of what is kept with it
 MARKS = ("environment.json", "metrics.jsonl", "checkpoint.pt")  # files of which one makes a folder a run
 _SWEEPS = "sweeps"  # where `fastlsr.sweep` keeps its logs beside the runs
@@ -42,14 +42,21 @@ class Column:
     line: str = ""
 
 
+def _evaluated(split: str) -> tuple[Column, ...]:
+    """The columns of an evaluation on a split."""
+    loss = "training objective of the phase on the evaluation split, as far as it applies there"
+    metrics = (Column(f"{split}/{m.name}", m.unit, m.meaning, f"{m.name} {{:{m.format}}}") for m in METRICS.values())
+    return Column(f"{split}/loss", "nats", loss), *metrics
+
+
 COLUMNS = (
     Column("epoch", "", "whole epochs trained"),
     Column("phase", "", "number of the method's phase, from 1", "phase {}"),
     Column("lr", "", "learning rate of the epoch's last step (of the classifier, with optim.backbone_lr)", "lr {:.4g}"),
     Column("train/loss", "nats", "mean training objective over the epoch, as the weights moved", "loss {:.4f}"),
     Column("train/top1", "%", "accuracy on the training batches, as the weights moved", "top1 {:.2f}"),
-    Column("test/loss", "nats", "training objective of the phase on the evaluation split, as far as it applies there"),
-    *(Column(f"test/{m.name}", m.unit, m.meaning, f"{m.name} {{:{m.format}}}") for m in METRICS.values()),
+    *_evaluated(VAL),
+    *_evaluated(TEST),
     Column("images_per_second", "1/s", "training images, without the evaluation", "{:.0f} images/s"),
     Column("data_wait", "", "share of the training time spent waiting for the loader"),
     Column("target_entropy", "nats", "mean entropy of the training targets; null where a network makes them"),
@@ -80,9 +87,10 @@ def epoch_line(row: Row, epochs: int) -> str:
     return text
 
 
-def compared_keys() -> list[str]:
-    """The keys of a row that a table of results shows: the epoch, and what `epoch_line` has of training and test."""
-    return ["epoch", *(column.key for column in COLUMNS if column.line and "/" in column.key)]
+def compared_keys(rows: Sequence[Row]) -> list[str]:
+    """The keys that a table of rows shows: the epoch, and what `epoch_line` has of training and evaluations."""
+    shown = (column.key for column in COLUMNS if column.line and "/" in column.key)
+    return ["epoch", *(key for key in shown if any(key in row for row in rows))]
 
 
 def summary_of(name: str, rows: Sequence[Row], *, finished: bool) -> Summary:
@@ -91,8 +99,21 @@ def summary_of(name: str, rows: Sequence[Row], *, finished: bool) -> Summary:
 
 
 def best_of(rows: Iterable[Row]) -> Row:
-    """The first of the rows with the highest test accuracy."""
-    return max(rows, key=lambda row: row[BEST])
+    """The first of the rows with the highest accuracy on the split that every epoch is evaluated on."""
+    return max(rows, key=lambda row: row[best_key(row)])
+
+
+def best_key(row: Row) -> str:
+    """The column that decides which row of a run is the best, from one of its rows: `BEST`, or that of val."""
+    return BEST.replace(TEST, evaluated_split(row))
+
+
+def evaluated_split(row: Row) -> str:
+    """The split that each epoch of a run is evaluated on, "val" or "test", from one of its rows.
+
+    With "val", only the rows of networks that were evaluated at the run's end have columns of the test split, too.
+    """
+    return VAL if BEST.replace(TEST, VAL) in row else TEST
 
 
 @dataclass(frozen=True)
@@ -120,9 +141,9 @@ class RunFolder:
         """The soft labels that phase `stage`, counted from 1, learned."""
         return self.path / "soft_labels" / f"stage_{stage:02d}.safetensors"
 
-    def logits(self, kind: Kind) -> Path:
-        """The evaluation split's logits after the last or the best epoch."""
-        return self.path / "logits" / f"{kind}.safetensors"
+    def logits(self, kind: Kind, *, at_end: bool = False) -> Path:
+        """The evaluation split's logits after the last or the best epoch; `at_end`, the test split's at the end."""
+        return self.path / "logits" / f"{kind}{'_test' * at_end}.safetensors"
 
     def kept_checkpoint(self, epoch: int) -> Path:
         """The checkpoint that `run.keep` has kept after so many epochs, for analyses."""

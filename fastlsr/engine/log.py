@@ -23,9 +23,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from fastlsr.config import Config
+from fastlsr.config import VAL, Config
 from fastlsr.errors import InputError
-from fastlsr.runs import Row, RunFolder, Summary, compared_keys, epoch_line, summary_of
+from fastlsr.runs import Row, RunFolder, Summary, compared_keys, epoch_line, evaluated_split, summary_of
 
 if TYPE_CHECKING:
     from fastlsr.engine.trained import TrainedRun
@@ -280,11 +280,11 @@ def wandb_mode(requested: str) -> WandbMode:
 
 def results_table(summary: Summary) -> Table:
     """The last and the best row of a run, side by side."""
-    table = Table(
-        title=summary["name"], caption="best: highest test top-1 of any epoch, as read on the evaluation split"
-    )
+    split = evaluated_split(summary["last"])
+    at_end = "; test: at the end, once" if split == VAL else ", as read on the evaluation split"
+    table = Table(title=summary["name"], caption=f"best: highest {split} top-1 of any epoch{at_end}")
     table.add_column("")
-    keys = compared_keys()
+    keys = compared_keys([summary["last"], summary["best"]])
     for key in keys:
         table.add_column(key.replace("/", "\n"), justify="right")  # two lines: the table fits 80 columns
     for kind, row in (("last", summary["last"]), ("best", summary["best"])):

@@ -14,10 +14,11 @@ from types import FrameType
 
 import torch
 
-from fastlsr.config import Config, differences, from_dict
+from fastlsr.config import TEST, Config, differences, from_dict
 from fastlsr.data.loader import Batch
+from fastlsr.data.manifest import read_manifest
 from fastlsr.data.soft_labels import save_labels
-from fastlsr.data.splits import fold_name
+from fastlsr.data.splits import fold_name, test_path
 from fastlsr.engine import checkpoint, distributed
 from fastlsr.engine.evaluation import CollectedLogits
 from fastlsr.engine.footprint import step_bytes, warnings
@@ -279,12 +280,14 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
         TrainingFailed: at a loss that is not finite.
     """
     start, phase = time.perf_counter(), session.plan.at(session.position.epochs)
+    split = session.config.data.evaluated_split
     try:
         totals, speed = train_epoch(session, log, stop)
         logits = None if session.config.run.logits == "none" else CollectedLogits()
         metrics = session.evaluate(stop.watch, logits)
         if not math.isfinite(metrics["nll"]):
-            raise TrainingFailed(f"the test loss is not finite after epoch {session.position.epochs + 1}")
+            raise TrainingFailed(f"the {split} loss is not finite after epoch {session.position.epochs + 1}")
+        at_end, kept_at_end = evaluate_at_end(session, stop)
         end = session.end_epoch(stop.watch)
     except Stopped:
         return None
@@ -296,7 +299,8 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
         "lr": end.learning_rate,
         "train/loss": totals.loss,
         "train/top1": totals.top1,
-        **{f"test/{name}": value for name, value in metrics.items()},
+        **{f"{split}/{name}": value for name, value in metrics.items()},
+        **{f"{TEST}/{name}": value for name, value in at_end.items()},
         **speed,
         "target_entropy": end.target_entropy,
         "seconds": time.perf_counter() - start,
@@ -304,7 +308,30 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
     }
     if logits:
         keep_logits(logits, row, session, log)
+    if kept_at_end:
+        keep_logits_at_end(kept_at_end, row, session, log)
     return row
+
+
+def evaluate_at_end(session: Session, stop: StopRequest) -> tuple[dict[str, float], CollectedLogits | None]:
+    """(figures on the test split, its logits if they are kept), in the last epoch of a run that `selects_on_val`.
+
+    Empty in all others: before its end such a run does not open the test split.
+
+    Raises:
+        Stopped: in the middle.
+    """
+    if not session.config.data.selects_on_val or session.position.epochs + 1 < session.plan.epochs:
+        return {}, None
+    logits = CollectedLogits() if session.config.run.logits in ("last", "both") else None
+    return session.evaluate_at_end(stop.watch, logits), logits
+
+
+def keep_logits_at_end(logits: CollectedLogits, row: Row, session: Session, log: RunLog) -> None:
+    """Writes the test split's logits behind the last row."""
+    kept = logits.on_host(epoch=row["epoch"], data=read_manifest(test_path(session.config)).digest)
+    if distributed.is_main():
+        kept.write(log.folder.logits("last", at_end=True))
 
 
 def keep_logits(logits: CollectedLogits, row: Row, session: Session, log: RunLog) -> None:

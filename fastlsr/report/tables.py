@@ -94,10 +94,18 @@ def _accuracies(settings: Sequence[ReportedSetting], column: str, bold: set[str]
     columns[1] += [Cell("0", 0)] * len(missing)
     columns[2] += [Cell(NOT_RUN)] * len(missing)
     rows = tuple(itertools.zip_longest(*columns, fillvalue=Cell(NONE)))
-    notes = ("Mean ± standard deviation (n - 1) over seeds and folds. Best: the epoch with the highest test top-1, "
-             "chosen on the evaluation split itself.")  # fmt: skip
+    notes = ("Mean ± standard deviation (n - 1) over seeds and folds. Best: the epoch with the highest "
+             f"{_best_words(settings)}.")  # fmt: skip
     lead = tuple(recipe_notes(paper, settings)) if paper else ()
     return Table("accuracy", "Accuracy in %", tuple(heads), rows, lead, (notes,))
+
+
+def _best_words(settings: Sequence[ReportedSetting]) -> str:
+    """On which split the best epochs were chosen."""
+    on_val = {setting.config.data.selects_on_val for setting in settings}
+    of_val = "validation top-1; its figures are of the test split, and are there where its weights were kept"
+    of_test = "test top-1, chosen on the evaluation split itself"
+    return {(True,): of_val, (False,): of_test}.get(tuple(on_val), f"{of_test}; with data.val=val, {of_val}")
 
 
 def _name_heads() -> list[Head]:

@@ -20,7 +20,14 @@ from fastlsr.errors import InputError
 from fastlsr.files import sole_use
 from fastlsr.sweep.file import read_sweep
 from fastlsr.sweep.plan import plan_text, plan_trials
-from fastlsr.sweep.results import check_metric, outcomes_of, selection_text, sweep_table, table_legend
+from fastlsr.sweep.results (
+    check_metric,
+    check_metric_is_evaluated,
+    outcomes_of,
+    selection_text,
+    sweep_table,
+    table_legend,
+)
 from fastlsr.sweep.runner import Runner
 
 
@@ -32,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             check_metric(sweep)
             planned, rejected = plan_trials(sweep, options.count, ranks=options.devices_per_trial)
+            check_metric_is_evaluated(sweep, planned)
         except InputError as error:
             raise InputError(f"{options.file}: {error}") from None
         if options.dry_run:

@@ -195,7 +195,7 @@ SOURCES: dict[str, Source] = {
 # What else the data sets are called, in lower case and without - and _.
 _ALIASES = {
     "dogs": "stanford_dogs", "dogs120": "stanford_dogs", "imagenetdogs": "stanford_dogs",
-    "cub": "cub200", "cub2002011": "cub200", "cubbirds": "cub200",
+    "cub": "cub200", "cub2002011": "cub200",
     "ilsvrc": "imagenet", "ilsvrc2012": "imagenet", "imagenet1k": "imagenet", "in1k": "imagenet",
     "flowers": "flowers102", "oxfordflowers": "flowers102", "oxfordflowers102": "flowers102",
     "aircraft": "fgvc_aircraft", "planes": "fgvc_aircraft", "textures": "dtd",
