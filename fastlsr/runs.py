@@ -90,7 +90,7 @@ def epoch_line(row: Row, epochs: int) -> str:
 def compared_keys(rows: Sequence[Row]) -> list[str]:
     """The keys that a table of rows shows: the epoch, and what `epoch_line` has of training and evaluations."""
     shown = (column.key for column in COLUMNS if column.line and "/" in column.key)
-    return ["epoch", *(key for key in shown if any(key in row for row in rows))]
+    return ["epoch", *(key for key in shown if any(row.get(key) is not None for row in rows))]
 
 
 def summary_of(name: str, rows: Sequence[Row], *, finished: bool) -> Summary:
@@ -113,7 +113,7 @@ def evaluated_split(row: Row) -> str:
 
     With "val", only the rows of networks that were evaluated at the run's end have columns of the test split, too.
     """
-    return VAL if BEST.replace(TEST, VAL) in row else TEST
+    return TEST if row.get(BEST.replace(TEST, VAL)) is None else VAL
 
 
 @dataclass(frozen=True)

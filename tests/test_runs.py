@@ -45,14 +45,17 @@ def test_a_value_that_is_not_there_is_left_out_of_the_line():
 
 
 def test_a_row_s_keys_are_its_columns_in_order():
-    assert tuple(ROW) == KEYS == tuple(column.key for column in COLUMNS)
+    of_val = {key for key in KEYS if key.startswith("val/")}
+    assert KEYS == tuple(column.key for column in COLUMNS)
+    assert tuple(ROW) == tuple(key for key in KEYS if key not in of_val)
+    assert {key.replace("val/", "test/") for key in of_val} == {key for key in KEYS if key.startswith("test/")}
     assert BEST in KEYS and len(set(KEYS)) == len(KEYS)
 
 
 def test_the_metrics_are_among_the_keys_the_line_and_the_compared_ones():
     names = [f"test/{name}" for name in METRICS]
     assert names == ["test/nll", "test/top1", "test/top5", "test/ece"]
-    assert compared_keys() == ["epoch", "train/loss", "train/top1", *names]
+    assert compared_keys([ROW]) == ["epoch", "train/loss", "train/top1", *names]
     for name in METRICS:
         value = format(ROW[f"test/{name}"], METRICS[name].format)
         assert f"{name} {value}" in epoch_line(ROW, 4)
@@ -68,7 +71,7 @@ def brier(logits, labels): ...
 
 from fastlsr import runs
 assert runs.KEYS.index("test/brier") == runs.KEYS.index("test/ece") + 1
-assert runs.compared_keys()[-1] == "test/brier"
+assert runs.compared_keys([{"test/brier": 0.25}])[-1] == "test/brier"
 (column,) = [column for column in runs.COLUMNS if column.key == "test/brier"]
 assert (column.unit, column.meaning) == ("bits", "a new one")
 row = dict.fromkeys(runs.KEYS, 1) | {"test/brier": 0.25}

@@ -165,7 +165,8 @@ def _how_to_write(beton: Path) -> str:
     source, out = SOURCES.get(name), shlex.quote(str(beton.parent))
     others = [path.stem.removeprefix(f"{name}_") for path in sorted(beton.parent.glob(f"{name}_*.beton"))]
     if others and (not source or split not in source.splits):
-        return f"{beton.parent} has {', '.join(others)} of {name}; data.val names what is evaluated"
+        instead = "; data.folds with data.val=val holds a part of train out" * (split == "val")
+        return f"of {name}, {beton.parent} has {' and '.join(others)} alone{instead}"
     if source:
         copy = "" if source.downloads else " --data-dir COPY"
         return f"python -m fastlsr.write {name}{copy} --out {out}"

@@ -20,7 +20,7 @@ from fastlsr.errors import InputError
 from fastlsr.files import sole_use
 from fastlsr.sweep.file import read_sweep
 from fastlsr.sweep.plan import plan_text, plan_trials
-from fastlsr.sweep.results (
+from fastlsr.sweep.results import (
     check_metric,
     check_metric_is_evaluated,
     outcomes_of,
