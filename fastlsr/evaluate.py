@@ -1,4 +1,4 @@
-"""Evaluates a run's newest checkpoint: python -m fastlsr.evaluate RUN [--cfg FILE] [--data.dir=FOLDER] [--data.val=FILE].
+"""Evaluates a run's newest checkpoint: python -m fastlsr.evaluate RUN [--cfg FILE] [--data.val=FILE] [--data.dir=DIR].
 
 RUN               the run's folder, or one of its checkpoints; --checkpoint RUN is the same
 --cfg FILE        another place of its data, as in `fastlsr.teach`; of the options those that name places win over it
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastlsr.cli import exit_on_input_error, read_arguments
-from fastlsr.config import PLACES, check_places, from_dict
+from fastlsr.config import PLACES, TEST, check_places, from_dict
 from fastlsr.data.splits import naming_data_dir, places_of_run
 from fastlsr.errors import InputError
 
@@ -65,11 +65,17 @@ def evaluate_run(path: Path, overrides: Mapping[str, str], path_of_config: str =
     from fastlsr.engine.trained import opened, read_checkpoint
 
     state = read_checkpoint(path)
+    own = from_dict(state["config"])
+    places = places_of_run(own, path_of_config, overrides)
+    at_end = own.data.selects_on_val and places.get("data.val") == TEST
+    if at_end:
+        places.pop("data.val")  # the run's own stays, since folds have no other
     with naming_data_dir():
-        run = opened(state, path, places_of_run(from_dict(state["config"]), path_of_config, overrides))
-        split = run.config.data.evaluated_split
-        figures = {f"{split}/{name}": value for name, value in run.evaluate().items()}
-    return {"epoch": run.position.epochs, "batches": run.position.batches, **figures}
+        run = opened(state, path, places)
+        figures = run.evaluate_at_end() if at_end else run.evaluate()
+    split = TEST if at_end else run.config.data.evaluated_split
+    named = {f"{split}/{name}": value for name, value in figures.items()}
+    return {"epoch": run.position.epochs, "batches": run.position.batches, **named}
 
 
 if __name__ == "__main__":

@@ -229,7 +229,17 @@ def modules_of(root: Path, *names: str) -> list[str]:
     return [".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for file in files]
 
 
-_COMMAND_FILES = ("train", "evaluate", "analyze", "teach", "write", "doctor", "system", "sweep/__main__", "labels/__main__")
+_COMMAND_FILES = (
+    "train",
+    "evaluate",
+    "analyze",
+    "teach",
+    "write",
+    "doctor",
+    "system",
+    "sweep/__main__",
+    "labels/__main__",
+)
 COMMANDS = modules_of(ROOT, *(f"fastlsr/{name}" for name in _COMMAND_FILES), "data_prep")
 OF_FINISHED_RUNS = modules_of(ROOT, "fastlsr/metrics", "fastlsr/runs", "fastlsr/trials", "fastlsr/report")
 

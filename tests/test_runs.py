@@ -46,7 +46,7 @@ def test_a_value_that_is_not_there_is_left_out_of_the_line():
 
 def test_a_row_s_keys_are_its_columns_in_order():
     of_val = {key for key in KEYS if key.startswith("val/")}
-    assert KEYS == tuple(column.key for column in COLUMNS)
+    assert tuple(column.key for column in COLUMNS) == KEYS
     assert tuple(ROW) == tuple(key for key in KEYS if key not in of_val)
     assert {key.replace("val/", "test/") for key in of_val} == {key for key in KEYS if key.startswith("test/")}
     assert BEST in KEYS and len(set(KEYS)) == len(KEYS)

@@ -161,8 +161,9 @@ def _found(network: Fresh, own: Row | None) -> dict[str, Any]:
 
 
 def _text(found: Sequence[Mapping[str, Any]], epochs: int, of_run: int) -> str:
+    what = f"a fresh network after {epochs} epochs on each stage's soft labels; one seed, so no spread"
     lines = [
-        f"{found[0]['split']} top-1, %, of a fresh network after {epochs} epochs on each stage's soft labels; one seed, so no spread",
+        f"{found[0]['split']} top-1, %, of {what}",
         "stage  epoch  the run's own  expected  (its best epoch)  target entropy, nats",
     ]
     for row in found:

@@ -1,7 +1,8 @@
-"""Labels by sample from a table of others' annotations, such as CIFAR-10H's counts, to a file as `soft_labels` reads it.
+"""From a table of annotations, such as CIFAR-10H's counts, to a file of soft labels by sample.
 
-The CSV's first column is `name`, a sample's name in its source (`sample_names`), or `index`, its position in the `.beton`.
-All others are the classes by name, in any order, with probabilities or counts; each row is divided by its sum.
+The CSV's first column is `name`, a sample's name in its source (`sample_names`), or `index`, its position in the
+`.beton`. The others are the classes by name, in any order, with probabilities or counts; each row is divided by its
+sum.
 """
 
 import csv
@@ -50,7 +51,9 @@ def import_labels(table: Path, beton: Path, out: Path, *, missing: str = "error"
         lacking[samples] = False
     rest = lacking.nonzero().flatten()
     if len(rest) and missing == "error":
-        raise InputError(f"{table} lacks {_lacked(rest.tolist(), beton, manifest)}; --missing=onehot keeps their labels")
+        raise InputError(
+            f"{table} lacks {_lacked(rest.tolist(), beton, manifest)}; --missing=onehot keeps their labels"
+        )
     for samples in rest.split(_ROWS_AT_ONCE):
         rows.add(samples, labels[samples], torch.eye(len(manifest.classes))[labels[samples]])
     rows.save(out, manifest, fold=None, model=table.name, how="imported", digest=digest_of(table), missing=len(rest))

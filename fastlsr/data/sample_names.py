@@ -1,4 +1,4 @@
-"""The source name of each sample of a `.beton`, in its order: a compressed text beside it, which its manifest vouches for.
+"""The source name of each sample of a `.beton`, in its order: a compressed text beside it, checked by its manifest.
 
 `NAME_SPLIT.samples.gz` holds a line a sample: `CLASS/FILE` below the official folder of the images, or `train:123`, the
 position in the official file as torchvision counts it. `zcat` prints it.

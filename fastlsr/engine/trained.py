@@ -17,7 +17,15 @@ from fastlsr.engine import checkpoint
 from fastlsr.engine.classifier import Classifier
 from fastlsr.engine.evaluation import evaluate
 from fastlsr.engine.runtime import choose_device, set_up_torch
-from fastlsr.engine.session import Position, State, build_network, classifier_of, evaluation_loader, training_loader
+from fastlsr.engine.session import (
+    Position,
+    State,
+    build_network,
+    classifier_of,
+    evaluation_loader,
+    loader_at_end,
+    training_loader,
+)
 from fastlsr.errors import InputError, unknown
 from fastlsr.labels.methods import make_plan
 from fastlsr.labels.plan import Plan
@@ -115,7 +123,13 @@ class TrainedRun:
 
     def evaluate(self) -> dict[str, float]:
         """The figures that the run logs for this checkpoint, on the same kind of machine to the digit."""
-        loader = self.evaluation_loader()
+        return self._evaluate_on(self.evaluation_loader())
+
+    def evaluate_at_end(self) -> dict[str, float]:
+        """As `evaluate`, on the test split of a run that `selects_on_val`, with folds, too."""
+        return self._evaluate_on(self._checked(loader_at_end(self.config, self.device)))
+
+    def _evaluate_on(self, loader: Loader) -> dict[str, float]:
         network = self.network(loader.resolution)
         forward = torch.compile(network, dynamic=False) if self.decided["compile"] else network
         return evaluate(forward, loader.epoch(0), self.targets())

@@ -102,10 +102,12 @@ def _accuracies(settings: Sequence[ReportedSetting], column: str, bold: set[str]
 
 def _best_words(settings: Sequence[ReportedSetting]) -> str:
     """On which split the best epochs were chosen."""
-    on_val = {setting.config.data.selects_on_val for setting in settings}
+    on_val = [setting.config.data.selects_on_val for setting in settings]
     of_val = "validation top-1; its figures are of the test split, and are there where its weights were kept"
     of_test = "test top-1, chosen on the evaluation split itself"
-    return {(True,): of_val, (False,): of_test}.get(tuple(on_val), f"{of_test}; with data.val=val, {of_val}")
+    if all(on_val):
+        return of_val
+    return f"{of_test}; with data.val=val, {of_val}" if any(on_val) else of_test
 
 
 def _name_heads() -> list[Head]:

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console = Console(width=None if sys.stdout.isatty() else 160)
             with console.capture() as table:
                 console.print(sweep_table(sweep, outcomes))
-            print(f"{table.get()}{table_legend(sweep)}")
+            print(f"{table.get()}{table_legend(sweep, outcomes)}")
         if stopped:
             return 128 + stopped
         if options.select:

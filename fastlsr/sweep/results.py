@@ -18,7 +18,6 @@ from fastlsr.sweep.file import Sweep
 from fastlsr.sweep.plan import PlannedTrial, trainer_config
 from fastlsr.trials import REPEATS, Setting, Trial, mean_and_std, settings_of
 
-
 _NEAR = 0.8  # of `difflib`: test/acc is not near test/ece
 _HIGHER_IS_BETTER = ("top1", "top5", "images_per_second")
 _SPLITS = {"": "test", "eval": "test", "valid": "val", "validation": "val", "dev": "val", "training": "train"}
@@ -119,12 +118,13 @@ def sweep_table(sweep: Sweep, outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
-def table_legend(sweep: Sweep) -> str:
+def table_legend(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
     """What the numbers of `sweep_table` are."""
     _, key = metric_of(sweep)
+    splits = " or ".join(sorted({each.first.config.data.evaluated_split for each in outcomes}))
     return (
         f"{key}, mean ± std over {' and '.join(REPEATS)}; last: of the last epoch; best: of the epoch with the "
-        f"highest {'val' if key.startswith('val/') else 'test'} top-1, as read on the evaluation split"
+        f"highest {splits} top-1, as read on the evaluation split"
     )
 
 
@@ -147,9 +147,7 @@ def selection_text(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
         lines.append(f"warning: {len(outcomes) - len(complete)} settings lack trials or folds and were not considered")
     data = best.first.config.data
     if not data.folds and not data.selects_on_val:
-        lines.append(
-            "warning: without data.val=val or data.folds the selection is made on the evaluation split itself"
-        )
+        lines.append("warning: without data.val=val or data.folds the selection is made on the evaluation split itself")
     if data.selects_on_val and key.startswith("test/"):
         lines.append(f"warning: the selection is made on the test split; metric {key.replace('test/', 'val/')} is not")
     goal = "highest" if sweep.maximize else "lowest"

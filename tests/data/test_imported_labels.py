@@ -1,4 +1,4 @@
-"""Labels by sample of a table: by name or by index, in any order, of counts or probabilities; what does not fit is one line."""
+"""Labels by sample of a table, by name or by index, of counts or probabilities; what does not fit is one line."""
 
 import csv
 import math
@@ -125,7 +125,9 @@ def test_a_table_that_does_not_fit_is_one_line_and_nothing_is_written(run, table
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("words", [["--missing=uniform"], ["--optim.lr=1"], ["--out=labels.csv"], ["--data.dir=absent"]])
+@pytest.mark.parametrize(
+    "words", [["--missing=uniform"], ["--optim.lr=1"], ["--out=labels.csv"], ["--data.dir=absent"]]
+)
 def test_a_wrong_option_is_one_line(run, table, tmp_path, capsys, words):
     assert run(table(), *words) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "out.safetensors").exists()

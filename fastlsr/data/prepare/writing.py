@@ -63,11 +63,10 @@ def write_beton(
     skip_bad: bool = False,
     on_progress: Callable[[int], object] = lambda images: None,
 ) -> Manifest:
-    """Writes `path`, with the fields image, label and index (0..N-1, the position in the file), its samples' names
-    and its manifest.
+    """Writes `path`, with the fields image, label and index (0..N-1, the position in the file), and its manifest.
 
-    `path` appears whole or not at all, its manifest after it; what was there before stays until then, and no
-    `.beton` is ever beside another one's manifest.
+    The samples' names, where they have any, lie beside it (`sample_names`). `path` appears whole or not at all, its
+    manifest after it; what was there before stays until then, and no `.beton` is ever beside another one's manifest.
 
     Args:
         options: noted in the manifest, besides the encoding.
