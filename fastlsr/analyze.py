@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from fastlsr import analysis
 from fastlsr.cli import exit_on_input_error, read_arguments
 from fastlsr.config import PLACES, PLUGIN, check_places
+from fastlsr.data.splits import naming_data_dir
 from fastlsr.errors import InputError, unknown
 from fastlsr.files import check_can_be_written
 from fastlsr.plugins import load_named
@@ -115,10 +116,13 @@ def run_analysis(kind: str, given: Sequence[Path], options: dict[str, str], plac
     for run, path in zip(runs, paths, strict=True):
         if path.is_dir() and run.at_epoch:
             print(f"note: {path} is not finished, {run.position.epochs} of {run.plan.epochs} epochs", file=sys.stderr)
+        if run.config.data.selects_on_val:
+            print(f"note: of {path} `test` is its validation split; --data.val=test takes the other", file=sys.stderr)
     of_runs = {run.folder.path for run in runs}
     folder = Path(out) if out else of_runs.pop() / "analysis" if len(of_runs) == 1 else Path("analysis")
     check_can_be_written(folder)  # before what may take hours
-    finding = analyze(*([runs] if first == "runs" else runs), **chosen)
+    with naming_data_dir():
+        finding = analyze(*([runs] if first == "runs" else runs), **chosen)
     print(finding.text)
     words = ["python", "-m", "fastlsr.analyze", kind, *map(str, given)]
     words += [f"--{name}={value}" for name, value in {**options, **places}.items()]

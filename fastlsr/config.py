@@ -24,6 +24,7 @@ from fastlsr.cli import read_arguments
 from fastlsr.errors import InputError, unknown
 from fastlsr.plugins import Plugin, load_plugins, named_plugins
 
+TEST, VAL = "test", "val"  # splits that `data.val` can name; what an evaluation's columns of a row begin with
 LARGEST_SMALL_IMAGE = 64  # pixels: up to here equal images are used at their own size, by networks of their own
 
 
@@ -55,10 +56,11 @@ def option(
 class Data:
     """Where the images are and how batches are made of them."""
 
-    dataset: str = option("cifar100", "name of the data set; its files are DIR/DATASET_{train,test}.beton", plain=True)
+    dataset: str = option("cifar100", "name of the data set; its files are DIR/DATASET_SPLIT.beton", plain=True)
     dir: str = option("data", "folder of the .beton files")
     train: str = option("", "training .beton, instead of DIR/DATASET_train.beton")
-    val: str = option("", "evaluation .beton, instead of DIR/DATASET_test.beton")
+    val: str = option("", "what each epoch is evaluated on: test (the default), val (then test once, at the end), "
+                      "or a .beton file, instead of DIR/DATASET_test.beton")  # fmt: skip
     batch_size: int = option(256, "images in a batch, in training and in evaluation", low=1)
     workers: int = option(0, "loader threads; 0 chooses from the cores", low=0)
     order: str = option("random", "order of an epoch", choices=("random", "quasi_random", "sequential"))
@@ -72,6 +74,16 @@ class Data:
     flip: bool = option(True, "random horizontal flips in training")
     folds: int = option(0, "cross-validation: cut the training split into so many parts; 0: none", low=0)
     fold: int = option(0, "the part, from 0, that is held out of training and evaluated on", low=0)
+
+    @property
+    def selects_on_val(self) -> bool:
+        """Whether epochs are evaluated on a validation split, and the test split is left for the end."""
+        return self.val == VAL
+
+    @property
+    def evaluated_split(self) -> str:
+        """What the columns of an epoch's evaluation begin with: "val" if the run `selects_on_val`, else "test"."""
+        return VAL if self.selects_on_val else TEST
 
 
 @dataclass(frozen=True)
@@ -244,8 +256,9 @@ class Config:
 
     def decisive(self) -> dict[str, Any]:
         """`section.key` to value, in order, of all options that decide a run's numbers, and the plugins' digests."""
-        digests = ",".join(plugin.digest[:12] for plugin in self.plugins)
-        return {key: value for key, value in self.flat().items() if not is_incidental(key)} | {PLUGIN: digests}
+        values = {key: value for key, value in self.flat().items() if not is_incidental(key)}
+        values |= {"data.val": ""} if self.data.val == TEST else {}  # the default by its name
+        return values | {PLUGIN: ",".join(plugin.digest[:12] for plugin in self.plugins)}
 
     def run_name(self) -> str:
         """`run.name`, or DATASET-MODEL-METHOD-seedN-DIGEST, where the digest tells apart what changes the result."""

@@ -1,4 +1,8 @@
-"""Evaluates a run's newest checkpoint: python -m fastlsr.evaluate RUN [--data.val=FILE] [--data.workers=N].
+"""Evaluates a run's newest checkpoint: python -m fastlsr.evaluate RUN [--cfg FILE] [--data.val=FILE] [--data.dir=DIR].
+
+RUN               the run's folder, or one of its checkpoints; --checkpoint RUN is the same
+--cfg FILE        another place of its data, as in `fastlsr.teach`; of the options those that name places win over it
+--data.val=test   evaluates a run that was trained with data.val=val on the test split
 
 After whole epochs the metrics are those the run logged, to the digit, on the same kind of machine. A run that was
 stopped inside an epoch is evaluated as it is; `batches` is then how many batches of that epoch it was trained on.
@@ -8,12 +12,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastlsr.cli import exit_on_input_error, read_arguments
-from fastlsr.config import PLACES, check_places
+from fastlsr.config import PLACES, TEST, check_places, from_dict
+from fastlsr.data.splits import naming_data_dir, places_of_run
 from fastlsr.errors import InputError
 
 
@@ -24,21 +29,31 @@ def main(arguments: list[str] | None = None) -> int:
         if "--help" in words:
             print(__doc__)
             return 0
-        if not words or words[0].startswith("-"):
-            raise InputError(f"usage: python -m fastlsr.evaluate RUN, with {', '.join(f'--{key}' for key in PLACES)}")
-        path_of_config, overrides, _ = read_arguments(words[1:])
-        if path_of_config:
-            raise InputError("--cfg is no option here: a run has its own")
-        print(json.dumps(evaluate_run(Path(words[0]), overrides), indent=2))
+        run, path_of_config, overrides = _read(words)
+        print(json.dumps(evaluate_run(run, overrides, path_of_config), indent=2))
     return 0
 
 
-def evaluate_run(path: Path, overrides: Mapping[str, str]) -> dict[str, Any]:
+def _read(words: Sequence[str]) -> tuple[Path, str, dict[str, str]]:
+    """(run, config file or "", overrides) of a command line."""
+    given = [*words[:1]] if words and not words[0].startswith("-") else []
+    path_of_config, overrides, _ = read_arguments(words[len(given) :])
+    runs = given + [overrides.pop(name) for name in ("checkpoint",) if name in overrides]
+    if len(runs) != 1:
+        names = ", ".join(f"--{key}" for key in PLACES)
+        raise InputError(f"usage: python -m fastlsr.evaluate RUN [--cfg FILE], with {names}")
+    return Path(runs[0]), path_of_config, overrides
+
+
+def evaluate_run(path: Path, overrides: Mapping[str, str], path_of_config: str = "") -> dict[str, Any]:
     """{"epoch": whole epochs trained, "batches": of the next one, "test/NAME": figure...} of the newest checkpoint.
+
+    The figures are "val/NAME" where the run evaluates on a validation split.
 
     Args:
         path: the run's folder, or one of its checkpoints.
         overrides: options to change: only where the data is and what computes.
+        path_of_config: a config file that has other places.
 
     Raises:
         InputError: if there is no checkpoint, the data has other classes, or an option may not change.
@@ -47,11 +62,20 @@ def evaluate_run(path: Path, overrides: Mapping[str, str]) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"{path} is not the folder of a run")
     # Imported after these checks: it takes seconds.
-    from fastlsr.engine.trained import open_run
+    from fastlsr.engine.trained import opened, read_checkpoint
 
-    run = open_run(path, overrides)
-    figures = {f"test/{name}": value for name, value in run.evaluate().items()}
-    return {"epoch": run.position.epochs, "batches": run.position.batches, **figures}
+    state = read_checkpoint(path)
+    own = from_dict(state["config"])
+    places = places_of_run(own, path_of_config, overrides)
+    at_end = own.data.selects_on_val and places.get("data.val") == TEST
+    if at_end:
+        places.pop("data.val")  # the run's own stays, since folds have no other
+    with naming_data_dir():
+        run = opened(state, path, places)
+        figures = run.evaluate_at_end() if at_end else run.evaluate()
+    split = TEST if at_end else run.config.data.evaluated_split
+    named = {f"{split}/{name}": value for name, value in figures.items()}
+    return {"epoch": run.position.epochs, "batches": run.position.batches, **named}
 
 
 if __name__ == "__main__":

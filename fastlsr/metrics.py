@@ -30,7 +30,7 @@ class Metric:
     """One figure of an evaluation.
 
     Attributes:
-        name: the key of a row is test/NAME.
+        name: the keys of a row are test/NAME and val/NAME.
         unit: of the figure, "" where it has none.
         meaning: a phrase for a table of metrics.
         best: `max` or `min`: which of two figures is the better one.

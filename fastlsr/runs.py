@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from fastlsr.config import Config, Train, load
+from fastlsr.config import TEST, VAL, Config, Train, load
 from fastlsr.errors import InputError, unknown
 from fastlsr.files import replace_text
 from fastlsr.metrics import METRICS
@@ -52,16 +52,21 @@ def columns() -> tuple[Column, ...]:
         ),
         Column("train/loss", "nats", "mean training objective over the epoch, as the weights moved", "loss {:.4f}"),
         Column("train/top1", "%", "accuracy on the training batches, as the weights moved", "top1 {:.2f}"),
-        Column(
-            "test/loss", "nats", "training objective of the phase on the evaluation split, as far as it applies there"
-        ),
-        *(Column(f"test/{m.name}", m.unit, m.meaning, f"{m.name} {{:{m.format}}}") for m in METRICS.values()),
+        *_evaluated(VAL),
+        *_evaluated(TEST),
         Column("images_per_second", "1/s", "training images, without the evaluation", "{:.0f} images/s"),
         Column("data_wait", "", "share of the training time spent waiting for the loader"),
         Column("target_entropy", "nats", "mean entropy of the training targets; null where a network makes them"),
         Column("seconds", "s", "the epoch with its evaluation", "{:.1f} s"),
         Column("peak_memory_bytes", "bytes", "most memory held so far: on the CUDA device, else by the process"),
     )
+
+
+def _evaluated(split: str) -> tuple[Column, ...]:
+    """The columns of an evaluation on a split."""
+    loss = "training objective of the phase on the evaluation split, as far as it applies there"
+    metrics = (Column(f"{split}/{m.name}", m.unit, m.meaning, f"{m.name} {{:{m.format}}}") for m in METRICS.values())
+    return Column(f"{split}/loss", "nats", loss), *metrics
 
 
 def keys() -> tuple[str, ...]:
@@ -118,9 +123,10 @@ def _broken(groups: Iterable[Sequence[str]], width: int) -> str:
     return "\n".join(lines)
 
 
-def compared_keys() -> list[str]:
-    """The keys of a row that a table of results shows: the epoch, and what `epoch_line` has of training and test."""
-    return ["epoch", *(column.key for column in columns() if column.line and "/" in column.key)]
+def compared_keys(rows: Sequence[Row]) -> list[str]:
+    """The keys that a table of rows shows: the epoch, and what `epoch_line` has of training and evaluations."""
+    shown = (column.key for column in columns() if column.line and "/" in column.key)
+    return ["epoch", *(key for key in shown if any(row.get(key) is not None for row in rows))]
 
 
 def summary_of(name: str, rows: Sequence[Row], *, best_by: str, finished: bool) -> Summary:
@@ -129,14 +135,26 @@ def summary_of(name: str, rows: Sequence[Row], *, best_by: str, finished: bool) 
 
 
 def best_of(rows: Iterable[Row], best_by: str) -> Row:
-    """The first of the rows with the best value of a test metric."""
-    key = f"test/{best_by}"
-    return METRICS[best_by].best(rows, key=lambda row: row[key])
+    """The first of the rows with the best value of a metric on the split that every epoch is evaluated on."""
+    return METRICS[best_by].best(rows, key=lambda row: row[best_key(row, best_by)])
 
 
-def best_meaning(best_by: str) -> str:
+def best_key(row: Row, best_by: str) -> str:
+    """The column that decides which row of a run is the best, from one of its rows: test/METRIC or val/METRIC."""
+    return f"{evaluated_split(row)}/{best_by}"
+
+
+def evaluated_split(row: Row) -> str:
+    """The split that each epoch of a run is evaluated on, "val" or "test", from one of its rows.
+
+    With "val", only the rows of networks that were evaluated at the run's end have columns of the test split, too.
+    """
+    return VAL if any(key.startswith(f"{VAL}/") and value is not None for key, value in row.items()) else TEST
+
+
+def best_meaning(best_by: str, split: str) -> str:
     """What the best row is: "highest test top1"."""
-    return f"{'highest' if METRICS[best_by].best is max else 'lowest'} test {best_by}"
+    return f"{'highest' if METRICS[best_by].best is max else 'lowest'} {split} {best_by}"
 
 
 def check_best_by(train: Train) -> None:
@@ -200,9 +218,9 @@ class RunFolder:
         """The soft labels that phase `stage`, counted from 1, learned."""
         return self.path / "soft_labels" / f"stage_{stage:02d}.safetensors"
 
-    def logits(self, kind: Kind) -> Path:
-        """The evaluation split's logits after the last or the best epoch."""
-        return self.path / "logits" / f"{kind}.safetensors"
+    def logits(self, kind: Kind, *, at_end: bool = False) -> Path:
+        """The evaluation split's logits after the last or the best epoch; `at_end`, the test split's at the end."""
+        return self.path / "logits" / f"{kind}{'_test' * at_end}.safetensors"
 
     def kept_checkpoint(self, epoch: int) -> Path:
         """The checkpoint that `run.keep` has kept after so many epochs, for analyses."""

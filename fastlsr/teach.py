@@ -18,12 +18,11 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from fastlsr.cli import check_out, exit_on_input_error, interrupts_raised, read_arguments
 from fastlsr.config import PLACES, Config, from_dict, load
 from fastlsr.data.manifest import read_manifest
-from fastlsr.data.splits import fold_name, split_paths
+from fastlsr.data.splits import naming_data_dir, places_of_run, split_paths
 from fastlsr.errors import InputError, unknown
 
 OWN = ("model", "checkpoint", "out")
@@ -56,10 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
         with interrupts_raised():
             if config:
                 teaching.teach(config, Path(out))
-            else:
-                state = read_checkpoint(Path(run))
-                chosen = places(from_dict(state["config"]), path, options, model)
-                teaching.teach(opened(state, Path(run), chosen), Path(out))
+                return 0
+            state = read_checkpoint(Path(run))
+            own = from_dict(state["config"])
+            check_model(model, own)
+            with naming_data_dir():
+                teaching.teach(opened(state, Path(run), places_of_run(own, path, options)), Path(out))
     return 0
 
 
@@ -88,22 +89,14 @@ def config_of_model(path: str, options: dict[str, str], model: str) -> Config:
     return replace(config, model=replace(config.model, name=model, pretrained=given or "timm"))
 
 
-def places(run: Config, path: str, options: dict[str, str], model: str) -> dict[str, Any]:
-    """The options that say where the run's data is and what computes, of `config.PLACES`.
+def check_model(model: str, run: Config) -> None:
+    """Checks that --model, beside --checkpoint, is the run's own.
 
     Raises:
-        InputError: as `config.load`, and for a run of another network or with other folds.
+        InputError: if it is another one.
     """
-    given = load(path, options) if path else from_dict(run.as_dict(), options)
     if model and model != run.model.name:
         raise InputError(f"--model={model}: the run's network is {run.model.name}; leave --model out")
-    if fold_name(given.data) != fold_name(run.data):
-        raise InputError(
-            f"--checkpoint: the run was trained with data.folds={run.data.folds} and data.fold={run.data.fold}, not "
-            f"{given.data.folds} and {given.data.fold}"
-        )
-    values = given.flat()
-    return {key: values[key] for key in PLACES if key in given.given or key == "train.device"}
 
 
 if __name__ == "__main__":

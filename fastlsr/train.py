@@ -15,12 +15,14 @@ from collections.abc import Iterator, Mapping
 
 from fastlsr.cli import exit_on_input_error, interrupts_raised, read_arguments, to_stderr
 from fastlsr.config import Config, differences, load, usage
+from fastlsr.data.manifest import NoSuchData
 from fastlsr.data.splits import data_digests
 from fastlsr.engine.schedule import Schedule
 from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.labels.methods import make_plan, options_of, overview
 from fastlsr.plugins import load_named
 from fastlsr.ranks import check_batch_divides, read_ranks
+from fastlsr.runs import Summary, run_folder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,7 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
         check_batch_divides(config.data.batch_size, read_ranks().world_size)
         plan = make_plan(config.method, config.train.epochs)
         if "dry-run" not in flags:  # which prints the plan before it looks for the data
-            data_digests(config)
+            try:
+                data_digests(config)
+            except NoSuchData as error:
+                if summary := finished_before(config):
+                    return show_without_data(config, summary, error)
+                raise
         if read_ranks().rank and "dry-run" in flags:
             return 0  # the main rank prints it
         if not read_ranks().rank:
@@ -73,6 +80,25 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:  # before the first step, or the second one: nothing is left to save
             print("interrupted; the last checkpoint, if there is one, is good", file=sys.stderr)
             return 128 + signal.SIGINT
+
+
+def finished_before(config: Config) -> Summary | None:
+    """The results of this very run, if it is finished and may be resumed; None otherwise."""
+    folder = run_folder(config)
+    if config.run.resume == "never" or not (summary := folder.finished_summary()):
+        return None
+    return None if differences(config, folder.read_config()) else summary
+
+
+def show_without_data(config: Config, summary: Summary, error: NoSuchData) -> int:
+    """Prints the results of a finished run whose data are gone; returns the exit code."""
+    if not read_ranks().rank:
+        from fastlsr.engine.log import results_table, terminal  # which loads W&B
+
+        print(f"finished before; its data are not looked at: {error.beton} does not exist")
+        terminal().print(results_table(summary))
+        print(f"results: {run_folder(config).path}")
+    return 0
 
 
 def say_once(line: str, *, of_any: bool = False) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastlsr.config import Config
+from fastlsr.config import TEST, Config
 from fastlsr.errors import InputError
 from fastlsr.labels.methods import METHODS, options_of
 from fastlsr.runs import Kind, RunFolder, Summary
@@ -32,6 +32,16 @@ class Trial:
     folder: RunFolder
     data: tuple[str, ...] = ()
 
+    def was_judged(self, kind: Kind, metric: str = "test/top1") -> bool:
+        """Whether runs of this kind have the metric, a key of a row, in that row.
+
+        A run that `selects_on_val` has figures of the test split in its best row only if it keeps the best weights to
+        its end. That its best epoch was its last one, too, is no reason to count it: a mean over seeds would be one
+        over those runs that were best at their end.
+        """
+        on_val, keeps = self.config.data.selects_on_val, self.config.run.keep_best
+        return kind == "last" or not on_val or not metric.startswith(TEST) or keeps
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -47,7 +57,8 @@ class Setting:
 
     def numbers(self, kind: Kind, metric: str) -> list[float]:
         """The metric, a key of a row, in that row of each finished trial which has a finite number for it."""
-        values = [trial.summary[kind].get(metric) for trial in self.trials if trial.summary]
+        trials = [trial for trial in self.trials if trial.was_judged(kind, metric)]
+        values = [trial.summary[kind].get(metric) for trial in trials if trial.summary]
         return [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
 
     def has_all_folds(self) -> bool:

@@ -2,20 +2,19 @@
 
 python -m fastlsr.write cifar100                                # downloads where torchvision can
 python -m fastlsr.write imagenet --data-dir /path/to/imagenet   # a copy on disk, official layout
-python -m fastlsr.write folder --data-dir pictures --name birds # any tree train/CLASS/, test/CLASS/
+python -m fastlsr.write folder --data-dir pictures --name birds # any tree train/CLASS/, val/CLASS/, test/CLASS/
 """
 
 import argparse
 import contextlib
 import dataclasses
-import difflib
 import os
 import re
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from tqdm import tqdm
 from fastlsr.cli import Parser, exit_on_input_error, interrupts_raised
 from fastlsr.data.manifest import Manifest, manifest_path, read_manifest, verify
 from fastlsr.data.prepare.encoding import WRITE_MODES, Encoding
-from fastlsr.data.prepare.sources import SOURCES, Dataset, of_classes, read_dataset, subset
+from fastlsr.data.prepare.sources import SOURCES, Dataset, near_source, of_classes, read_dataset, subset
 from fastlsr.data.prepare.writing import Samples, manifest_facts, write_beton
+from fastlsr.data.sample_names import names_path, read_names
 from fastlsr.errors import InputError
 from fastlsr.files import sole_use
 from fastlsr.plugins import load_named
@@ -36,7 +36,8 @@ _LARGEST_SEED = 2**40 - 1  # of `rng.position_uniform`
 
 def parser() -> Parser:
     """The parser of the options; its help lists the data sets, too."""
-    lines = [f"  {name:14} {_described(source.encoding)}; {source.note}" for name, source in SOURCES.items()]
+    lines = [f"  {name:14} {_described(source.encoding)}; {', '.join(source.splits)}; {source.note}"
+             for name, source in SOURCES.items()]  # fmt: skip
     made = Parser(
         description=__doc__,
         epilog="data sets, how each is stored by default, and its splits:\n" + "\n".join(lines),
@@ -46,10 +47,10 @@ def parser() -> Parser:
     made.add_argument("dataset", type=_dataset_name, metavar="DATASET", help="one of the names below")
     made.add_argument("--name", type=_file_stem, help="of the files and of data.dataset, instead of DATASET")
     made.add_argument("--data-dir", type=Path, help="a copy on disk in its official layout; nothing is downloaded")
-    made.add_argument("--out", type=Path, default=Path("data"), help="folder for DATASET_{train,test}.beton (data)")
+    made.add_argument("--out", type=Path, default=Path("data"), help="folder for DATASET_SPLIT.beton (data)")
     made.add_argument("--overwrite", action="store_true", help="replace files that are there with other content")
     made.add_argument("--splits", type=_names, metavar="NAMES",
-                      help="train, test or train,test; all that the data set has")  # fmt: skip
+                      help="as train or train,test; all that the data set has, which are listed below")  # fmt: skip
     made.add_argument("--classes", type=_names, metavar="NAMES",
                       help="these classes alone, in this order, as cat,dog; needs --name")  # fmt: skip
     made.add_argument("--subset", type=_number(int, 1), metavar="N", help="N samples of each split, drawn by --seed")
@@ -86,6 +87,7 @@ def write_splits(options: argparse.Namespace) -> None:
     name = options.name or options.dataset
     if options.classes and name == options.dataset:
         raise InputError(f"--classes needs --name=NAME: the files of the name {name} hold all classes")
+    _check_splits(options, SOURCES[options.dataset].splits)  # before anything is downloaded
     dataset = read_dataset(options.dataset, options.data_dir, options.out / "downloads")
     if options.classes:
         dataset = of_classes(dataset, options.classes)
@@ -100,7 +102,8 @@ def write_splits(options: argparse.Namespace) -> None:
         manifests = {split: _write_split(options, descriptions[split], samples[split], scratch / path.name)
                      for split, path in paths.items()}  # fmt: skip
         changed = [split for split, path in paths.items() if not _holds(path, manifests[split])]
-        if taken := [paths[split] for split in changed if _is_there(paths[split]) and not options.overwrite]:
+        replaced = [paths[split] for split in changed if not _has_same_images(paths[split], manifests[split])]
+        if taken := [path for path in replaced if _is_there(path) and not options.overwrite]:
             raise InputError(f"{taken[0]} is there with other content; --overwrite replaces it")
         _publish(scratch, [paths[split] for split in changed])
     for split, manifest in manifests.items():
@@ -108,10 +111,15 @@ def write_splits(options: argparse.Namespace) -> None:
         print(f"{paths[split]}: {size}" + ("" if split in changed else "; it was there already and is unchanged"))
 
 
+def _check_splits(options: argparse.Namespace, there: Collection[str]) -> None:
+    """Raises InputError for a split that is not there, unless the option is left out."""
+    if missing := [name for name in options.splits or [] if name not in there]:
+        raise InputError(f"--splits: {options.dataset} has no {missing[0]} here; it has {', '.join(there)}")
+
+
 def _requested_samples(options: argparse.Namespace, dataset: Dataset) -> dict[str, Samples]:
     """The samples of each requested split, the smallest first: a bad image in it is found before the longest work."""
-    if missing := [name for name in options.splits or [] if name not in dataset.splits]:
-        raise InputError(f"there is no split {missing[0]} here, only {', '.join(dataset.splits)}")
+    _check_splits(options, dataset.splits)
     samples = {split: dataset.splits[split] for split in options.splits or dataset.splits}
     if options.subset:
         samples = {split: subset(whole, options.subset, options.seed or 0) for split, whole in samples.items()}
@@ -167,9 +175,20 @@ def _by_field(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _holds(path: Path, manifest: Manifest) -> bool:
-    """Whether `path` is there with the content of this manifest, whatever the versions that wrote it."""
+    """Whether `path` is there with the content of this manifest and its names, whatever the versions that wrote it."""
+    if not _has_same_images(path, manifest):
+        return False
     try:
-        return dataclasses.replace(verify(path), versions=manifest.versions) == manifest
+        there = read_manifest(path)
+        return there.names == manifest.names and (not there.names or bool(read_names(path, there)))
+    except InputError:
+        return False
+
+
+def _has_same_images(path: Path, manifest: Manifest) -> bool:
+    """As `_holds`, whatever the names of the samples, which earlier versions did not keep."""
+    try:
+        return dataclasses.replace(verify(path), versions=manifest.versions, names=manifest.names) == manifest
     except InputError:
         return False
 
@@ -202,6 +221,9 @@ def _publish(scratch: Path, paths: list[Path]) -> None:
         for path in paths:
             os.replace(scratch / path.name, path)
         for path in paths:
+            if names_path(scratch / path.name).exists():
+                os.replace(names_path(scratch / path.name), names_path(path))
+        for path in paths:
             os.replace(manifest_path(scratch / path.name), manifest_path(path))
     except OSError as error:
         raise InputError(f"{path} cannot be replaced: {error.strerror}; write all splits again") from None
@@ -225,8 +247,8 @@ def _progress(name: str, total: int) -> Callable[[int], None]:
 
 def _dataset_name(text: str) -> str:
     if text not in SOURCES:
-        close = difflib.get_close_matches(text.lower(), SOURCES, 1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(SOURCES)}"
+        near = near_source(text)
+        hint = f"did you mean {near}?" if near else f"there are {', '.join(SOURCES)} (any tree of images)"
         raise argparse.ArgumentTypeError(f"no data set {text}; {hint}")
     return text
 

@@ -170,8 +170,9 @@ def columns() -> str:
 
 @generated
 def columns_short() -> str:
-    """The names of a row's columns."""
-    return " ".join(f"`{key}`" for key in runs.keys())  # noqa: SIM118 + "\n"
+    """The names of a row's columns; those of a validation split are as those of the test split."""
+    names = runs.keys()
+    return " ".join(f"`{key}`" for key in names if not key.startswith("val/")) + "\n"
 
 
 @generated
@@ -184,9 +185,15 @@ def metrics() -> str:
 def datasets() -> str:
     """The data sets that can be written."""
     return markdown_table(
-        ["name", "downloaded", "stored as", "notes"],
+        ["name", "downloaded", "stored as", "splits", "notes"],
         (
-            [f"`{name}`", "yes" if source.downloads else "no", _stored(source.encoding), source.note]
+            [
+                f"`{name}`",
+                "yes" if source.downloads else "no",
+                _stored(source.encoding),
+                ", ".join(source.splits),
+                source.note,
+            ]
             for name, source in SOURCES.items()
         ),
     )

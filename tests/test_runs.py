@@ -63,14 +63,17 @@ def test_a_value_that_is_not_there_is_left_out_of_the_line():
 
 
 def test_a_row_s_keys_are_its_columns_in_order():
-    assert tuple(ROW) == keys() == tuple(column.key for column in columns())
+    of_val = {key for key in keys() if key.startswith("val/")}
+    assert tuple(column.key for column in columns()) == keys()
+    assert tuple(ROW) == tuple(key for key in keys() if key not in of_val)
+    assert {key.replace("val/", "test/") for key in of_val} == {key for key in keys() if key.startswith("test/")}
     assert len(set(keys())) == len(keys())
 
 
 def test_the_metrics_are_among_the_keys_the_line_and_the_compared_ones():
     names = [f"test/{name}" for name in METRICS]
     assert names == ["test/nll", "test/top1", "test/top5", "test/ece"]
-    assert compared_keys() == ["epoch", "train/loss", "train/top1", *names]
+    assert compared_keys([ROW]) == ["epoch", "train/loss", "train/top1", *names]
     for name in METRICS:
         value = format(ROW[f"test/{name}"], METRICS[name].format)
         assert f"{name} {value}" in epoch_line(ROW, 4)
@@ -85,7 +88,7 @@ from fastlsr import metrics, runs
 def brier(logits, labels): ...
 
 assert runs.keys().index("test/brier") == runs.keys().index("test/ece") + 1
-assert runs.compared_keys()[-1] == "test/brier"
+assert runs.compared_keys([{"test/brier": 0.25}])[-1] == "test/brier"
 (column,) = [column for column in runs.columns() if column.key == "test/brier"]
 assert (column.unit, column.meaning) == ("bits", "a new one")
 row = dict.fromkeys(runs.keys(), 1) | {"test/brier": 0.25}

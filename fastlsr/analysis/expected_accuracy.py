@@ -27,7 +27,7 @@ from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.labels.methods import make_plan
 from fastlsr.labels.plan import TEACHER_CLASS, Plan
-from fastlsr.runs import Row, run_folder
+from fastlsr.runs import Row, evaluated_split, run_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,20 +147,23 @@ def _found(network: Fresh, own: Row | None) -> dict[str, Any]:
     """The figures of a stage; `own` is the run's row at its end, None for stage 0."""
     summary = run_folder(network.config).read_summary()
     last, best = summary["last"], summary["best"]
+    split = evaluated_split(last)
     return {
         "stage": network.stage,
         "epoch": own["epoch"] if own else 0,
-        "own_top1": own["test/top1"] if own else None,
-        "expected_top1": last["test/top1"],
-        "expected_best_top1": best["test/top1"],
-        "expected_nll": last["test/nll"],
+        "split": split,
+        "own_top1": own[f"{split}/top1"] if own else None,
+        "expected_top1": last[f"{split}/top1"],
+        "expected_best_top1": best[f"{split}/top1"],
+        "expected_nll": last[f"{split}/nll"],
         "target_entropy": last["target_entropy"],
     }
 
 
 def _text(found: Sequence[Mapping[str, Any]], epochs: int, of_run: int) -> str:
+    what = f"a fresh network after {epochs} epochs on each stage's soft labels; one seed, so no spread"
     lines = [
-        f"test top-1, %, of a fresh network after {epochs} epochs on each stage's soft labels; one seed, so no spread",
+        f"{found[0]['split']} top-1, %, of {what}",
         "stage  epoch  the run's own  expected  (its best epoch)  target entropy, nats",
     ]
     for row in found:
@@ -189,6 +192,6 @@ def _picture(run: TrainedRun, found: Sequence[Mapping[str, Any]]) -> Figure:
             if not row["stage"]:
                 axis.axhline(row["expected_top1"], color=drawing.method_colour("hard"), linestyle=":", label="hard")
         axis.locator_params(axis="x", integer=True)
-        axis.set(xlabel="epoch at which the stage ends", ylabel="test top-1, %")
+        axis.set(xlabel="epoch at which the stage ends", ylabel=f"{found[0]['split']} top-1, %")
         figure.legend(loc="outside lower center")
     return figure

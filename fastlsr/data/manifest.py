@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import sys
 import time
 import typing
@@ -24,7 +25,20 @@ _READ_BYTES = 2**20
 # no time stamp would show it. Such a file is not stamped: the next `verify` hashes it again.
 _SETTLED_NANOSECONDS = 200_000_000
 _SILENT_SECONDS = 1.0  # progress of hashing is shown from then on
+_OPTIONAL = ("names",)  # fields that manifests of earlier versions lack
 _ROUNDING = 1e-9  # of a variance in squared grey levels; that of one pixel in a million is a thousand times as much
+
+
+class NoSuchData(InputError):
+    """A `.beton` file does not exist; the message has the command that writes it.
+
+    Attributes:
+        beton: the file.
+    """
+
+    def __init__(self, beton: Path):
+        self.beton = beton
+        super().__init__(f"{beton} does not exist; {_how_to_write(beton)}")
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,7 @@ class Manifest:
     digest: str  # `digest_of` the file
     versions: dict[str, Any]  # of the libraries that decode, resize and compress
     skipped: tuple[str, ...]  # what `--skip-bad` left out, and why
+    names: str = ""  # digest of the samples' names (`sample_names`); "" where there are none, as in early files
 
 
 def manifest_path(beton: Path) -> Path:
@@ -56,11 +71,12 @@ def read_manifest(beton: Path) -> Manifest:
     """The manifest of `beton`, its values checked for themselves; the `.beton` itself is not opened.
 
     Raises:
-        InputError: the `.beton` or its manifest is missing, or the manifest is malformed or contradicts itself.
+        NoSuchData: the `.beton` is missing.
+        InputError: its manifest is missing, is malformed or contradicts itself.
     """
     beton, path = Path(beton), manifest_path(Path(beton))
     if not beton.is_file():
-        raise InputError(f"{beton} does not exist; python data_prep/write_ffcv.py -h lists what writes data sets")
+        raise NoSuchData(beton)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -141,12 +157,34 @@ def _block_sha256(path: Path, start: int) -> str:
     return digest.hexdigest()
 
 
+def _how_to_write(beton: Path) -> str:
+    """The command that writes a file of this name, or what else helps."""
+    from fastlsr.data.prepare.sources import SOURCES, near_source  # for its names alone, which nothing else here needs
+
+    name, _, split = beton.stem.rpartition("_")
+    source, out = SOURCES.get(name), shlex.quote(str(beton.parent))
+    others = [path.stem.removeprefix(f"{name}_") for path in sorted(beton.parent.glob(f"{name}_*.beton"))]
+    if others and (not source or split not in source.splits):
+        instead = "; data.folds with data.val=val holds a part of train out" * (split == "val")
+        return f"of {name}, {beton.parent} has {' and '.join(others)} alone{instead}"
+    if source:
+        copy = "" if source.downloads else " --data-dir COPY"
+        return f"python -m fastlsr.write {name}{copy} --out {out}"
+    if not name:
+        return "python -m fastlsr.write -h lists what writes data sets"
+    if near := near_source(name):
+        return f"did you mean data.dataset={near}?"
+    command = f"python -m fastlsr.write folder --data-dir IMAGES --name {shlex.quote(name)} --out {out}"
+    return f"{command} makes it of images of your own"
+
+
 def _parsed(values: object, path: Path) -> Manifest:
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a manifest: it holds no JSON object")
     names = {field.name for field in fields(Manifest)}
-    if values.keys() != names:
-        raise InputError(f"{path} is not a manifest: it lacks or adds {', '.join(sorted(names ^ values.keys()))}")
+    wrong = (names ^ values.keys()) - {*_OPTIONAL}
+    if wrong:
+        raise InputError(f"{path} is not a manifest: it lacks or adds {', '.join(sorted(wrong))}")
     hints = typing.get_type_hints(Manifest)
     manifest = Manifest(**{name: _typed(value, hints[name], f"{path}: {name}") for name, value in values.items()})
     _check_values(manifest, path)

@@ -116,12 +116,12 @@ class TeacherRows:
         means = self._sums / self._counts.clamp(min=1)[:, None]
         return torch.where((self._counts == 0)[:, None], torch.eye(len(means)).double(), means).float()
 
-    def save(self, path: Path, manifest: Manifest, *, fold: str, model: str, **made: Any) -> None:
+    def save(self, path: Path, manifest: Manifest, *, fold: str | None, model: str, **made: Any) -> None:
         """Writes the file, whole or not at all; the same rows and arguments give the same bytes.
 
         Args:
             manifest: of the training file the samples are of.
-            fold: the part of it that was held out (`splits.fold_name`).
+            fold: the part of it that was held out (`splits.fold_name`); None for labels that were learned from no part.
             model: the name of the teacher.
             made: how it was made, in plain values.
 
@@ -139,13 +139,15 @@ class TeacherRows:
 
 
 def save_labels(
-    path: Path, tensors: dict[str, Tensor], manifest: Manifest, *, fold: str, model: str, **made: Any
+    path: Path, tensors: dict[str, Tensor], manifest: Manifest, *, fold: str | None, model: str, **made: Any
 ) -> None:
     """Writes a file of soft labels with their origin, whole or not at all.
 
     The arguments after `tensors` are those of `TeacherRows.save`.
     """
-    origin = {"data": manifest.digest, "classes": manifest.classes, "fold": fold, "model": model, **made}
+    origin = {"data": manifest.digest, "classes": manifest.classes, "model": model, **made}
+    if fold is not None:
+        origin["fold"] = fold
     content = save(tensors, {_METADATA: json.dumps(origin, sort_keys=True)})
     replace_file(path, lambda part: part.write_bytes(content))  # save_file's would be readable by its owner only
 

@@ -4,13 +4,15 @@ The folds of cross-validation depend on the labels and the number of folds alone
 settings are compared on the same folds, and each setting is tried with several seeds.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fastlsr.config import Config, Data
-from fastlsr.data.manifest import read_manifest
+from fastlsr.config import PLACES, TEST, VAL, Config, Data, from_dict, load
+from fastlsr.data.manifest import NoSuchData, read_manifest
 from fastlsr.errors import InputError
 from fastlsr.rng import folds_generator
 
@@ -65,7 +67,8 @@ def check_folds(data: Data) -> None:
     """Checks that the options of cross-validation go together.
 
     Raises:
-        InputError: `data.folds` is 1, `data.fold` is not one of them, or `data.val` would not be read.
+        InputError: `data.folds` is 1, `data.fold` is not one of them, or a file or split of `data.val` would not be
+            read.
     """
     if data.folds == 1:
         raise InputError("data.folds=1: expected at least 2, or 0 for no cross-validation")
@@ -73,33 +76,83 @@ def check_folds(data: Data) -> None:
         raise InputError(f"data.fold={data.fold} is one of data.folds, which is not set")
     if data.folds and data.fold >= data.folds:
         raise InputError(f"data.fold={data.fold}: expected one of data.folds={data.folds}, counted from 0")
-    if data.folds and data.val:
+    if data.folds and data.val not in ("", VAL):
         raise InputError(
-            f"data.val={data.val} is not read with data.folds, which evaluate on a part of the training split"
+            f"data.val={data.val} is not read with data.folds, which evaluate on a part of the training split; "
+            "data.val=val evaluates on the test split at the end, too"
         )
+
+
+@contextlib.contextmanager
+def naming_data_dir() -> Iterator[None]:
+    """Inside, where an earlier run is opened, the error for data that are not there names `data.dir`, too."""
+    try:
+        yield
+    except NoSuchData as error:
+        raise InputError(f"{error}; if the run's data have moved: --data.dir=FOLDER") from None
+
+
+def places_of_run(run: Config, path: str, options: Mapping[str, str]) -> dict[str, Any]:
+    """The options of `config.PLACES` that tell where a trained run's data are now, and what computes.
+
+    Args:
+        run: its own options.
+        path: a config file that has other places, or "".
+        options: of the command line, which win.
+
+    Raises:
+        InputError: as `config.load`, and for other folds than the run's.
+    """
+    given = load(path, options) if path else from_dict(run.as_dict(), options)
+    if fold_name(given.data) != fold_name(run.data):
+        raise InputError(
+            f"the run was trained with data.folds={run.data.folds} and data.fold={run.data.fold}, not "
+            f"{given.data.folds} and {given.data.fold}"
+        )
+    values = given.flat()
+    return {key: values[key] for key in PLACES if key in given.given or key == "train.device"}
 
 
 def split_paths(config: Config) -> tuple[Path, Path]:
     """The training and the evaluation `.beton` of a configuration; one and the same with `data.folds`.
 
     Raises:
-        InputError: as `check_folds`.
+        InputError: as `check_folds`, or `data.val` is neither a split nor a file.
     """
     check_folds(config.data)
-    folder, name = Path(config.data.dir), config.data.dataset
-    train = Path(config.data.train) if config.data.train else folder / f"{name}_train.beton"
-    val = Path(config.data.val) if config.data.val else folder / f"{name}_test.beton"
-    return train, train if config.data.folds else val
+    data = config.data
+    train = Path(data.train) if data.train else _file_of_split(data, "train")
+    if data.folds:
+        return train, train
+    return train, _file_of_split(data, data.val or TEST) if data.val in ("", TEST, VAL) else _named_file(data.val)
+
+
+def test_path(config: Config) -> Path:
+    """The `.beton` that a run is evaluated on at its end, where it `selects_on_val`."""
+    return _file_of_split(config.data, TEST)
+
+
+def _file_of_split(data: Data, split: str) -> Path:
+    return Path(data.dir) / f"{data.dataset}_{split}.beton"
+
+
+def _named_file(val: str) -> Path:
+    if not val.endswith(".beton"):
+        raise InputError(f"data.val={val}: expected {TEST}, {VAL} or a .beton file")
+    return Path(val)
 
 
 def data_digests(config: Config) -> list[str]:
     """The digests of the training and the evaluation file, as their manifests have them.
 
+    A third one is that of the test file, for a run that `selects_on_val`.
+
     Raises:
-        InputError: a file is missing, or the two have different classes; or as `check_folds`.
+        InputError: a file is missing, or they have different classes; or as `split_paths`.
     """
-    paths = split_paths(config)
-    train, val = map(read_manifest, paths)
-    if train.classes != val.classes:
-        raise InputError("{} and {} have different classes".format(*paths))
-    return [train.digest, val.digest]
+    paths = [*split_paths(config), *([test_path(config)] if config.data.selects_on_val else [])]
+    manifests = [read_manifest(path) for path in paths]
+    for path, manifest in zip(paths, manifests, strict=True):
+        if manifest.classes != manifests[0].classes:
+            raise InputError(f"{paths[0]} and {path} have different classes")
+    return [manifest.digest for manifest in manifests]

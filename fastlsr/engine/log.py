@@ -124,9 +124,11 @@ class RunLog:
 
     def show_results(self) -> None:
         """Writes and prints the last and the best row of a finished run, and where all is."""
-        table = results_table(self.summary(finished=True))
-        self.console.print(table, soft_wrap=False, width=min(_TABLE_WIDTH, self.console.width))
-        self.report(f"best: the {best_meaning(self.config.train.best_by)}, read on the evaluation split")
+        summary = self.summary(finished=True)
+        self.console.print(results_table(summary), soft_wrap=False, width=min(_TABLE_WIDTH, self.console.width))
+        meaning = best_meaning(self.config.train.best_by, self.config.data.evaluated_split)
+        at_end = "; test: at the end, once" if self.config.data.selects_on_val else ", read on the evaluation split"
+        self.report(f"best: the {meaning}{at_end}")
         self.report(f"results: {self.folder.path}")
 
     def close(self, exit_code: int) -> None:
@@ -175,7 +177,7 @@ def results_table(summary: Summary) -> Table:
     table.add_column("", overflow="fold")
     for kind in KINDS:
         table.add_column(kind, justify="right", overflow="fold")
-    for key in compared_keys():
+    for key in compared_keys([summary["last"], summary["best"]]):
         table.add_row(key, *(_shown(summary[kind].get(key)) for kind in KINDS))
     return table
 

@@ -16,10 +16,11 @@ from types import FrameType
 
 import torch
 
-from fastlsr.config import Config, differences, from_dict
+from fastlsr.config import PLACES, TEST, Config, differences, from_dict
 from fastlsr.data.loader import Batch
+from fastlsr.data.manifest import read_manifest
 from fastlsr.data.soft_labels import save_labels
-from fastlsr.data.splits import fold_name
+from fastlsr.data.splits import fold_name, test_path
 from fastlsr.engine import checkpoint, distributed
 from fastlsr.engine.evaluation import CollectedLogits
 from fastlsr.engine.footprint import step_bytes, warnings
@@ -29,6 +30,7 @@ from fastlsr.engine.provenance import environment, software, source_digests
 from fastlsr.engine.runtime import choose_device, peak_memory_bytes, set_up_torch
 from fastlsr.engine.session import Session, State
 from fastlsr.engine.totals import EpochTotals
+from fastlsr.engine.trained import opened, read_checkpoint
 from fastlsr.engine.wandb_log import agent_run, with_project
 from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.files import remove_leftovers, replace_file, sole_use
@@ -261,6 +263,8 @@ def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
         if row is None:
             check_finite(session.totals.read(), session.position.epochs + 1)
             session.check_weights()
+        elif are_all(log.rows, session.config, session.plan):
+            judge_best(session, log)
         state = session.state_dict() | log.state_dict()
         if distributed.is_main():
             keep_checkpoints(session.config, log, state, row)
@@ -299,13 +303,16 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
         TrainingFailed: at a loss that is not finite.
     """
     start, phase = time.perf_counter(), session.plan.at(session.position.epochs)
+    split = session.config.data.evaluated_split
     try:
         totals, speed = train_epoch(session, log, stop)
         logits = None if session.config.run.logits == "none" else CollectedLogits()
         metrics = session.evaluate(stop.watch, logits)
         for name in ("nll", session.config.train.best_by):
             if not math.isfinite(metrics[name]):
-                raise TrainingFailed(f"test/{name} is not finite after epoch {session.position.epochs + 1}")
+                raise TrainingFailed(f"{split}/{name} is not finite after epoch {session.position.epochs + 1}")
+        figures = {f"{split}/{name}": value for name, value in metrics.items()}
+        at_end, kept_at_end = evaluate_at_end(session, log, figures, stop)
         end = session.end_epoch(stop.watch)
     except Stopped:
         return None
@@ -315,7 +322,8 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
         "lr": end.learning_rate,
         "train/loss": totals.loss,
         "train/top1": totals.top1,
-        **{f"test/{name}": value for name, value in metrics.items()},
+        **figures,
+        **{f"{TEST}/{name}": value for name, value in at_end.items()},
         **speed,
         "target_entropy": end.target_entropy,
         "seconds": time.perf_counter() - start,
@@ -324,10 +332,60 @@ def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:
     row = finite_row(row)
     if logits:
         keep_logits(logits, row, session, log)
+    if kept_at_end:
+        keep_logits_at_end(kept_at_end, row, session, log)
     log.row(row)
     if end.learned and distributed.is_main():
         keep_soft_labels(end.learned, session, log)
     return row
+
+
+def evaluate_at_end(
+    session: Session, log: RunLog, figures: Row, stop: StopRequest
+) -> tuple[dict[str, float], CollectedLogits | None]:
+    """(figures on the test split, its logits if they are kept), in the last epoch of a run that `selects_on_val`.
+
+    Empty in all others: before its end such a run does not open the test split.
+
+    Args:
+        figures: of this epoch, for its row; train.patience may make it the last one.
+
+    Raises:
+        Stopped: in the middle.
+    """
+    rows = [*log.rows, {"epoch": session.position.epochs + 1, **figures}]
+    if not session.config.data.selects_on_val or not are_all(rows, session.config, session.plan):
+        return {}, None
+    logits = CollectedLogits() if session.config.run.logits in ("last", "both") else None
+    return session.evaluate_at_end(stop.watch, logits), logits
+
+
+def judge_best(session: Session, log: RunLog) -> None:
+    """Adds the test split's figures of the best epoch to its row, at the end of a run that `selects_on_val`.
+
+    Its weights are those that `run.keep_best` has kept; without them the best row has none.
+    """
+    config = session.config
+    best = best_of(log.rows, config.train.best_by)
+    if not config.data.selects_on_val or not config.run.keep_best or best is log.rows[-1]:
+        return
+    path, values = log.folder.best_checkpoint, config.flat()
+    run = opened(distributed.from_main(lambda: read_checkpoint(path)), path, {key: values[key] for key in PLACES})
+    logits = CollectedLogits() if config.run.logits in ("best", "both") else None
+    figures = run.evaluate_at_end(logits, session.ranks)
+    best |= {f"{TEST}/{name}": value for name, value in figures.items()}
+    log.restore(log.rows)
+    if logits:
+        kept = logits.on_host(epoch=best["epoch"], data=read_manifest(test_path(config)).digest)
+        if distributed.is_main():
+            kept.write(log.folder.logits("best", at_end=True))
+
+
+def keep_logits_at_end(logits: CollectedLogits, row: Row, session: Session, log: RunLog) -> None:
+    """Writes the test split's logits behind the last row."""
+    kept = logits.on_host(epoch=row["epoch"], data=read_manifest(test_path(session.config)).digest)
+    if distributed.is_main():
+        kept.write(log.folder.logits("last", at_end=True))
 
 
 def keep_logits(logits: CollectedLogits, row: Row, session: Session, log: RunLog) -> None:
@@ -357,7 +415,7 @@ def train_epoch(session: Session, log: RunLog, stop: StopRequest) -> tuple[Epoch
             logs = (before + done) % every == 0
             if (
                 logs or done & (done - 1) == 0
-            ):  # at powers of two, too: the first loss is not to wait for `every` batches
+            ):  # at powers of two, too: the first loss does not wait for `every` batches
                 so_far = session.totals.read_late()
                 check_finite(so_far, epoch)
                 note = f"loss {so_far.loss:.4f}" if so_far.seen else ""

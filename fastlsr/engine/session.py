@@ -17,7 +17,7 @@ from fastlsr.config import Config, Data
 from fastlsr.data.loader import Batch, Loader
 from fastlsr.data.manifest import Manifest
 from fastlsr.data.soft_labels import SampleLabels, class_labels, sample_labels
-from fastlsr.data.splits import Subset, fold_name, held_out_subset, split_paths, training_subset, whole
+from fastlsr.data.splits import Subset, fold_name, held_out_subset, split_paths, test_path, training_subset, whole
 from fastlsr.engine import distributed
 from fastlsr.engine.batchnorm import BatchNorm, running_statistics, synchronise
 from fastlsr.engine.checkpoint import State
@@ -108,6 +108,15 @@ def evaluation_loader(config: Config, device: torch.device, ranks: Ranks = ALONE
     return Loader(val, config.data, train=False, seed=seed, device=device, subset=subset, ranks=ranks)
 
 
+def loader_at_end(config: Config, device: torch.device, ranks: Ranks = ALONE) -> Loader:
+    """The batches of the test split, on which a run that `selects_on_val` is evaluated at its end.
+
+    Raises:
+        InputError: for files or options that do not fit.
+    """
+    return Loader(test_path(config), config.data, train=False, seed=config.train.seed, device=device, ranks=ranks)
+
+
 def read_teacher(
     config: Config, plan: Plan, manifest: Manifest, device: torch.device
 ) -> tuple[Tensor | None, SampleLabels | None]:
@@ -187,7 +196,8 @@ class Session:
         self.test = evaluation_loader(config, device, ranks)
         if config.data.folds:
             held_out = f"{len(self.test.indices):,} of {self.train.manifest.count:,} training images are held out"
-            report(f"fold {config.data.fold} of {config.data.folds}: {held_out}, and evaluated on as `test`")
+            split = config.data.evaluated_split
+            report(f"fold {config.data.fold} of {config.data.folds}: {held_out}, and evaluated on as `{split}`")
         manifest = self.train.manifest
         self.classes = len(manifest.classes)
         model = self._build_network("" if state else config.model.pretrained)
@@ -357,9 +367,16 @@ class Session:
             watch: passes the batches on, and may end the pass by raising.
             collect: where the logits are added, too.
         """
+        return self._evaluate_on(self.test, watch, collect)
+
+    def evaluate_at_end(self, watch: Watch = iter, collect: CollectedLogits | None = None) -> dict[str, float]:
+        """As `evaluate`, on the test split, which is opened for it."""
+        return self._evaluate_on(loader_at_end(self.config, self.device, self.ranks), watch, collect)
+
+    def _evaluate_on(self, loader: Loader, watch: Watch, collect: CollectedLogits | None) -> dict[str, float]:
         distributed.mean_(self._statistics(), counts=self._has_samples())
         self._evaluated.eval()
-        metrics = evaluate(self._logits, watch(self.test.epoch(0)), self.targets, collect)
+        metrics = evaluate(self._logits, watch(loader.epoch(0)), self.targets, collect)
         self.network.train()
         return metrics
 

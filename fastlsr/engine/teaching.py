@@ -80,7 +80,8 @@ def teach(source: TrainedRun | Config, out: Path) -> None:
         rows.add(some.index, some.labels, some.logits.float().softmax(1))
     accuracies = {"train_top1": rows.top1}
     if test:
-        accuracies["test_top1"] = accuracy(teacher.forward, watched(test, "test images", console))
+        split = config.data.evaluated_split
+        accuracies[f"{split}_top1"] = accuracy(teacher.forward, watched(test, f"{split} images", console))
     made = teacher.made | {"resolution": train.resolution, "fastlsr": __version__} | accuracies
     rows.save(out, train.manifest, fold=fold_name(config.data), model=config.model.name, **made)
     on = "  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in accuracies.items())

@@ -17,14 +17,23 @@ from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import Subset, split_paths, whole
 from fastlsr.engine import checkpoint
 from fastlsr.engine.classifier import Classifier
-from fastlsr.engine.evaluation import evaluate
+from fastlsr.engine.evaluation import CollectedLogits, evaluate
 from fastlsr.engine.runtime import choose_device, set_up_torch
-from fastlsr.engine.session import Position, State, build_network, classifier_of, evaluation_loader, training_loader
+from fastlsr.engine.session import (
+    Position,
+    State,
+    build_network,
+    classifier_of,
+    evaluation_loader,
+    loader_at_end,
+    training_loader,
+)
 from fastlsr.errors import InputError, unknown
 from fastlsr.labels.methods import make_plan
 from fastlsr.labels.plan import Plan
 from fastlsr.labels.targets import Targets
 from fastlsr.models.weight_files import evaluated_weights
+from fastlsr.ranks import ALONE, Ranks
 from fastlsr.runs import RunFolder, folder_of
 
 
@@ -128,10 +137,21 @@ class TrainedRun:
 
     def evaluate(self) -> dict[str, float]:
         """The figures that the run logs for this checkpoint, on the same kind of machine to the digit."""
-        loader = self.evaluation_loader()
+        return self._evaluate_on(self.evaluation_loader())
+
+    def evaluate_at_end(self, collect: CollectedLogits | None = None, ranks: Ranks = ALONE) -> dict[str, float]:
+        """As `evaluate`, on the test split of a run that `selects_on_val`, with folds, too.
+
+        Args:
+            collect: where the logits are added, too.
+            ranks: which part of each batch this process evaluates, if all of them call.
+        """
+        return self._evaluate_on(self._checked(loader_at_end(self.config, self.device, ranks)), collect)
+
+    def _evaluate_on(self, loader: Loader, collect: CollectedLogits | None = None) -> dict[str, float]:
         network = self.network(loader.resolution)
         forward = torch.compile(network, dynamic=False) if self.decided["compile"] else network
-        return evaluate(forward, loader.epoch(0), self.targets())
+        return evaluate(forward, loader.epoch(0), self.targets(), collect)
 
 
 def open_run(path: Path, overrides: Mapping[str, Any] | None = None) -> TrainedRun:

@@ -46,6 +46,7 @@ _OF_ROWS = ("top1", "top5", "nll", "ece")  # figures that a row has, of the logi
 _FILES = (*MARKS, "config.yaml", "summary.json")  # that a report reads, or a run replaces
 _MOST_THREADS = 8  # each holds some float32 copies of a run's logits: 200 MB for one of ImageNet's
 _SOURCES = ("train_data", "test_data", "teacher")  # of the digests in `Trial.data` here
+_SOURCES_WITH_VAL = ("train_data", "val_data", "test_data", "teacher")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class ReportedRun:
         trial: its options, summary and folder; its `data` has the teacher's digest as a third one where there is one.
         rows: of its epochs.
         figures: of the last and of the best epoch: "top1", "top5" and the names of `scores.SCORES`, of these also with
-            `SCALED` in front, and `TEMPERATURE`. What needs logits is missing where the run kept none.
+            `SCALED` in front, and `TEMPERATURE`. What needs logits is missing where the run kept none. They are of the
+            test split: a run that `selects_on_val` has none of an epoch whose weights it did not keep to the end.
         hours: that its epochs took.
         reliability: float64[3, 15] of the last epoch, as `scores.reliability`; None without logits.
         risk: float64[100], of the last epoch, as `scores.risk_by_percent`; None without logits.
@@ -180,7 +182,8 @@ def _labels(settings: Sequence[Setting]) -> list[str]:
     labels = []
     for name, setting in zip(names, settings, strict=True):
         same = [other.trials[0].data for other, its in zip(settings, names, strict=True) if its == name]
-        digests = itertools.zip_longest(_SOURCES, setting.trials[0].data, *same, fillvalue="")
+        sources = _SOURCES_WITH_VAL if setting.trials[0].config.data.selects_on_val else _SOURCES
+        digests = itertools.zip_longest(sources, setting.trials[0].data, *same, fillvalue="")
         shown = [f" {name}={own[:6] or 'unknown'}" for name, own, *others in digests if set(others) != {own}]
         labels.append(name + "".join(shown))
     return labels
@@ -197,7 +200,8 @@ def _look_at(path: Path) -> tuple[ReportedRun | None, list[SetAside]]:
 def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
     """Name, time and size of each file of a run that a report may read; equal as long as nothing was written."""
     stamp = []
-    for file in (*(path / name for name in _FILES), *map(RunFolder(path).logits, KINDS)):
+    logits = [RunFolder(path).logits(kind, at_end=at_end) for kind in KINDS for at_end in (False, True)]
+    for file in (*(path / name for name in _FILES), *logits):
         with contextlib.suppress(OSError):  # it is not there
             state = file.stat()
             stamp.append((file.name, state.st_mtime_ns, state.st_size))
@@ -253,7 +257,8 @@ def _finished(trial: Trial, rows: Sequence[Row]) -> tuple[ReportedRun | None, st
     requested = trial.config.run.logits
     scored: dict[int, _Scored] = {}  # by epoch, since the last one may be the best
     what, reasons = "", list[str]()
-    for kind, row in of_kind.items():
+    judged = {kind: row for kind, row in of_kind.items() if trial.was_judged(kind)}
+    for kind, row in judged.items():
         if requested not in (kind, "both") or row["epoch"] in scored:
             continue
         try:
@@ -262,10 +267,11 @@ def _finished(trial: Trial, rows: Sequence[Row]) -> tuple[ReportedRun | None, st
             what, reasons = "mixed", [*reasons, str(error)]
         except InputError as error:
             what, reasons = what or "incomplete", [*reasons, str(error)]
-    missing = [kind for kind, row in of_kind.items() if row["epoch"] not in scored]
+    missing = [kind for kind, row in judged.items() if row["epoch"] not in scored]
     if missing and not reasons:
         what, reasons = "incomplete", [f"run.logits={requested} kept no logits of the {' and '.join(missing)} epoch"]
-    figures = {kind: _figures_of(row, scored.get(row["epoch"])) for kind, row in of_kind.items()}
+    figures = {kind: _figures_of(row, scored.get(row["epoch"])) if kind in judged else {}
+               for kind, row in of_kind.items()}  # fmt: skip
     last = scored.get(of_kind["last"]["epoch"])
     hours = sum(row.get("seconds") or 0.0 for row in rows) / 3600
     curves = (last.reliability, last.risk) if last else (None, None)
@@ -290,10 +296,11 @@ def _scored(trial: Trial, kind: Kind, row: Row) -> _Scored:
         InputError: if there are none, or they are damaged.
         _OfAnotherRun: if they are not of this row.
     """
-    kept = read_logits(trial.folder.logits(kind))
+    path = trial.folder.logits(kind, at_end=trial.config.data.selects_on_val)
+    kept = read_logits(path)
     predictions = Predictions(kept.logits.astype(np.float32), kept.labels)  # numpy is slow in float16
     if problem := _misfit_of_logits(kept, predictions, row, trial):
-        raise _OfAnotherRun(f"logits/{kind}.safetensors {problem}; it is not used")
+        raise _OfAnotherRun(f"logits/{path.name} {problem}; it is not used")
     scaled, temperatures = temperature_scaled(predictions.logits, kept.labels, kept.index)
     figures = {name: score.value(predictions) for name, score in SCORES.items()}
     figures |= {SCALED + name: score.value(scaled) for name, score in SCORES.items()}
@@ -306,7 +313,8 @@ def _misfit_of_logits(kept: EvaluationLogits, predictions: Predictions, row: Row
     """Why kept logits are not those of the row's epoch; "" if they are."""
     if kept.epoch != row["epoch"]:
         return f"is of epoch {kept.epoch}, its row of epoch {row['epoch']}"
-    if trial.data and kept.data not in trial.data[1:2]:
+    at = 2 if trial.config.data.selects_on_val else 1
+    if trial.data and kept.data not in trial.data[at : at + 1]:
         return f"is of other data ({kept.data[:6]}) than environment.json has"
     logged, found = row.get("test/nll"), nll(predictions)
     if isinstance(logged, int | float) and abs(found - logged) > 0.01 + 0.02 * logged:  # float16 has 3 digits

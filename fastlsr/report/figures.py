@@ -39,7 +39,8 @@ _TICK = 2  # matplotlib's TICKUP: from the axis upward
 DIFFERENCE = "difference"  # and that of the dots of mean differences
 _MOST_DIFFERENCES = 24  # in one figure
 _MOST_CHANGES = 20  # of targets in a run that are marked: `online` would have one after each epoch
-_CURVES = (("test/top1", "Test top-1"), ("test/nll", "Test NLL"), ("train/top1", "Train top-1"),
+_CURVES = (("test/top1", "Test top-1"), ("test/nll", "Test NLL"), ("val/top1", "Validation top-1"),
+           ("val/nll", "Validation NLL"), ("train/top1", "Train top-1"),
            ("target_entropy", "Entropy of the training targets"))  # fmt: skip
 _UNITS = {column.key: column.unit for column in columns()}
 
@@ -49,7 +50,9 @@ def curve_figures(settings: Sequence[ReportedSetting]) -> list[ReportFigure]:
     points = max(50, min(_MOST_POINTS, _MOST_OF_ALL // max(1, len(settings))))
     figures = []
     for key, title in _CURVES:
-        lines = [curve(setting, key).thinned(points) for setting in settings]
+        # Where epochs are evaluated on a validation split, one of them alone has figures of the test split: no curve.
+        drawn = [s for s in settings if not (key.startswith("test/") and s.config.data.selects_on_val)]
+        lines = [curve(setting, key).thinned(points) for setting in drawn]
         lines = [line for line in lines if line.count.any()]
         if key == "target_entropy" and not any(line.mean[line.count > 0].any() for line in lines):
             continue  # hard labels throughout

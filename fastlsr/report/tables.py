@@ -94,11 +94,21 @@ def _accuracies(settings: Sequence[ReportedSetting], column: str, bold: set[str]
     columns[1] += [Cell("0", 0)] * len(missing)
     columns[2] += [Cell(NOT_RUN)] * len(missing)
     rows = tuple(itertools.zip_longest(*columns, fillvalue=Cell(NONE)))
-    chosen = " or ".join(sorted({best_meaning(each.runs[0].trial.config.train.best_by) for each in settings}))
-    best = f"Best: the epoch with the {chosen}, chosen on the evaluation split itself." if chosen else ""
+    best = f"Best: the epoch with the {_best_words(settings)}." if settings else ""
     notes = ("Mean ± standard deviation (n - 1) over seeds and folds.", *filter(None, [best]))
     lead = tuple(recipe_notes(paper, settings)) if paper else ()
     return Table("accuracy", "Accuracy in %", tuple(heads), rows, lead, notes)
+
+
+def _best_words(settings: Sequence[ReportedSetting]) -> str:
+    """By which metric and on which split the best epochs were chosen."""
+    configs = [setting.config for setting in settings]
+    chosen = " or ".join(sorted({best_meaning(each.train.best_by, each.data.evaluated_split) for each in configs}))
+    if any(each.data.selects_on_val for each in configs):
+        chosen += "; with data.val=val its figures are of the test split, and are there where its weights were kept"
+    if all(each.data.selects_on_val for each in configs):
+        return chosen
+    return f"{chosen}, chosen on the evaluation split itself"
 
 
 def _name_heads() -> list[Head]:

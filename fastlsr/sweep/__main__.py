@@ -23,7 +23,14 @@ from fastlsr.sweep.file import read_sweep
 from fastlsr.sweep.jobs import Jobs, choose_jobs
 from fastlsr.sweep.overrides import override, split_overrides
 from fastlsr.sweep.plan import plan_text, plan_trials
-from fastlsr.sweep.results import check_metric, outcomes_of, selection_text, sweep_table, table_legend
+from fastlsr.sweep.results import (
+    check_metric,
+    check_metric_is_evaluated,
+    outcomes_of,
+    selection_text,
+    sweep_table,
+    table_legend,
+)
 from fastlsr.sweep.runner import Runner, cuda_devices
 
 
@@ -36,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             check_metric(sweep)
             planned, rejected = plan_trials(sweep, options.count, ranks=options.devices_per_trial)
+            check_metric_is_evaluated(sweep, planned)
         except InputError as error:
             raise InputError(f"{options.file}: {error}") from None
         if options.dry_run:
@@ -59,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console = Console(width=None if sys.stdout.isatty() else 160)
             with console.capture() as table:
                 console.print(sweep_table(sweep, outcomes))
-            print(f"{table.get()}{table_legend(sweep)}")
+            print(f"{table.get()}{table_legend(sweep, outcomes)}")
         if stopped:
             return 128 + stopped
         if options.select:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastlsr.errors import InputError
-from fastlsr.runs import Summary, keys
+from fastlsr.metrics import METRICS
+from fastlsr.runs import Summary, best_meaning, keys
 from fastlsr.sweep.file import Sweep
 from fastlsr.sweep.plan import PlannedTrial, trainer_config
 from fastlsr.trials import REPEATS, Setting, Trial, mean_and_std, settings_of
+
+_NEAR = 0.8  # of `difflib`: test/acc is not near test/ece
+_SPLITS = {"": "test", "eval": "test", "valid": "val", "validation": "val", "dev": "val", "training": "train"}
+# What else the metrics are called, in lower case and without - _ and @.
+_ALIASES = {
+    **dict.fromkeys(("acc", "accuracy", "acc1", "top1acc", "top1accuracy"), "top1"),
+    **dict.fromkeys(("acc5", "top5acc", "top5accuracy"), "top5"),
+    **dict.fromkeys(("crossentropy", "ce", "logloss"), "nll"),
+    **dict.fromkeys(("calibrationerror", "calibration"), "ece"),
+}
 
 
 class Outcome(NamedTuple):
@@ -44,14 +56,34 @@ def check_metric(sweep: Sweep) -> None:
     """Checks that the sweep's metric is one that runs have.
 
     Raises:
-        InputError: if it is not; names the nearest.
+        InputError: if it is not; names the nearest, if better is the same direction for both.
     """
     _, key = metric_of(sweep)
     if key not in keys():
-        close = difflib.get_close_matches(key, keys(), 1)
-        prefix = sweep.metric.removesuffix(key)
-        hint = f"did you mean {prefix}{close[0]}?" if close else f"there are {', '.join(keys())}"
+        prefix, near = sweep.metric.removesuffix(key), _near_key(key, maximize=sweep.maximize)
+        hint = f"did you mean {prefix}{near}?" if near else f"there are {', '.join(keys())}"
         raise InputError(f"metric: {sweep.metric} is none of a run's; {hint}")
+
+
+def _near_key(key: str, *, maximize: bool) -> str:
+    """The column that a name which is none probably means, or ""; never one of which the other direction is better."""
+    split, _, name = re.sub(r"^(train|test|eval|val|valid)_", r"\1/", key).rpartition("/")
+    split, name = _SPLITS.get(split.lower(), split), _ALIASES.get(re.sub(r"[-_@ ]", "", name.lower()), name)
+    higher = {"images_per_second", *(metric.name for metric in METRICS.values() if metric.best is max)}
+    same = [each for each in keys() if (each.rpartition("/")[2] in higher) == maximize]
+    close = difflib.get_close_matches(f"{split}/{name}" if split else name, same, 1, cutoff=_NEAR)
+    return close[0] if close else ""
+
+
+def check_metric_is_evaluated(sweep: Sweep, planned: Sequence[PlannedTrial]) -> None:
+    """Checks that the trials evaluate the split that the sweep's metric is of.
+
+    Raises:
+        InputError: if a metric of val/ is requested and a trial has no validation split.
+    """
+    _, key = metric_of(sweep)
+    if key.startswith("val/") and not all(trial.config.data.selects_on_val for trial in planned):
+        raise InputError(f"metric: {sweep.metric} is one of runs with data.val=val, which not all trials are")
 
 
 def ranked(sweep: Sweep, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -87,12 +119,14 @@ def sweep_table(sweep: Sweep, outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
-def table_legend(sweep: Sweep) -> str:
+def table_legend(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
     """What the numbers of `sweep_table` are."""
     _, key = metric_of(sweep)
+    configs = [each.first.config for each in outcomes]
+    chosen = " or ".join(sorted({best_meaning(each.train.best_by, each.data.evaluated_split) for each in configs}))
     return (
         f"{key}, mean ± std over {' and '.join(REPEATS)}; last: of the last epoch; best: of the epoch with the "
-        "best train.best_by, as read on the evaluation split"
+        f"{chosen}, as read on the evaluation split"
     )
 
 
@@ -113,10 +147,15 @@ def selection_text(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
     lines = []
     if len(complete) < len(outcomes):
         lines.append(f"warning: {len(outcomes) - len(complete)} settings lack trials or folds and were not considered")
-    if not best.first.config.data.folds:
-        lines.append("warning: without data.folds the selection is made on the evaluation split itself")
+    data = best.first.config.data
+    if not data.folds and not data.selects_on_val:
+        lines.append("warning: without data.val=val or data.folds the selection is made on the evaluation split itself")
+    if data.selects_on_val and key.startswith("test/"):
+        lines.append(f"warning: the selection is made on the test split; metric {key.replace('test/', 'val/')} is not")
     goal = "highest" if sweep.maximize else "lowest"
     lines.append(f"selected: {goal} mean {key} ({row}) {mean_and_std(numbers)}, n = {len(numbers)}")
+    if key.startswith("val/") and (tested := best.setting.numbers(row, of_test := key.replace("val/", "test/"))):
+        lines.append(f"its {of_test} ({row}), which was not selected on: {mean_and_std(tested)}, n = {len(tested)}")
     return "\n".join([*lines, shlex.join(command_without_folds(sweep, best.first))])
 
 
@@ -127,4 +166,6 @@ def command_without_folds(sweep: Sweep, trial: PlannedTrial) -> list[str]:
     words = [word for word in sweep.command_of(kept) if not word.startswith(tuple(f"--{name}=" for name in dropped))]
     words = words[1:] if words[0] == "/usr/bin/env" else words
     config = trainer_config(words)
-    return words + [f"--data.{name}=0" for name in ("folds", "fold") if getattr(config.data, name)]
+    words = words + [f"--data.{name}=0" for name in ("folds", "fold") if getattr(config.data, name)]
+    # What was held out as a fold is trained on now; there is no validation split beside it.
+    return words + ["--data.val=test"] * (trial.config.data.folds > 0 and config.data.selects_on_val)

@@ -1,6 +1,7 @@
 """Run folders as training leaves them, written in milliseconds by the package's own writers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,20 +33,27 @@ def _write_run(
     the accuracy, NLL and ECE of these logits, unless `top1` is given: of each epoch, or of all.
 
     Args:
-        options: `section.key` to value; by default 4 epochs.
+        options: `section.key` to value; by default 4 epochs. With `data.val=val` the evaluations are of `val`, and the
+            last one is also that of the test split, its logits halved.
         done: epochs after which the run was stopped; None for a finished one.
-        data: digests of the training and the evaluation file.
+        data: digests of the training and the evaluation file, and of the test file that a val split has beside it.
     """
     config = load(overrides={"train.epochs": 4, **(options or {})})
     plan = make_plan(config.method, config.train.epochs)
     evaluations = [_logits(config.train.seed, epoch, plan.epochs, sharpness, samples, classes, data[1])
                    for epoch in range(1, (plan.epochs if done is None else done) + 1)]  # fmt: skip
-    rows = [_row(plan, each) for each in evaluations]
+    split = config.data.evaluated_split
+    rows = [_row(plan, each, split) for each in evaluations]
     if top1 is not None:
         for row, value in zip(rows, [top1] * len(rows) if isinstance(top1, int | float) else top1, strict=True):
-            row["test/top1"] = value
+            row[f"{split}/top1"] = value
     run = RunFolder(folder)
     folder.mkdir(parents=True)
+    if config.data.selects_on_val and done is None:
+        at_end = replace(evaluations[-1], logits=evaluations[-1].logits / 2, data=data[2])
+        rows[-1] |= {key: value for key, value in _row(plan, at_end, "test").items() if key.startswith("test/")}
+        if config.run.logits in ("last", "both"):
+            at_end.write(run.logits("last", at_end=True))
     run.write_config(config)
     run.write_environment({"data": list(data), "teacher": None})
     run.write_rows(rows)
@@ -64,24 +72,25 @@ def _logits(seed: int, epoch: int, epochs: int, sharpness: float, samples: int, 
     return EvaluationLogits(logits.astype(np.float16), labels, np.arange(samples), epoch, data)
 
 
-def _row(plan, kept: EvaluationLogits):
+def _row(plan, kept: EvaluationLogits, split: str):
     predictions = Predictions(kept.logits, kept.labels)
     top5 = (np.argsort(-kept.logits, axis=1)[:, :5] == kept.labels[:, None]).any(1)
     values = {
         "epoch": kept.epoch,
         "phase": plan.at(kept.epoch - 1).number + 1,
-        "test/nll": nll(predictions),
-        "test/loss": nll(predictions),
-        "test/ece": ece(predictions),
-        "test/top1": 100 * float(predictions.correct.mean()),
-        "test/top5": 100 * float(top5.mean()),
+        f"{split}/nll": nll(predictions),
+        f"{split}/loss": nll(predictions),
+        f"{split}/ece": ece(predictions),
+        f"{split}/top1": 100 * float(predictions.correct.mean()),
+        f"{split}/top5": 100 * float(top5.mean()),
         "train/top1": 100 - 50 / kept.epoch,
         "train/loss": 2 / kept.epoch,
         "target_entropy": 0.0,
         "seconds": 36.0,
     }
     assert values.keys() <= set(keys())
-    return {key: values.get(key, 1.0) for key in keys()}
+    other = "test/" if split == "val" else "val/"
+    return {key: values.get(key, 1.0) for key in keys() if not key.startswith(other)}
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,10 @@
 """The official layouts of the data sets -> samples, with official splits, and labels 0-based and contiguous."""
 
+import difflib
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,12 +33,14 @@ class Source:
     """One data set's reader, how it is stored by default, and its line in `--help`.
 
     read: (folder, may_download) -> Dataset. The folder is the user's copy, or where a download goes.
+    splits: those that `read` gives; of "folder" those that it may give.
     """
 
     read: Callable[[Path, bool], Dataset]
     encoding: Encoding
     note: str
     downloads: bool = False  # can be had without --data-dir
+    splits: tuple[str, ...] = ("train", "test")
 
 
 def subset(samples: Samples, size: int, seed: int) -> Samples:
@@ -62,7 +66,7 @@ def of_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
     label[[dataset.classes.index(name) for name in names]] = np.arange(len(names))
     kept = {split: _chosen(samples, np.flatnonzero(label[samples.labels] >= 0))
             for split, samples in dataset.splits.items()}  # fmt: skip
-    return Dataset(tuple(names), {split: Samples(each.images, label[each.labels]) for split, each in kept.items()})
+    return Dataset(tuple(names), {split: replace(each, labels=label[each.labels]) for split, each in kept.items()})
 
 
 def read_digits(folder: Path, may_download: bool) -> Dataset:
@@ -71,7 +75,8 @@ def read_digits(folder: Path, may_download: bool) -> Dataset:
 
     bundle = load_digits()
     grey = np.rint(bundle.images * (255 / 16)).astype(np.uint8)
-    samples = Samples(np.repeat(grey[..., None], 3, axis=3), bundle.target.astype(np.int64))
+    pixels, labels = np.repeat(grey[..., None], 3, axis=3), bundle.target.astype(np.int64)
+    samples = Samples(pixels, labels, _numbered("digits", len(labels)))
     return Dataset(tuple(str(name) for name in bundle.target_names), _stratified(samples))
 
 
@@ -111,7 +116,7 @@ def read_dtd(folder: Path, may_download: bool) -> Dataset:
     return _named_by_folder({
         split: [base / "images" / name for part in parts for (name,) in _rows(base / "labels" / part, 1)]
         for split, parts in lists.items()
-    })  # fmt: skip
+    }, base / "images")  # fmt: skip
 
 
 def read_cub200(folder: Path, may_download: bool) -> Dataset:
@@ -128,7 +133,7 @@ def read_cub200(folder: Path, may_download: bool) -> Dataset:
         split: [(base / "images" / files[key], int(labels[key])) for key in files if in_train[key] == flag]
         for split, flag in splits.items()
     }
-    return _renumbered(listed, {int(number): name for number, name in names.items()})
+    return _renumbered(listed, {int(number): name for number, name in names.items()}, base / "images")
 
 
 def read_stanford_dogs(folder: Path, may_download: bool) -> Dataset:
@@ -136,7 +141,7 @@ def read_stanford_dogs(folder: Path, may_download: bool) -> Dataset:
     base = _found("train_list.mat", [folder, folder / "stanford_dogs"])
     listed = {split: _mat_list(base / f"{split}_list.mat", base / "Images") for split in ("train", "test")}
     names = {number: path.parent.name for rows in listed.values() for path, number in rows}
-    return _renumbered(listed, names)
+    return _renumbered(listed, names, base / "Images")
 
 
 def read_imagenet(folder: Path, may_download: bool) -> Dataset:
@@ -145,12 +150,17 @@ def read_imagenet(folder: Path, may_download: bool) -> Dataset:
 
 
 def read_folder(folder: Path, may_download: bool) -> Dataset:
-    """train/CLASS/... and test/CLASS/... (or val/CLASS/...); a tree without train/ is split here, fixed, 80/20."""
+    """train/CLASS/..., val/CLASS/... and test/CLASS/..., as far as they are there.
+
+    Of val/ and test/ alone, `test` is the one that is there. A tree without train/ is split here, fixed, 80/20.
+    """
     if not (folder / "train").is_dir():
         whole = _class_folders({"all": folder})
         return Dataset(whole.classes, _stratified(whole.splits["all"]))
-    held_out = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
-    return _class_folders({"train": folder / "train", **({"test": held_out} if held_out else {})})
+    held_out = [name for name in ("val", "test") if (folder / name).is_dir()]
+    names = held_out if len(held_out) == 2 else ["test"] * len(held_out)
+    folders = {name: folder / found for name, found in zip(names, held_out, strict=True)}
+    return _class_folders({"train": folder / "train"} | folders)
 
 
 _PIXELS = Encoding(mode="raw")
@@ -177,9 +187,30 @@ SOURCES: dict[str, Source] = {
     ),
     "dtd": Source(read_dtd, _PHOTOGRAPHS, "official split 1, train is its train + val", downloads=True),
     "folder": Source(
-        read_folder, _PHOTOGRAPHS, "any tree train/CLASS, test/CLASS (or val/CLASS); one of CLASS alone is split 80/20"
+        read_folder, _PHOTOGRAPHS,
+        "any tree train/CLASS, val/CLASS, test/CLASS; of val/ and test/ alone it is test; CLASS alone is split 80/20",
+        splits=("train", "val", "test"),
     ),
 }  # fmt: skip
+
+# What else the data sets are called, in lower case and without - and _.
+_ALIASES = {
+    "dogs": "stanford_dogs", "dogs120": "stanford_dogs", "imagenetdogs": "stanford_dogs",
+    "cub": "cub200", "cub2002011": "cub200",
+    "ilsvrc": "imagenet", "ilsvrc2012": "imagenet", "imagenet1k": "imagenet", "in1k": "imagenet",
+    "flowers": "flowers102", "oxfordflowers": "flowers102", "oxfordflowers102": "flowers102",
+    "aircraft": "fgvc_aircraft", "planes": "fgvc_aircraft", "textures": "dtd",
+    "cifar": "cifar10", "imagefolder": "folder",
+}  # fmt: skip
+_NEAR = 0.7  # of `difflib`: `cars` is near to no data set
+
+
+def near_source(name: str) -> str:
+    """The data set that a name which is none probably means, or ""."""
+    plain = re.sub(r"[-_ ]", "", name.lower())
+    known = {re.sub("_", "", source): source for source in SOURCES} | _ALIASES
+    close = difflib.get_close_matches(plain, known, 1, cutoff=_NEAR)
+    return known[close[0]] if close else ""
 
 
 def add_source(name: str, source: Source) -> None:
@@ -208,7 +239,8 @@ def read_dataset(name: str, data_dir: Path | None, downloads: Path) -> Dataset:
 def _read_cifar(reader: str, base: str, folder: Path, may_download: bool) -> Dataset:
     root = folder if may_download else _root_of(base, folder)
     parts = {split: _torchvision(reader, root, may_download, train=split == "train") for split in ("train", "test")}
-    splits = {split: Samples(part.data, np.array(part.targets)) for split, part in parts.items()}
+    splits = {split: Samples(part.data, np.array(part.targets), _numbered(split, len(part.targets)))
+              for split, part in parts.items()}  # fmt: skip
     return Dataset(tuple(parts["train"].classes), splits)
 
 
@@ -272,20 +304,26 @@ def _mat_list(path: Path, images: Path) -> list[tuple[Path, int]]:
     return [(images / name, label) for name, label in zip(files, labels, strict=True)]
 
 
-def _renumbered(listed: dict[str, list[tuple[Path, int]]], names: dict[int, str]) -> Dataset:
-    """The listed files with labels 0..K-1 in the order of the official numbers that occur in any split."""
+def _numbered(source: str, count: int) -> tuple[str, ...]:
+    """The names of samples that are no files: train:0, train:1, ..."""
+    return tuple(f"{source}:{at}" for at in range(count))
+
+
+def _renumbered(listed: dict[str, list[tuple[Path, int]]], names: dict[int, str], base: Path) -> Dataset:
+    """The listed files below `base` with labels 0..K-1 in the order of the official numbers that occur in any split."""
     numbers = sorted({number for rows in listed.values() for _, number in rows})
     label = {number: at for at, number in enumerate(numbers)}
-    splits = {split: _samples([path for path, _ in rows], [label[number] for _, number in rows])
+    splits = {split: _samples([path for path, _ in rows], [label[number] for _, number in rows], base)
               for split, rows in listed.items()}  # fmt: skip
     return Dataset(tuple(names[number] for number in numbers), splits)
 
 
-def _named_by_folder(files: dict[str, list[Path]]) -> Dataset:
-    """The files with the class names sorted, each the name of the file's folder."""
+def _named_by_folder(files: dict[str, list[Path]], base: Path) -> Dataset:
+    """The files below `base` with the class names sorted, each the name of the file's folder."""
     classes = sorted({path.parent.name for paths in files.values() for path in paths})
     label = {name: at for at, name in enumerate(classes)}
-    splits = {split: _samples(paths, [label[path.parent.name] for path in paths]) for split, paths in files.items()}
+    splits = {split: _samples(paths, [label[path.parent.name] for path in paths], base)
+              for split, paths in files.items()}  # fmt: skip
     return Dataset(tuple(classes), splits)
 
 
@@ -302,7 +340,7 @@ def _class_folders(folders: dict[str, Path]) -> Dataset:
         if differing := sorted(set(names) ^ set(classes[first])):
             raise InputError(f"{folders[first]} and {folders[split]} differ in classes: {', '.join(differing[:5])}")
     splits = {split: _samples([path for name in classes[first] for path in tree[name]],
-                              [at for at, name in enumerate(classes[first]) for _ in tree[name]])
+                              [at for at, name in enumerate(classes[first]) for _ in tree[name]], folders[split])
               for split, tree in trees.items()}  # fmt: skip
     return Dataset(tuple(classes[first]), splits)
 
@@ -359,22 +397,27 @@ def _stratified(samples: Samples) -> dict[str, Samples]:
 
 
 def _chosen(samples: Samples, positions: np.ndarray) -> Samples:
-    if isinstance(samples.images, np.ndarray):
-        return Samples(samples.images[positions], samples.labels[positions])
-    return Samples([samples.images[at] for at in positions], samples.labels[positions])
+    images = samples.images
+    chosen = images[positions] if isinstance(images, np.ndarray) else [images[at] for at in positions]
+    return Samples(chosen, samples.labels[positions], [samples.names[at] for at in positions if samples.names])
 
 
 def _files(part) -> Samples:
     # torchvision's file-based readers keep these two lists, and no public way to them but decoding each image.
-    return _samples([Path(path) for path in part._image_files], part._labels)
+    files = [Path(path) for path in part._image_files]
+    return _samples(files, part._labels, files[0].parent)
 
 
-def _samples(files: Sequence[Path], labels: Sequence[int]) -> Samples:
-    return Samples(tuple(files), np.array(labels, dtype=np.int64))
+def _samples(files: Sequence[Path], labels: Sequence[int], base: Path) -> Samples:
+    """The files, each named by its path below `base`."""
+    skipped = len(base.parts)
+    names = tuple("/".join(path.parts[skipped:]) for path in files)
+    return Samples(tuple(files), np.array(labels, dtype=np.int64), names)
 
 
 def _joined(first: Samples, second: Samples) -> Samples:
-    return Samples((*first.images, *second.images), np.concatenate([first.labels, second.labels]))
+    labels = np.concatenate([first.labels, second.labels])
+    return Samples((*first.images, *second.images), labels, (*first.names, *second.names))
 
 
 def _check_same_keys(base: Path, *tables: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +25,7 @@ import fastlsr
 from fastlsr.data.manifest import Manifest, digest_of, manifest_path, write_manifest
 from fastlsr.data.prepare.beton import Layout, finish
 from fastlsr.data.prepare.encoding import Chunk, Encoding, copy_images, encode_images
+from fastlsr.data.sample_names import names_path, write_names
 from fastlsr.errors import InputError
 
 _FILES_A_CHUNK = 8
@@ -38,10 +39,12 @@ class Samples:
 
     images: uint8 [N, H, W, 3], or N image files.
     labels: int64 [N], 0-based.
+    names: of the N samples in their source, as `sample_names` keeps them; empty where they have none.
     """
 
     images: np.ndarray | Sequence[Path]
     labels: np.ndarray
+    names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,8 +65,8 @@ def write_beton(
 ) -> Manifest:
     """Writes `path`, with the fields image, label and index (0..N-1, the position in the file), and its manifest.
 
-    `path` appears whole or not at all, its manifest after it; what was there before stays until then, and no
-    `.beton` is ever beside another one's manifest.
+    The samples' names, where they have any, lie beside it (`sample_names`). `path` appears whole or not at all, its
+    manifest after it; what was there before stays until then, and no `.beton` is ever beside another one's manifest.
 
     Args:
         options: noted in the manifest, besides the encoding.
@@ -91,9 +94,12 @@ def write_beton(
         manifest_path(path).unlink(missing_ok=True)
         os.replace(partial, path)
         try:
+            if written.names:
+                manifest = replace(manifest, names=write_names(written.names, path))
             write_manifest(manifest, path)
         except BaseException:
             path.unlink(missing_ok=True)  # a file without manifest is of no use
+            names_path(path).unlink(missing_ok=True)
             raise
     return manifest
 
@@ -119,6 +125,7 @@ class _Written:
     sums: list[int] = field(default_factory=lambda: [0, 0, 0])  # per channel; Python's integers, so no overflow
     squares: list[int] = field(default_factory=lambda: [0, 0, 0])
     skipped: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
 
     def add(self, chunk: Chunk, labels: np.ndarray, file: BinaryIO) -> None:
         """Writes the chunk's samples into the file, each where the layout places it, and counts them in."""
@@ -142,8 +149,10 @@ def _write(
         for positions, chunk in chunks:
             if chunk.bad and not skip_bad:
                 raise InputError(f"{chunk.bad[0][1]}; --skip-bad leaves such images out")
-            labels = np.delete(samples.labels[positions.start : positions.stop], [at for at, _ in chunk.bad])
-            written.add(chunk, labels, file)
+            bad = {positions.start + at for at, _ in chunk.bad}
+            kept = [at for at in positions if at not in bad]
+            written.add(chunk, samples.labels[kept], file)
+            written.names.extend(samples.names[at] for at in kept if samples.names)
             written.skipped.extend(why for _, why in chunk.bad)
             on_progress(len(positions))
     if not written.layout.rows:
@@ -249,6 +258,8 @@ def _versions() -> dict[str, str]:
 def _check_samples(samples: Samples, classes: Sequence[str], workers: int) -> None:
     if len(samples) == 0:
         raise InputError("there is no image to write")
+    if samples.names and len(samples.names) != len(samples):
+        raise InputError(f"there are {len(samples.names)} names for {len(samples)} images")
     if samples.labels.min() < 0 or samples.labels.max() >= len(classes):
         raise InputError(f"a label lies outside the {len(classes)} classes")
     if workers < 1:

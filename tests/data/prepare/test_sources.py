@@ -9,7 +9,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from fastlsr.data.prepare.sources import SOURCES, Dataset, of_classes, read_dataset, subset
+from fastlsr.data.prepare.sources import SOURCES, Dataset, near_source, of_classes, read_dataset, subset
 from fastlsr.data.prepare.writing import Samples
 from fastlsr.errors import InputError
 
@@ -214,6 +214,36 @@ def test_a_class_folder_without_image_is_an_error(tmp_path):
     (tmp_path / "train" / "dog").mkdir()
     with pytest.raises(InputError, match="dog holds no image"):
         read("folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        ({"train", "val", "test"}, {"train": "train", "val": "val", "test": "test"}),
+        ({"train", "val"}, {"train": "train", "test": "val"}),
+        ({"train", "test"}, {"train": "train", "test": "test"}),
+        ({"train"}, {"train": "train"}),
+    ],
+)
+def test_each_folder_of_a_tree_is_a_split_and_a_single_one_beside_train_is_test(tmp_path, folders, splits):
+    for folder in folders:
+        for name in ("cat", "dog"):
+            (tmp_path / folder / name).mkdir(parents=True)
+            (tmp_path / folder / name / f"{folder}.png").touch()
+    found = read_dataset("folder", tmp_path, tmp_path).splits
+    assert {split: samples.names for split, samples in found.items()} == {
+        split: (f"cat/{folder}.png", f"dog/{folder}.png") for split, folder in splits.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("dogs", "stanford_dogs"), ("Stanford-Dogs", "stanford_dogs"), ("CUB_200_2011", "cub200"), ("ilsvrc", "imagenet"),
+     ("ImageNet-1k", "imagenet"), ("cifar-100", "cifar100"), ("flowers", "flowers102"), ("aircraft", "fgvc_aircraft"),
+     ("cars", ""), ("birds", ""), ("my_images", "")],
+)  # fmt: skip
+def test_a_name_that_is_none_means_a_data_set_only_if_it_is_near_or_known(name, meant):
+    assert near_source(name) == meant
 
 
 @pytest.mark.parametrize("name", sorted(set(SOURCES) - {"digits"}))
