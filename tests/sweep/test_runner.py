@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -332,7 +333,8 @@ def test_w_and_b_s_own_agent_starts_the_same_command_in_the_same_folder(short_op
     assert done.returncode == 0, done.stderr
     assert {"SweepWithRuns", "CreateAgent", "Heartbeat"} <= set(server.asked)
     assert finished_run(trials[0])[0], done.stdout + done.stderr
-    assert load(trials[0].folder.path / "config.yaml") == trials[0].config
+    in_the_sweep_s_project = replace(trials[0].config, log=replace(trials[0].config.log, project="p"))
+    assert load(trials[0].folder.path / "config.yaml") == in_the_sweep_s_project
     command = json.loads((trials[0].folder.path / "environment.json").read_text())["command"]
     assert command[3:] == trials[0].command[4:]
     assert list(trials[0].folder.path.glob("wandb/offline-run-*-trial1")), "W&B's run is the agent's"
