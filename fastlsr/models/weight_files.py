@@ -133,7 +133,7 @@ def _read_pickle(path: Path) -> Any:
         raise ValueError(
             f"holds Python objects other than tensors ({_some(names)}); where you trust it, save its state dict alone"
             if names
-            else "damaged, or not written by torch.save with its own pickle protocol"
+            else "damaged, or not written by torch.save with its default pickle protocol"
         ) from None
 
 
