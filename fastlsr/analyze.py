@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastlsr import analysis
-from fastlsr.cli import exit_on_input_error, read_arguments
+from fastlsr.cli import as_started, exit_on_input_error, read_arguments, wants_help
 from fastlsr.config import PLACES, check_places
 from fastlsr.errors import InputError, unknown
 from fastlsr.files import check_can_be_written
@@ -46,8 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Prints and writes what an analysis finds; returns the exit code."""
     with exit_on_input_error():
         words = sys.argv[1:] if arguments is None else arguments
-        if "--help" in words:
-            print(_help(words[0]) if words[0] in kinds() else f"{__doc__}\n{_overview()}")
+        if wants_help(words):
+            print(as_started(_help(words[0]) if words[0] in kinds() else f"{__doc__}\n{_overview()}"))
             return 0
         if not words or words[0].startswith("-"):
             raise InputError(f"usage: python -m fastlsr.analyze KIND [RUN ...]; kinds: {', '.join(kinds())}")
@@ -65,20 +65,24 @@ def _overview() -> str:
 
 def _sentence(kind: str) -> str:
     """What an analysis shows, the first line of its docstring."""
+    return (ast.get_docstring(_source(kind)) or "").splitlines()[0].split(": python -m")[0].rstrip(".") + "."
+
+
+def _source(kind: str) -> ast.Module:
+    """The syntax tree of an analysis, which is read at once where importing it takes seconds."""
     spec = importlib.util.find_spec(f"fastlsr.analysis.{kind}")
     assert spec is not None and spec.origin is not None
-    said = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
-    return said.splitlines()[0].split(": python -m")[0].rstrip(".") + "."
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
 
 
 def _help(kind: str) -> str:
     """What an analysis shows, its options with their defaults, and what they mean."""
-    module = importlib.import_module(f"fastlsr.analysis.{kind}")
-    options = [each for each in inspect.signature(module.analyze).parameters.values() if each.kind == each.KEYWORD_ONLY]
-    lines = [f"  --{each.name}{'' if each.default is each.empty else f'={each.default}'}" for each in options]
-    return "\n\n".join(
-        [inspect.getdoc(module) or "", inspect.getdoc(module.analyze) or "", "Options:", "\n".join(lines)]
-    )
+    module = _source(kind)
+    analyze = next(each for each in module.body if isinstance(each, ast.FunctionDef) and each.name == "analyze")
+    options = zip(analyze.args.kwonlyargs, analyze.args.kw_defaults, strict=True)
+    lines = [f"  --{each.arg}" + (f"={ast.literal_eval(default)}" if default else "") for each, default in options]
+    texts = [ast.get_docstring(module), ast.get_docstring(analyze), "Options:" if lines else "", "\n".join(lines)]
+    return "\n\n".join(filter(None, texts))
 
 
 def run_analysis(kind: str, given: Sequence[Path], options: dict[str, str], places: Mapping[str, str]) -> None:

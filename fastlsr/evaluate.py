@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastlsr.cli import exit_on_input_error, read_arguments
+from fastlsr.cli import as_started, exit_on_input_error, read_arguments, wants_help
 from fastlsr.config import PLACES, check_places
 from fastlsr.errors import InputError
 
@@ -21,8 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Prints the metrics as one JSON object; returns the exit code."""
     with exit_on_input_error():
         words = sys.argv[1:] if arguments is None else arguments
-        if "--help" in words:
-            print(__doc__)
+        if wants_help(words):
+            print(as_started(__doc__))
             return 0
         if not words or words[0].startswith("-"):
             raise InputError(f"usage: python -m fastlsr.evaluate RUN, with {', '.join(f'--{key}' for key in PLACES)}")

@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 
-from fastlsr.cli import exit_on_input_error, interrupts_raised, read_arguments, to_stderr
+from fastlsr.cli import as_started, exit_on_input_error, interrupts_raised, read_arguments, to_stderr
 from fastlsr.config import Config, differences, load, usage
 from fastlsr.data.splits import data_digests
 from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.labels.methods import make_plan, options_of, overview
 from fastlsr.ranks import check_batch_divides, read_ranks
+from fastlsr.shipped import CONFIGS, names
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,8 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise InputError("usage: python -m fastlsr.train --cfg FILE --section.key=value [--dry-run]; or --help")
         path, overrides, flags = read_arguments(words, flags=("dry-run", "help"))
         if "help" in flags:
-            print(f"{__doc__}\nMethods, with their options:\n{overview()}\n")
-            print(f"Options, with their defaults:\n{usage()}")
+            print(as_started(f"{__doc__}\nMethods, with their options:\n{overview()}\n"))
+            print(f"Options, with their defaults:\n{usage()}\n")
+            print(f"Configs that come with fastlsr, for --cfg NAME, in {CONFIGS}:\n  {' '.join(names(CONFIGS))}")
             return 0
         config = load(path, overrides)
         check_batch_divides(config.data.batch_size, read_ranks().world_size)

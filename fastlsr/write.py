@@ -37,6 +37,7 @@ def parser() -> Parser:
     """The parser of the options; its help lists the data sets, too."""
     lines = [f"  {name:14} {_described(source.encoding)}; {source.note}" for name, source in SOURCES.items()]
     made = Parser(
+        prog="python -m fastlsr.write",
         description=__doc__,
         epilog="data sets, how each is stored by default, and its splits:\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
