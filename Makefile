@@ -3,7 +3,7 @@
 # PYTHON=/path/to/python3.13 picks the interpreter; CPU=1 takes torch without CUDA; ARGS="-k losses" goes to pytest.
 
 PY := .venv/bin/python
-export PYTHON CPU PIP_EXTRA_INDEX_URL
+export PYTHON
 
 .PHONY: quickstart test check setup doctor
 

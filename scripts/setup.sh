@@ -105,13 +105,14 @@ install_packages() {
     if [ "$cpu" = 1 ]; then
         size=2
         for package in torch torchvision; do packages+=("$package==$(pinned $package)+cpu"); done
-        note "torch's CPU builds are not on PyPI; pip needs the index that PyTorch's site names for CPU:" \
-            "make setup CPU=1 PIP_EXTRA_INDEX_URL=..."
     fi
     note "installing the packages of pyproject.toml at the versions of constraints.txt (about $size GB)"
     # Environment variables, because -c does not apply to FFCV's isolated build; newer pips read PIP_BUILD_CONSTRAINT.
     PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
-        $venv/bin/python -m pip install --disable-pip-version-check --no-input "${packages[@]}" >&2
+        $venv/bin/python -m pip install --disable-pip-version-check --no-input "${packages[@]}" >&2 && return
+    [ "$cpu" = 0 ] || fail "PyPI has no torch without CUDA for this machine; let pip find it where PyTorch's site says:" \
+        "make setup CPU=1 PIP_EXTRA_INDEX_URL=..."
+    fail "pip could not install the packages; its message is above"
 }
 
 built_for_cpu() { [ -f $venv/fastlsr-cpu ] && echo 1 || echo 0; }

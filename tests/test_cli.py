@@ -11,7 +11,7 @@ import pytest
 from fastlsr.cli import exit_on_input_error, interrupts_raised
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = [name for name in ("train", "evaluate", "teach", "sweep", "analyze", "doctor", "system")
+COMMANDS = [name for name in ("train", "evaluate", "teach", "sweep", "analyze", "report", "write", "doctor", "system")
             if (ROOT / "fastlsr" / f"{name}.py").exists() or (ROOT / "fastlsr" / name).exists()]  # fmt: skip
 INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
 # Whether interrupts are ignored is inherited: a test runner that a script started in the background ignores them.

@@ -122,7 +122,7 @@ def test_an_apt_that_fails_ends_in_the_same_message(checkout):
 def test_a_set_up_checkout_is_left_alone_until_its_requirements_change(checkout):
     (checkout / ".venv" / "bin").mkdir(parents=True)
     (checkout / ".venv" / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
-    key = f"{checkout.resolve()}\n" + "".join((checkout / name).read_text() for name in DECIDING)
+    key = f"{checkout.resolve()}\nCPU=0\n" + "".join((checkout / name).read_text() for name in DECIDING)
     stamp = checkout / ".venv" / "fastlsr-setup.sha256"
     stamp.write_text(hashlib.sha256(key.encode()).hexdigest() + "  -\n", encoding="utf-8")
     error_of(setup(checkout))  # the decoder is not built
