@@ -74,6 +74,7 @@ Install them in one of these ways, then run the same command again."
 }
 
 # Prints the folder whose packages are used once .venv is activated: of a copy, the one that it was copied from.
+# shellcheck disable=SC1091
 activated() { (. $venv/bin/activate && echo "$VIRTUAL_ENV") 2>/dev/null || true; }
 
 make_venv() {
