@@ -37,4 +37,6 @@ def file_or_shipped(given: str | Path, folder: Path) -> Path:
         return folder / f"{name}.yaml"
     if path.exists():
         return path  # a pipe; a folder, which cannot be read
-    raise InputError(f"{given}: there is no such file, and none of that name in fastlsr; {nearest(name, names(folder))}")
+    raise InputError(
+        f"{given}: there is no such file, and none of that name in fastlsr; {nearest(name, names(folder))}"
+    )

@@ -1,4 +1,4 @@
-"""What an installed fastlsr holds, and that it needs no clone beside it: an sdist, and the wheel that is built from it."""
+"""What an sdist and its wheel hold, and that what is installed from them needs no clone beside it."""
 
 import configparser
 import os

@@ -91,7 +91,9 @@ def git_state(clone: Path) -> dict[str, Any] | None:
     A repository that merely surrounds the package, such as one that holds the virtual environment, is none.
     """
     # Inside a git hook these name the repository whose hook it is.
-    variables = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")}
+    variables = {
+        name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")
+    }
 
     def git(*words: str) -> str:
         return subprocess.run(

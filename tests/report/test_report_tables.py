@@ -31,6 +31,7 @@ from fastlsr.report.tables import (
     comparison_table,
     setting_tables,
 )
+from fastlsr.shipped import CONFIGS
 
 TSLA_2 = {"data.dataset": "cifar100", "model.name": "resnet18", "train.epochs": 200, "optim.step_epochs": 60,
           "optim.weight_decay": 5e-4}  # fmt: skip
