@@ -50,12 +50,12 @@ COMMANDS = list(dict.fromkeys(tuple(words) for page in PAGES for words in comman
 
 
 def of_module(name):
-    """The words after `-m NAME` of every command that has it; not --help, nor README's own method, tested below."""
+    """The words after `-m NAME` of every command that has some; not --help, nor README's own method, tested below."""
     found = [words[words.index(name) + 1 :] for words in COMMANDS if f" -m {name} " in f"{' '.join(words)} "]
     return [
         pytest.param(words, id=" ".join(words))
         for words in dict.fromkeys(found)
-        if not {"--method.name=anneal", "--help"} & set(words)
+        if words and not {"--method.name=anneal", "--help"} & set(words)
     ]
 
 
