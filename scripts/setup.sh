@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv with everything that fastlsr needs, also for `make test` and `make check`; takes no time if it is there.
-# PYTHON=... picks the interpreter; without it the newest suitable one is taken. CPU=1 takes torch without CUDA, from an
+# PYTHON=... picks the interpreter; without it 3.13 is taken first, where it is there. CPU=1 takes torch without CUDA, from an
 # index that pip has been told of; .venv stays so until CPU=0.
 # Exit code 2: something is missing that the user must install; the last lines name it.
 set -eu
@@ -15,13 +15,14 @@ fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 # Prints "3.11" for an interpreter that runs, else nothing (a pyenv shim may exist and not work).
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
 
-suitable() { case "$1" in 3.10 | 3.11 | 3.12 | 3.13) true ;; *) false ;; esac; }
+suitable() { case "$1" in 3.10 | 3.11 | 3.12 | 3.13 | 3.14) true ;; *) false ;; esac; }
 
 # Prints the real interpreter behind a shim or a venv, so that .venv can be made again from itself.
 base_of() { "$1" -c 'import sys; print(sys._base_executable)'; }
 
 pick_python() {
-    local candidate version="" candidates=("$venv/bin/python" python3.13 python3.12 python3.11 python3.10 python3)
+    local candidate version=""
+    local candidates=("$venv/bin/python" python3.13 python3.12 python3.11 python3.10 python3.14 python3)
     [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
     for candidate in "${candidates[@]}"; do
         version=$(version_of "$candidate")
@@ -30,8 +31,8 @@ pick_python() {
             return
         fi
     done
-    fail "Python 3.10 to 3.13 is needed, and $candidate is ${version:-not there or does not run};" \
-        "install one, or name it: make setup PYTHON=/path/to/python3.12"
+    fail "Python 3.10 to 3.14 is needed, and $candidate is ${version:-not there or does not run};" \
+        "install one, or name it: make setup PYTHON=/path/to/python3.13"
 }
 
 # The key includes the folder: a copied .venv would still import fastlsr from the old one.

@@ -58,7 +58,7 @@ def error_of(done: subprocess.CompletedProcess) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("version", ["3.9", "3.14", "2.7"])
+@pytest.mark.parametrize("version", ["3.9", "3.15", "2.7"])
 def test_an_unsuitable_python_is_an_error_of_one_line(checkout, version):
     command(checkout, "python3", f"echo {version}")
     message = error_of(setup(checkout))

@@ -52,7 +52,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "installed": _installation(),
+        "installed": installation(_PACKAGE),
         "git": git_state(_PACKAGE.parent),
     }
 
@@ -71,8 +71,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _installation() -> dict[str, Any] | None:
-    """Version and origin of this very package as pip recorded them, or None where it runs without being installed."""
+def installation(package: Path) -> dict[str, Any] | None:
+    """Version and origin of fastlsr as pip recorded them, or None where it is not `package` that pip installed."""
     try:
         installed = distribution("fastlsr")
     except PackageNotFoundError:
@@ -80,7 +80,7 @@ def _installation() -> dict[str, Any] | None:
     origin = json.loads(installed.read_text("direct_url.json") or "null")
     editable = bool(origin) and origin.get("dir_info", {}).get("editable", False)
     place = Path(unquote(urlsplit(origin["url"]).path), "fastlsr") if editable else installed.locate_file("fastlsr")
-    if installed.read_text("RECORD") is None or Path(str(place)).resolve() != _PACKAGE:
+    if installed.read_text("RECORD") is None or Path(str(place)).resolve() != package.resolve():
         return None  # left by a build beside a clone, or another copy than the one that runs
     return {"version": installed.version, "direct_url": origin}
 

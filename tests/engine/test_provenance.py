@@ -1,10 +1,11 @@
 """What a run notes of the code: a commit only of the program's own repository, and how pip installed it."""
 
+import json
 import subprocess
 
 import pytest
 
-from fastlsr.engine.provenance import git_state
+from fastlsr.engine.provenance import git_state, installation
 
 
 def git(folder, *words):
@@ -65,3 +66,44 @@ def test_a_git_hook_s_variables_do_not_name_another_repository(clone, tmp_path, 
 
 def test_without_a_repository_there_is_no_commit(tmp_path):
     assert git_state(tmp_path) is None
+
+
+@pytest.fixture
+def site_packages(tmp_path, monkeypatch):
+    """(file name -> text) -> a folder that Python finds first, in which pip recorded fastlsr 9.9 with these files."""
+
+    def record(**files):
+        folder = tmp_path / "site-packages"
+        for name, text in {"METADATA": "Name: fastlsr\nVersion: 9.9\n", **files}.items():
+            (folder / "fastlsr-9.9.dist-info").mkdir(parents=True, exist_ok=True)
+            (folder / "fastlsr-9.9.dist-info" / name.replace("_url", "_url.json")).write_text(text, encoding="utf-8")
+        monkeypatch.syspath_prepend(str(folder))
+        return folder
+
+    return record
+
+
+def test_a_wheel_has_its_version_and_where_pip_took_it_from(site_packages):
+    origin = {"url": "file:///dist/fastlsr-9.9.whl", "archive_info": {"hash": "sha256=0"}}
+    folder = site_packages(RECORD="", direct_url=json.dumps(origin))
+    assert installation(folder / "fastlsr") == {"version": "9.9", "direct_url": origin}
+
+
+def test_a_wheel_of_an_index_has_its_version_alone(site_packages):
+    assert installation(site_packages(RECORD="") / "fastlsr") == {"version": "9.9", "direct_url": None}
+
+
+def test_an_editable_installation_is_that_of_its_clone(site_packages, tmp_path):
+    clone = tmp_path / "my clone"
+    folder = site_packages(RECORD="", direct_url=json.dumps({"url": clone.as_uri(), "dir_info": {"editable": True}}))
+    assert installation(clone / "fastlsr")["version"] == "9.9"
+    assert installation(folder / "fastlsr") is None
+
+
+def test_another_copy_than_the_one_that_runs_is_not_what_pip_installed(site_packages, tmp_path):
+    site_packages(RECORD="")
+    assert installation(tmp_path / "clone/fastlsr") is None
+
+
+def test_what_a_build_leaves_beside_a_clone_is_no_installation(site_packages):
+    assert installation(site_packages() / "fastlsr") is None
