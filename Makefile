@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make quickstart` and `make test`. Both set up what is missing first.
 # `make check` is what a change has to pass besides: ruff, mypy and a spelling check. `make doctor` looks at the machine.
-# PYTHON=/path/to/python3.12 picks the interpreter; ARGS="-k losses" goes to pytest.
+# PYTHON=/path/to/python3.13 picks the interpreter; CPU=1 takes torch without CUDA; ARGS="-k losses" goes to pytest.
 
 PY := .venv/bin/python
 export PYTHON

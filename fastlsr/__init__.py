@@ -7,7 +7,9 @@ import sys
 # A command begins. Until `cli.interrupts_raised` there is nothing to save, and Ctrl-C ends the process at once: as an
 # exception it would print the traceback of some import, or be swallowed there.
 _name = os.path.basename(sys.argv[0]) if sys.argv else ""
-_starts = _name == "write_ffcv.py" or (_name == "-m" and any(word.startswith("fastlsr.") for word in sys.orig_argv))
+_starts = _name in ("fastlsr", "write_ffcv.py") or (
+    _name == "-m" and any(word.partition(".")[0] == "fastlsr" for word in sys.orig_argv)
+)
 if _starts and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a script's `&` has it ignored
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

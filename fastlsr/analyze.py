@@ -16,13 +16,14 @@ import json
 import pkgutil
 import shlex
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastlsr import analysis
-from fastlsr.cli import exit_on_input_error, read_arguments
+from fastlsr.cli import as_started, exit_on_input_error, read_arguments, wants_help
 from fastlsr.config import PLACES, PLUGIN, check_places
 from fastlsr.data.splits import naming_data_dir
 from fastlsr.errors import InputError, unknown
@@ -49,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     with exit_on_input_error():
         words = sys.argv[1:] if arguments is None else list(arguments)
         load_named(words)
-        if "--help" in words:
-            print(_help(words[0]) if words[0] in kinds() else f"{__doc__}\n{_overview()}")
+        if wants_help(words):
+            print(as_started(_help(words[0]) if words[0] in kinds() else f"{__doc__}\n{_overview()}"))
             return 0
         if not words or words[0].startswith("-"):
             raise InputError(f"usage: python -m fastlsr.analyze KIND [RUN ...]; kinds: {', '.join(kinds())}")
@@ -68,23 +69,31 @@ def _overview() -> str:
 
 def _sentence(kind: str) -> str:
     """What an analysis shows, the first line of its docstring."""
-    if kind in analysis.OWN_KINDS:
-        said = inspect.getdoc(analysis.OWN_KINDS[kind]) or f"{kind}, of a plugin"
-    else:
-        spec = importlib.util.find_spec(f"fastlsr.analysis.{kind}")
-        assert spec is not None and spec.origin is not None
-        said = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    own = analysis.OWN_KINDS.get(kind)
+    said = (inspect.getdoc(own) or kind) if own else (ast.get_docstring(_source(kind)) or "")
     return said.splitlines()[0].split(": python -m")[0].rstrip(".") + "."
+
+
+def _source(kind: str) -> ast.Module:
+    """The syntax tree of an analysis, which is read at once where importing it takes seconds."""
+    spec = importlib.util.find_spec(f"fastlsr.analysis.{kind}")
+    assert spec is not None and spec.origin is not None
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
 
 
 def _help(kind: str) -> str:
     """What an analysis shows, its options with their defaults, and what they mean."""
-    analyze, about = _function(kind), ""
-    if kind not in analysis.OWN_KINDS:
-        about = inspect.getdoc(inspect.getmodule(analyze)) or ""
-    options = [each for each in inspect.signature(analyze).parameters.values() if each.kind == each.KEYWORD_ONLY]
-    lines = [f"  --{each.name}{'' if each.default is each.empty else f'={each.default}'}" for each in options]
-    return "\n\n".join(filter(None, [about, inspect.getdoc(analyze), "Options:", "\n".join(lines)]))
+    module = _source_of_own(kind) if kind in analysis.OWN_KINDS else _source(kind)
+    analyze = next(each for each in module.body if isinstance(each, ast.FunctionDef) and each.name in ("analyze", kind))
+    options = zip(analyze.args.kwonlyargs, analyze.args.kw_defaults, strict=True)
+    lines = [f"  --{each.arg}" + (f"={ast.literal_eval(default)}" if default else "") for each, default in options]
+    texts = [ast.get_docstring(module), ast.get_docstring(analyze), "Options:" if lines else "", "\n".join(lines)]
+    return "\n\n".join(filter(None, texts))
+
+
+def _source_of_own(kind: str) -> ast.Module:
+    """The syntax tree of a plugin's analysis alone."""
+    return ast.parse(textwrap.dedent(inspect.getsource(analysis.OWN_KINDS[kind])))
 
 
 def _function(kind: str) -> Callable[..., analysis.Finding]:

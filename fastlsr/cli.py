@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import os
+import re
 import select
 import signal
 import sys
@@ -15,7 +16,16 @@ from fastlsr.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises `InputError` where argparse would print its usage and exit."""
+    """An argument parser that raises `InputError` where argparse would print its usage and exit.
+
+    A flag may also be spelled `--flag=true` or `--flag=false`, as a W&B agent does.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, which the other ways of parsing call."""
+        flags = [word.removeprefix("--") for each in self._actions if each.nargs == 0 for word in each.option_strings]
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args(_bare_flags(words, flags), namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raises InputError."""
@@ -23,22 +33,64 @@ class Parser(argparse.ArgumentParser):
 
     def print_help(self, file: Any = None) -> None:
         """Prints the help, and raises BrokenPipeError if nobody reads it, which argparse ignores."""
-        print(self.format_help(), end="", file=file, flush=True)
+        print(as_started(self.format_help()), end="", file=file, flush=True)
+
+
+def typed_command() -> list[str]:
+    """The words that started this process, as they would be typed: without the folders of `python` and `fastlsr`."""
+    words = sys.orig_argv[1:] if _is_console_script() else sys.orig_argv
+    return [os.path.basename(words[0]), *words[1:]]
+
+
+def as_started(text: str) -> str:
+    """The text with its commands spelled as this one was: `fastlsr train` for `python -m fastlsr.train`."""
+    return re.sub(r"\bpython -m fastlsr\.(?=[a-z])", "fastlsr ", text) if _is_console_script() else text
+
+
+def _is_console_script() -> bool:
+    """Whether this process is the script `fastlsr` that pip installs, not `python -m fastlsr...`."""
+    return len(sys.orig_argv) > 1 and os.path.basename(sys.orig_argv[1]) == "fastlsr"
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Whether -h or --help is among the words of a command line."""
+    return not {"-h", "--help"}.isdisjoint(arguments)
+
+
+def _bare_flags(arguments: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """The words, with `--flag` for `--flag=true` and nothing for `--flag=false`.
+
+    Raises:
+        InputError: for a flag with another value.
+    """
+    kept = []
+    for word in arguments:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not (word.startswith("--") and equals and name in flags):
+            kept.append(word)
+        elif value.lower() == "true":
+            kept.append(f"--{name}")
+        elif value.lower() != "false":
+            raise InputError(f"{word}: expected true or false, or --{name} alone")
+    return kept
 
 
 def read_arguments(arguments: Sequence[str], flags: Sequence[str] = ()) -> tuple[str, dict[str, str], set[str]]:
     """(config file or "", overrides as `section.key` to text, flags seen) from a command line.
 
     Options are spelled `--section.key=value` or `--section.key value`, as a W&B agent does; `--cfg FILE` names the
-    YAML; `--plugin NAME` may be repeated, and gives one text; `flags` are the options that take no value.
+    YAML; `--plugin NAME` may be repeated, and gives one text; `flags` are the options that take no value, or true or
+    false.
 
     Raises:
         InputError: for an argument that is not an option, or an option without its value.
     """
     path, seen = "", set[str]()
     overrides: dict[str, str] = {}
-    words = iter(arguments)
+    words = iter(_bare_flags(arguments, flags))
     for word in words:
+        if word == "-h" and "help" in flags:
+            word = "--help"
         if not word.startswith("--"):
             raise InputError(f"{word!r} is not an option; options are spelled --section.key=value")
         name, equals, value = word[2:].partition("=")
@@ -52,6 +104,8 @@ def read_arguments(arguments: Sequence[str], flags: Sequence[str] = ()) -> tuple
                 hint = f"; did you mean --{close[0]}?" if close else f": --{name}=value"
                 raise InputError(f"--{name} needs a value{hint}")
             value = following
+        if name in ("config", "config-file"):
+            raise InputError(f"--{name} is spelled --cfg")
         if name == "cfg":
             path = value
         elif name == "plugin" and name in overrides:
@@ -95,7 +149,7 @@ def exit_on_input_error(say: Callable[[str], None] = to_stderr) -> Iterator[None
         if sys.stdout:  # None when the shell closed it
             sys.stdout.flush()
     except InputError as error:
-        say(f"error: {error}")
+        say(as_started(f"error: {error}"))
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

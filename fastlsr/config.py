@@ -23,6 +23,7 @@ from fastargs.validation import Checker
 from fastlsr.cli import read_arguments
 from fastlsr.errors import InputError, unknown
 from fastlsr.plugins import Plugin, load_plugins, named_plugins
+from fastlsr.shipped import CONFIGS, file_or_shipped
 
 TEST, VAL = "test", "val"  # splits that `data.val` can name; what an evaluation's columns of a row begin with
 LARGEST_SMALL_IMAGE = 64  # pixels: up to here equal images are used at their own size, by networks of their own
@@ -400,14 +401,18 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_yaml(path: str | Path) -> Any:
+def read_yaml(path: str | Path, shipped: Path = CONFIGS) -> Any:
     """What a YAML file holds.
+
+    Args:
+        path: the file, or the name of one in `shipped`.
+        shipped: a folder of files that come with the package.
 
     Raises:
         InputError: if it cannot be read, or is not YAML.
     """
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.safe_load(file_or_shipped(path, shipped).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the config {path}: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:
@@ -428,7 +433,7 @@ def load(path: str | Path = "", overrides: Mapping[str, Any] | Sequence[str] = (
     """The configuration: defaults, under the YAML file, under the overrides. Environment variables are ignored.
 
     Args:
-        path: a YAML file of sections, or "" for none.
+        path: a YAML file of sections, or the name of one that comes with the package, or "" for none.
         overrides: `section.key` to value, or a command line such as `["--train.epochs=3"]`.
 
     Raises:

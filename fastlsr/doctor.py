@@ -123,8 +123,8 @@ def _final_line(text: str) -> str:
 
 def machine() -> Iterator[Finding]:
     """Findings on Python, the platform and the cores."""
-    fit = (3, 10) <= sys.version_info[:2] <= (3, 12)
-    fix = () if fit else ("make setup PYTHON=/path/to/python3.12", "conda: conda create -n fastlsr python=3.12")
+    fit = (3, 10) <= sys.version_info[:2] <= (3, 14)
+    fix = () if fit else ("make setup PYTHON=/path/to/python3.13", "conda: conda env create -f environment.yml")
     yield Finding("python", "ok" if fit else "missing", f"{platform.python_version()} ({sys.executable})", fix)
     yield Finding("platform", "ok", platform.platform())
     yield Finding("cores", "ok", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}")

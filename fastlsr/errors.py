@@ -25,6 +25,12 @@ class TrainingFailed(Exception):
 
 def unknown(what: str, name: str, known: Collection[str]) -> str:
     """An error line for an unknown name, with the closest known name, or all of them."""
-    close = difflib.get_close_matches(name, known, 1)
+    return f"{name}: no such {what}; {nearest(name, known)}"
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """The end of an error line for an unknown name: the closest known name, or all of them."""
+    if close := difflib.get_close_matches(name, known, 1):
+        return f"did you mean {close[0]}?"
     listed = ", ".join(known) if len(known) <= _MOST_LISTED else ", ".join([*known][:_MOST_LISTED]) + " and others"
-    return f"{name}: no such {what}; " + (f"did you mean {close[0]}?" if close else f"there are {listed}")
+    return f"there are {listed}"

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastlsr.cli import exit_on_input_error, read_arguments
+from fastlsr.cli import as_started, exit_on_input_error, read_arguments, wants_help
 from fastlsr.config import PLACES, TEST, check_places, from_dict
 from fastlsr.data.splits import naming_data_dir, places_of_run
 from fastlsr.errors import InputError
@@ -26,8 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Prints the metrics as one JSON object; returns the exit code."""
     with exit_on_input_error():
         words = sys.argv[1:] if arguments is None else arguments
-        if "--help" in words:
-            print(__doc__)
+        if wants_help(words):
+            print(as_started(__doc__))
             return 0
         run, path_of_config, overrides = _read(words)
         print(json.dumps(evaluate_run(run, overrides, path_of_config), indent=2))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.optimize import brentq
 
 from fastlsr.metrics import ECE_BINS
 
@@ -214,6 +213,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return 1.0
     if slope(high) >= 0:
         return float(_TEMPERATURES[1])
+    from scipy.optimize import brentq  # takes half a second, which --help has not
+
     return float(np.exp(brentq(slope, low, high, xtol=1e-5)))
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from fastlsr.cli import check_out, exit_on_input_error, interrupts_raised, read_arguments
+from fastlsr.cli import as_started, check_out, exit_on_input_error, interrupts_raised, read_arguments
 from fastlsr.config import PLACES, Config, from_dict, load
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import naming_data_dir, places_of_run, split_paths
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     with exit_on_input_error():
         path, options, flags = read_arguments(sys.argv[1:] if arguments is None else arguments, flags=("help",))
         if "help" in flags:
-            print(__doc__)
+            print(as_started(__doc__))
             return 0
         model, run, out = (options.pop(name, "") for name in OWN)
         check_known(options, from_run=bool(run))

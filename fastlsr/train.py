@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 
-from fastlsr.cli import exit_on_input_error, interrupts_raised, read_arguments, to_stderr
+from fastlsr.cli import as_started, exit_on_input_error, interrupts_raised, read_arguments, to_stderr
 from fastlsr.config import Config, differences, load, usage
 from fastlsr.data.manifest import NoSuchData
 from fastlsr.data.splits import data_digests
@@ -23,6 +23,7 @@ from fastlsr.labels.methods import make_plan, options_of, overview
 from fastlsr.plugins import load_named
 from fastlsr.ranks import check_batch_divides, read_ranks
 from fastlsr.runs import Summary, run_folder
+from fastlsr.shipped import CONFIGS, names
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,8 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
         path, overrides, flags = read_arguments(words, flags=("dry-run", "find-lr", "help"))
         if "help" in flags:
             load_named(words)
-            print(f"{__doc__}\nMethods, with their options:\n{overview()}\n")
-            print(f"Options, with their defaults:\n{usage()}")
+            print(as_started(f"{__doc__}\nMethods, with their options:\n{overview()}\n"))
+            print(f"Options, with their defaults:\n{usage()}\n")
+            print(f"Configs that come with fastlsr, for --cfg NAME, in {CONFIGS}:\n  {' '.join(names(CONFIGS))}")
             return 0
         config = load(path, overrides)
         check_batch_divides(config.data.batch_size, read_ranks().world_size)

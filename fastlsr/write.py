@@ -39,6 +39,7 @@ def parser() -> Parser:
     lines = [f"  {name:14} {_described(source.encoding)}; {', '.join(source.splits)}; {source.note}"
              for name, source in SOURCES.items()]  # fmt: skip
     made = Parser(
+        prog="python -m fastlsr.write",
         description=__doc__,
         epilog="data sets, how each is stored by default, and its splits:\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from fastlsr.cli import exit_on_input_error, interrupts_raised
+from fastlsr import cli
+from fastlsr.__main__ import COMMANDS as LISTED
+from fastlsr.__main__ import main
+from fastlsr.cli import Parser, exit_on_input_error, interrupts_raised, read_arguments
+from fastlsr.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = [name for name in ("train", "evaluate", "teach", "sweep", "analyze", "doctor", "system")
+COMMANDS = [name for name in ("train", "evaluate", "teach", "sweep", "analyze", "report", "write", "doctor", "system")
             if (ROOT / "fastlsr" / f"{name}.py").exists() or (ROOT / "fastlsr" / name).exists()]  # fmt: skip
 INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
 # Whether interrupts are ignored is inherited: a test runner that a script started in the background ignores them.
@@ -35,6 +39,94 @@ def run(*words, modules=None, stdout=subprocess.DEVNULL, interrupts="SIG_DFL") -
 def test_a_wrong_option_is_one_line_and_exit_code_2(name):
     done = run(f"fastlsr.{name}", "--no-such-option")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_s_short_help_is_its_long_one_and_loads_nothing_that_takes_seconds(name):
+    listed = "import sys; sys.modules.update(dict.fromkeys(('numba', 'scipy', 'torch', 'wandb')))"
+    command = (
+        f"{listed}; sys.argv[1:] = ['{{}}']; import runpy; runpy.run_module('fastlsr.{name}', run_name='__main__')"
+    )
+    short, long = (
+        subprocess.run([sys.executable, "-c", command.format(word)], capture_output=True, text=True, cwd=ROOT)
+        for word in ("-h", "--help")
+    )
+    assert (short.returncode, short.stderr) == (0, "") and short.stdout == long.stdout != ""
+
+
+@pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
+def test_without_a_command_they_are_listed(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fastlsr", *words])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == list(LISTED)
+    assert max(map(len, lines[2:])) <= 80
+
+
+def test_every_listed_command_is_there():
+    there = {name for name in LISTED if (ROOT / f"fastlsr/{name}.py").exists() or (ROOT / f"fastlsr/{name}").exists()}
+    assert set(LISTED) - there == set()
+
+
+def test_an_unknown_command_is_one_line_with_the_nearest(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fastlsr", "tarin"])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert (exit_.value.code, capsys.readouterr().err) == (2, "error: tarin: no such command; did you mean train?\n")
+
+
+def test_the_console_script_is_python_m_but_for_the_spelling_of_commands(tmp_path):
+    """Its exit code, its lines, and what a run notes as its command."""
+    (tmp_path / "fastlsr").write_text("import sys\nfrom fastlsr.__main__ import main\nsys.exit(main())\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    script, module = (
+        subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path, env=environment)
+        for words in ([str(tmp_path / "fastlsr"), "evaluate"], ["-m", "fastlsr.evaluate"])
+    )
+    assert (script.returncode, script.stdout) == (module.returncode, module.stdout) == (2, "")
+    assert script.stderr == module.stderr.replace("python -m fastlsr.evaluate", "fastlsr evaluate") != module.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "typed"),
+    [
+        ("/venv/bin/python3 /venv/bin/fastlsr train --cfg x", "fastlsr train --cfg x"),
+        ("/venv/bin/python3 -m fastlsr.train --cfg x", "python3 -m fastlsr.train --cfg x"),
+        ("/venv/bin/python3 -u -m fastlsr.train", "python3 -u -m fastlsr.train"),
+    ],
+)
+def test_a_command_is_noted_as_it_is_typed(words, typed, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", words.split())
+    assert cli.typed_command() == typed.split()
+
+
+def flags_read(*words: str) -> tuple[set[str], bool]:
+    """The flags that a command of options and an argument parser find in the words."""
+    parser = Parser()
+    parser.add_argument("--dry-run", action="store_true")
+    return read_arguments(words, flags=("dry-run", "help"))[2], parser.parse_args(words).dry_run
+
+
+@pytest.mark.parametrize("word", ["--dry-run", "--dry-run=true", "--dry-run=True"])
+def test_a_flag_may_be_given_as_true(word):
+    assert flags_read(word) == ({"dry-run"}, True)
+
+
+@pytest.mark.parametrize("word", ["--dry-run=false", "--dry-run=False"])
+def test_a_flag_given_as_false_is_not_set(word):
+    assert flags_read(word) == (set(), False)
+
+
+def test_a_flag_takes_no_other_value():
+    for read in (lambda word: read_arguments([word], flags=("dry-run",)), lambda word: flags_read(word)):
+        with pytest.raises(InputError, match="--dry-run=maybe: expected true or false"):
+            read("--dry-run=maybe")
+
+
+@pytest.mark.parametrize("words", [["--config", "a.yaml"], ["--config=a.yaml"], ["--config-file=a.yaml"]])
+def test_the_usual_name_of_cfg_leads_to_it(words):
+    with pytest.raises(InputError, match="is spelled --cfg"):
+        read_arguments(words)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

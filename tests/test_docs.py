@@ -14,6 +14,7 @@ import torch.distributed.run
 from safetensors.torch import save_file
 
 from fastlsr import analysis, analyze, train, write
+from fastlsr.__main__ import COMMANDS as LISTED
 from fastlsr.config import load
 from fastlsr.data.prepare.writing import Samples, write_beton
 from fastlsr.labels.methods import make_plan
@@ -35,22 +36,27 @@ of_each_page = pytest.mark.parametrize("page", LINKING, ids=lambda page: page.st
 def commands(text):
     """Each command of a page as a list of words: the lines of code blocks, and what stands between backticks."""
     text = text.replace("\\\n", " ")
-    lines = re.findall(r"`((?:python|make) [^`]+)`", text)
+    lines = re.findall(r"`((?:python|make|fastlsr) [^`]+)`", text)
     for block in re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        lines += re.findall(r"^(?:\$ )?((?:python|make|wandb|torchrun) .*)$", block, re.MULTILINE)
-    return [shlex.split(line, comments=True) for line in lines]
+        lines += re.findall(r"^(?:\$ )?((?:python|make|wandb|torchrun|fastlsr) .*)$", block, re.MULTILINE)
+    return [by_module(shlex.split(line, comments=True)) for line in lines]
+
+
+def by_module(words):
+    """`fastlsr COMMAND ...` as `python -m fastlsr.COMMAND ...`."""
+    return ["python", "-m", f"fastlsr.{words[1]}", *words[2:]] if words[0] == "fastlsr" else words
 
 
 COMMANDS = list(dict.fromkeys(tuple(words) for page in PAGES for words in commands(page.read_text(encoding="utf-8"))))
 
 
 def of_module(name):
-    """The words after `-m NAME` of every command that has it; not --help, nor README's own method, tested below."""
+    """The words after `-m NAME` of every command that has some; not --help, nor README's own method, tested below."""
     found = [words[words.index(name) + 1 :] for words in COMMANDS if f" -m {name} " in f"{' '.join(words)} "]
     return [
         pytest.param(words, id=" ".join(words))
         for words in dict.fromkeys(found)
-        if not {"--method.name=anneal", "--help"} & set(words)
+        if words and not {"--method.name=anneal", "--help"} & set(words)
     ]
 
 
@@ -203,6 +209,8 @@ def test_what_a_command_names_is_there(words):
         name = "fastlsr/write.py" if words[1] == "data_prep/write_ffcv.py" else words[1]
         script = (ROOT / name).read_text(encoding="utf-8")
         assert all(f'"{word}"' in script for word in words if word.startswith("--"))
+    if len(words) > 2 and words[2].startswith("fastlsr.") and words[2] != "fastlsr.COMMAND":
+        assert words[2].removeprefix("fastlsr.") in {*LISTED, "system"}
     if words[:3] == ("python", "-m", "pytest"):
         assert all((ROOT / word).exists() for word in words[3:])
 
@@ -210,6 +218,7 @@ def test_what_a_command_names_is_there(words):
 def test_the_scan_finds_commands_of_every_kind():
     found = commands("```\n$ python -m a --b=1   # why\nno\nmake c\ntorchrun -m g\n```\n`python d.py \\\n e`, `f`\n")
     assert found == [["python", "d.py", "e"], ["python", "-m", "a", "--b=1"], ["make", "c"], ["torchrun", "-m", "g"]]
+    assert commands("`fastlsr train --a.b=1`") == [["python", "-m", "fastlsr.train", "--a.b=1"]]
     kinds = {words[2] if words[1] == "-m" else words[1] for words in COMMANDS if words[0] == "python"}
     assert kinds >= {f"fastlsr.{name}" for name in "train evaluate sweep teach analyze".split()}
     assert "data_prep/write_ffcv.py" in kinds

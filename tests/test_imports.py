@@ -15,10 +15,21 @@ else:
 
 ROOT = Path(__file__).parents[1]
 
-_BASE = {"", "errors", "files", "cli", "rng", "plugins"}  # "" is fastlsr/__init__.py itself
+_BASE = {"", "errors", "files", "cli", "rng", "plugins", "shipped"}  # "" is fastlsr/__init__.py itself
 _VALUES = _BASE | {"config", "metrics", "ranks"}
 _CORE = _VALUES | {"labels", "data", "models", "engine", "runs", "logits"}
-_ENTRY_POINTS = {"train", "evaluate", "analyze", "sweep", "teach", "write", "export", "doctor", "labels/__main__"}
+_ENTRY_POINTS = {
+    "train",
+    "evaluate",
+    "analyze",
+    "sweep",
+    "teach",
+    "write",
+    "export",
+    "doctor",
+    "labels/__main__",
+    "__main__",
+}
 # What each part of fastlsr may import of fastlsr, besides itself. A new part needs a line here.
 ALLOWED = {
     "": set(),
@@ -26,6 +37,7 @@ ALLOWED = {
     "files": {"", "errors"},
     "cli": {"", "errors"},
     "rng": {""},
+    "shipped": {"", "errors"},
     "ranks": {"", "errors"},
     "plugins": {"", "errors", "cli"},
     "metrics": _BASE,
@@ -241,7 +253,7 @@ def modules_of(root: Path, *names: str) -> list[str]:
 
 
 _COMMAND_FILES = ("train", "evaluate", "analyze", "teach", "write", "export", "doctor", "system", "sweep/__main__",
-                  "labels/__main__")  # fmt: skip
+                  "labels/__main__", "__main__")  # fmt: skip
 COMMANDS = modules_of(ROOT, *(f"fastlsr/{name}" for name in _COMMAND_FILES), "data_prep")
 OF_FINISHED_RUNS = modules_of(ROOT, "fastlsr/metrics", "fastlsr/runs", "fastlsr/trials", "fastlsr/report")
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ("bash", "cat", "dirname", "env", "id", "rm", "sha256sum", "sh")
@@ -57,7 +58,7 @@ def error_of(done: subprocess.CompletedProcess) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("version", ["3.9", "3.13", "2.7"])
+@pytest.mark.parametrize("version", ["3.9", "3.15", "2.7"])
 def test_an_unsuitable_python_is_an_error_of_one_line(checkout, version):
     command(checkout, "python3", f"echo {version}")
     message = error_of(setup(checkout))
@@ -112,6 +113,58 @@ def test_apt_updates_once_and_installs_only_what_is_missing(checkout, user):
     assert "--no-install-recommends" in install and "libopencv-dev" in install and "g++" not in install
 
 
+def made_elsewhere(checkout: Path, folder: str) -> None:
+    """A .venv of packages for building, which `activate` finds in `folder`, and a Python that can make another."""
+    for tool in ("mkdir", "touch"):
+        (checkout / "bin" / tool).symlink_to(shutil.which(tool))
+    script = f"""case "$*" in
+        *version_info*) echo 3.12 ;;
+        *_base_executable*) echo "{checkout}/bin/python3.12" ;;
+        *fastlsr.system*) exit 0 ;;
+        "-m venv --clear .venv") echo "$@" >> calls; mkdir -p .venv/bin ;;
+        *" install "*) echo "$@" >> calls; exit 1 ;;
+        "- torch"*) exec {sys.executable} "$@" ;;
+    esac"""
+    command(checkout, "python3.12", script)
+    (checkout / ".venv/bin").mkdir(parents=True)
+    shutil.copy(checkout / "bin/python3.12", checkout / ".venv/bin/python")
+    (checkout / ".venv/bin/activate").write_text(f"VIRTUAL_ENV={folder}\nexport VIRTUAL_ENV\n", encoding="utf-8")
+
+
+def calls_of(checkout: Path) -> list[str]:
+    """What was called to make .venv and to install into it, by a set-up whose pip fails."""
+    (checkout / "calls").unlink(missing_ok=True)
+    assert "pip could not install" in error_of(setup(checkout))
+    return (checkout / "calls").read_text().splitlines()
+
+
+def test_a_venv_that_was_copied_from_another_folder_is_made_anew(checkout):
+    made_elsewhere(checkout, "/old/.venv")
+    assert calls_of(checkout)[0] == "-m venv --clear .venv"
+
+
+def test_a_venv_that_was_made_here_is_kept(checkout):
+    made_elsewhere(checkout, f"{checkout.resolve()}/.venv")
+    assert [call for call in calls_of(checkout) if "venv" in call.split()] == []
+
+
+def test_without_cuda_the_pinned_versions_are_taken_as_cpu_builds_and_the_choice_stays(checkout):
+    made_elsewhere(checkout, f"{checkout.resolve()}/.venv")
+    message = error_of(setup(checkout, CPU="1"))
+    assert "no torch without CUDA" in message and "PIP_EXTRA_INDEX_URL" in message
+    made, installed = (checkout / "calls").read_text().splitlines()
+    assert made == "-m venv --clear .venv"
+    pins = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:5] == "torch"]
+    here = {pin.name: pin.specifier for pin in pins if not pin.marker or pin.marker.evaluate()}
+    assert installed.endswith(f"torch{here['torch']}+cpu torchvision{here['torchvision']}+cpu")
+    (checkout / "calls").unlink()
+    assert "no torch without CUDA" in error_of(setup(checkout))
+    assert [call for call in (checkout / "calls").read_text().splitlines() if "--clear" in call] == []
+    (checkout / "calls").unlink()
+    assert "pip could not install" in error_of(setup(checkout, CPU="0"))
+    assert "+cpu" not in (checkout / "calls").read_text()
+
+
 def test_an_apt_that_fails_ends_in_the_same_message(checkout):
     this_python(checkout)
     command(checkout, "id", "echo 0")
@@ -122,7 +175,7 @@ def test_an_apt_that_fails_ends_in_the_same_message(checkout):
 def test_a_set_up_checkout_is_left_alone_until_its_requirements_change(checkout):
     (checkout / ".venv" / "bin").mkdir(parents=True)
     (checkout / ".venv" / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
-    key = f"{checkout.resolve()}\n" + "".join((checkout / name).read_text() for name in DECIDING)
+    key = f"{checkout.resolve()}\nCPU=0\n" + "".join((checkout / name).read_text() for name in DECIDING)
     stamp = checkout / ".venv" / "fastlsr-setup.sha256"
     stamp.write_text(hashlib.sha256(key.encode()).hexdigest() + "  -\n", encoding="utf-8")
     error_of(setup(checkout))  # the decoder is not built

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import platform
 import subprocess
-import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import torch
 from torch import nn
 
 from fastlsr import __version__
+from fastlsr.cli import typed_command
 from fastlsr.config import Config
 from fastlsr.data.manifest import digest_of
 from fastlsr.data.splits import data_digests
@@ -21,6 +24,8 @@ from fastlsr.errors import InputError
 from fastlsr.labels.plan import TEACHER_CLASS, TEACHER_SAMPLE, Plan
 from fastlsr.models.pretrained import timm_config
 from fastlsr.models.weight_files import file_and_key
+
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def source_digests(config: Config, plan: Plan) -> dict[str, Any]:
@@ -51,15 +56,16 @@ def _teacher_digest(config: Config, plan: Plan) -> str | None:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What produced a run: versions, device, command, and the state of the code's git checkout."""
+    """What produced a run: versions, device, command, how the code was installed, and the state of its git clone."""
     return {
         **software(),
-        "command": [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]],
+        "command": typed_command(),
         "platform": platform.platform(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "git": _git_state(),
+        "installed": installation(_PACKAGE),
+        "git": git_state(_PACKAGE.parent),
     }
 
 
@@ -77,16 +83,39 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _git_state() -> dict[str, Any] | None:
-    """The commit and whether files differ from it, or None outside a checkout."""
-    folder = Path(__file__).parents[2]
+def installation(package: Path) -> dict[str, Any] | None:
+    """Version and origin of fastlsr as pip recorded them, or None where it is not `package` that pip installed."""
+    try:
+        installed = distribution("fastlsr")
+    except PackageNotFoundError:
+        return None
+    origin = json.loads(installed.read_text("direct_url.json") or "null")
+    editable = bool(origin) and origin.get("dir_info", {}).get("editable", False)
+    place = Path(unquote(urlsplit(origin["url"]).path), "fastlsr") if editable else installed.locate_file("fastlsr")
+    if installed.read_text("RECORD") is None or Path(str(place)).resolve() != package.resolve():
+        return None  # left by a build beside a clone, or another copy than the one that runs
+    return {"version": installed.version, "direct_url": origin}
+
+
+def git_state(clone: Path) -> dict[str, Any] | None:
+    """The commit of a clone of this program, and whether files differ from it; None where `clone` is none.
+
+    A repository that merely surrounds the package, such as one that holds the virtual environment, is none.
+    """
+    # Inside a git hook these name the repository whose hook it is.
+    variables = {
+        name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")
+    }
 
     def git(*words: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=20
+            ["git", "-C", str(clone), *words], capture_output=True, text=True, check=True, timeout=20, env=variables
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "fastlsr/__init__.py")
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != clone.resolve():
+            return None
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,7 +1,6 @@
 """A table of a paper beside runs: which of its rows a setting is, and how its options differ from the paper's recipe.
 
-The recipe of a table is the config that its `# table:` line names, in `configs/` beside the package. An installed
-package has none; then rows are told by data set, network and method alone.
+The recipe of a table is the shipped config that its `# table:` line names.
 """
 
 from __future__ import annotations
@@ -10,16 +9,15 @@ import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastlsr.config import Config, differences, load
 from fastlsr.errors import InputError, unknown
 from fastlsr.labels.methods import options_of
 from fastlsr.report.collect import ReportedSetting
 from fastlsr.report.papers import QuotedFigure, quoted_figures
+from fastlsr.shipped import CONFIGS
 from fastlsr.trials import REPEATS
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _MEASURED = ("top1", "top5")
 # Options that differ between machines, or name files, or are compared by `_is_of`.
 _NO_RECIPE = {*REPEATS, "model.name", "method.teacher", "data.train", "data.val", "train.device", "train.compile",
@@ -33,7 +31,7 @@ class PaperRow:
     Attributes:
         label: as a setting's.
         figures: "top1" or "top5" to what the paper prints.
-        recipe: the options that train it; None where they are not at hand.
+        recipe: the options that train it; None where no config has them.
         source: the recipe's file and what its header says of the figures; "" without one.
     """
 
@@ -143,7 +141,7 @@ def recipe_notes(table: PaperTable, settings: Sequence[ReportedSetting]) -> list
     if not found:
         lines.append("none of the runs is a row of this table")
     if not sources:
-        return [*lines, "the recipe is not at hand (no configs/ beside the package): what differs is not shown"]
+        return [*lines, "no config has the recipe: what differs is not shown"]
     here: dict[str, list[str]] = {}
     for setting, row in nearest:
         for difference in _differences(setting.config, row):

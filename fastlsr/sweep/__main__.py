@@ -19,6 +19,7 @@ from rich.console import Console
 from fastlsr.cli import Parser, exit_on_input_error
 from fastlsr.errors import InputError
 from fastlsr.files import sole_use
+from fastlsr.shipped import SWEEPS, names
 from fastlsr.sweep.file import read_sweep
 from fastlsr.sweep.jobs import Jobs, choose_jobs
 from fastlsr.sweep.overrides import override, split_overrides
@@ -77,9 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="python -m fastlsr.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m fastlsr.sweep",
+        description=__doc__,
+        epilog=f"sweeps that come with fastlsr, in {SWEEPS}:\n  " + "\n  ".join(names(SWEEPS)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", help="a W&B sweep file, with method: grid or random")
+    parser.add_argument("file", help="a W&B sweep file, with method: grid or random; or a name of those below")
     parser.add_argument(
         "--jobs", type=_positive, metavar="N", help="trials at a time (default: one for each CUDA device or core)"
     )

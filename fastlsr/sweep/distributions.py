@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special  # not scipy.stats, which takes a second to load
 
 from fastlsr.errors import InputError
 
@@ -188,9 +187,16 @@ def _quantized(make: Callable[..., Distribution]) -> Callable[..., Distribution]
     return made
 
 
-_normal = _shaped(lambda u, mu, sigma: mu + sigma * special.ndtri(u))
-_log_normal = _shaped(lambda u, mu, sigma: math.exp(mu) * math.exp(sigma * special.ndtri(u)))
-_beta = _shaped(lambda u, a, b: special.betaincinv(a, b, u))
+def _special(name: str, *values: float) -> float:
+    """A function of scipy.special, which takes too long to load for --help, and scipy.stats a second."""
+    from scipy import special
+
+    return getattr(special, name)(*values)
+
+
+_normal = _shaped(lambda u, mu, sigma: mu + sigma * _special("ndtri", u))
+_log_normal = _shaped(lambda u, mu, sigma: math.exp(mu) * math.exp(sigma * _special("ndtri", u)))
+_beta = _shaped(lambda u, a, b: _special("betaincinv", a, b, u))
 _log_uniform_values = _of_values(_log_uniform)
 
 _BOUNDS, _Q = ("min", "max"), {"q": 1.0}

@@ -21,6 +21,7 @@ from typing import Any
 from fastlsr.config import read_yaml
 from fastlsr.errors import InputError
 from fastlsr.rng import named_generator
+from fastlsr.shipped import SWEEPS
 from fastlsr.sweep.distributions import Distribution, distribution_name, make_distribution
 
 _TOP_LEVEL = {"program", "entity", "project", "description", "name", "method", "metric", "parameters", "command",
@@ -118,12 +119,12 @@ class Sweep:
 
 
 def read_sweep(path: str | Path) -> Sweep:
-    """The sweep in a W&B sweep file.
+    """The sweep in a W&B sweep file, or in the one of that name that comes with the package.
 
     Raises:
         InputError: if it cannot be read, is not one, or needs W&B's server; the message begins with the path.
     """
-    tree = read_yaml(path)
+    tree = read_yaml(path, SWEEPS)
     try:
         return _sweep(tree)
     except InputError as error:

@@ -6,6 +6,7 @@ import functools
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def plan_trials(sweep: Sweep, count: int | None, *, ranks: int = 1) -> tuple[lis
     by_options: dict[tuple[Any, ...], PlannedTrial] = {}
     rejected = []
     for number, values in enumerate(sweep.combinations(count), start=1):
-        command = sweep.command_of(values)
+        command = by_module(sweep.command_of(values))
         try:
             config = trainer_config(command)
             check_batch_divides(config.data.batch_size, ranks)
@@ -82,6 +83,16 @@ def plan_trials(sweep: Sweep, count: int | None, *, ranks: int = 1) -> tuple[lis
     if not planned:
         raise InputError(rejected[0].line)
     return list(planned.values()), rejected
+
+
+def by_module(command: Sequence[str]) -> list[str]:
+    """A command with `python -m fastlsr.train` for `fastlsr train`, which is the same."""
+    names = [Path(word).name for word in command]
+    at = next((at for at, pair in enumerate(pairwise(names)) if pair == ("fastlsr", "train")), None)
+    if at is None:
+        return list(command)
+    python = [] if list(command[:at])[-1:] == ["-m"] else ["python", "-m"]
+    return [*command[:at], *python, "fastlsr.train", *command[at + 2 :]]
 
 
 def trainer_config(command: Sequence[str]) -> Config:

@@ -347,10 +347,9 @@ def test_a_thread_dead_without_a_word_raises_in_the_consumer(small):
     batches = loader.epoch(0)
     next(batches)
     thread = loader._thread
-    while thread.is_alive():  # the consumer's part is played here, so that the thread runs to its end
-        thread.next_batch()
-    while thread._ready.qsize():
-        thread._ready.get()
+    while thread.next_batch():  # the consumer's part is played here, so that the thread runs to its end
+        pass
+    thread.join()
     with pytest.raises(RuntimeError, match="dead and has left no batch"):
         next(batches)
 

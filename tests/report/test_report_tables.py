@@ -31,6 +31,7 @@ from fastlsr.report.tables import (
     comparison_table,
     setting_tables,
 )
+from fastlsr.shipped import CONFIGS
 
 TSLA_2 = {"data.dataset": "cifar100", "model.name": "resnet18", "train.epochs": 200, "optim.step_epochs": 60,
           "optim.weight_decay": 5e-4}  # fmt: skip
@@ -160,14 +161,14 @@ def test_runs_of_another_experiment_are_beside_a_table_of_which_none_was_run(mak
             "model.name: here resnet8, paper resnet18"} <= set(accuracy.lead)  # fmt: skip
 
 
-def test_without_configs_rows_are_still_found_and_the_missing_recipe_is_stated(make_setting, monkeypatch, tmp_path):
+def test_without_a_recipe_rows_are_still_found_and_what_is_missing_is_stated(make_setting, monkeypatch, tmp_path):
     monkeypatch.setattr(recipes, "CONFIGS", tmp_path)
     paper_table.cache_clear()
     try:
         setting = make_setting("hard", {0: 1.0}, TSLA_2)
         table = paper_table("tsla:2")
         assert table.row_of(setting).label == "hard"
-        assert "not at hand" in recipe_notes(table, [setting])[-1]
+        assert "no config has the recipe" in recipe_notes(table, [setting])[-1]
     finally:
         paper_table.cache_clear()
 
@@ -282,7 +283,7 @@ def test_folders_set_aside_are_a_table(tmp_path):
 
 def test_a_recipe_is_the_config_that_the_header_s_table_names():
     row = next(row for row in paper_table("colam:2").rows if row.label == "colam model=densenet_bc_100")
-    path = recipes.CONFIGS / "colam_cifar100.yaml"
+    path = CONFIGS / "colam_cifar100.yaml"
     options = {"model.name": "densenet_bc_100", "train.epochs": "240", "optim.milestones": "120,180"}
     assert row.recipe == load(path, options)
     assert row.source == "configs/colam_cifar100.yaml: test top-1 in %, as printed in the paper"

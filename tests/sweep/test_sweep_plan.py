@@ -8,7 +8,7 @@ from fastlsr.data.splits import data_digests
 from fastlsr.errors import InputError
 from fastlsr.sweep import __main__ as command
 from fastlsr.sweep.file import read_sweep
-from fastlsr.sweep.plan import finished_run, plan_text, plan_trials, trainer_config
+from fastlsr.sweep.plan import by_module, finished_run, plan_text, plan_trials, trainer_config
 
 
 def planned_of(path):
@@ -73,6 +73,20 @@ def test_names_alone_make_no_trial(sweep_file, name):
 def test_different_options_in_one_folder_are_an_error(sweep_file):
     with pytest.raises(InputError, match="trials 1 and 2 differ in optim.lr and share"):
         planned_of(sweep_file({"optim.lr": {"values": [1, 2]}}, words=["--run.name=mine"]))
+
+
+@pytest.mark.parametrize(
+    ("typed", "run"),
+    [
+        ("/usr/bin/env fastlsr train --a.b=1", "/usr/bin/env python -m fastlsr.train --a.b=1"),
+        ("/venv/bin/fastlsr train", "python -m fastlsr.train"),
+        ("python -u -m fastlsr train --a.b=1", "python -u -m fastlsr.train --a.b=1"),
+        ("python -m fastlsr.train --data.dir train", "python -m fastlsr.train --data.dir train"),
+        ("python train.py fastlsr", "python train.py fastlsr"),
+    ],
+)
+def test_the_console_script_in_a_command_is_the_trainer_by_module(typed, run):
+    assert by_module(typed.split()) == run.split()
 
 
 def test_a_command_without_the_trainer_is_an_error(sweep_file):
