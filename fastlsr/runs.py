@@ -125,8 +125,9 @@ def _broken(groups: Iterable[Sequence[str]], width: int) -> str:
 
 def compared_keys(rows: Sequence[Row]) -> list[str]:
     """The keys that a table of rows shows: the epoch, and what `epoch_line` has of training and evaluations."""
+    groups = {key.partition("/")[0] for row in rows for key in row if row[key] is not None}
     shown = (column.key for column in columns() if column.line and "/" in column.key)
-    return ["epoch", *(key for key in shown if any(row.get(key) is not None for row in rows))]
+    return ["epoch", *(key for key in shown if key.partition("/")[0] in groups)]
 
 
 def summary_of(name: str, rows: Sequence[Row], *, best_by: str, finished: bool) -> Summary:

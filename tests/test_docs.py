@@ -106,7 +106,15 @@ def run_teach(words):
     return teach.main(words)
 
 
-TEACHING = of_module("fastlsr.teach")
+def run_labels(words):
+    """Runs a command that imports labels, of a table for the tiny data."""
+    from fastlsr.labels import __main__ as labels
+
+    Path(words[1]).write_text("index,a,b,c,d\n" + "".join(f"{at},1,2,3,4\n" for at in range(8)))
+    return labels.main(words)
+
+
+TEACHING, IMPORTING = of_module("fastlsr.teach"), of_module("fastlsr.labels")
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +122,11 @@ def teachers(workplace):
     """The exit codes of the teachers' commands, which write files that other commands read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workplace)
-        return {param.id: run_teach(param.values[0]) for param in TEACHING}
+        runs = {run_teach: TEACHING, run_labels: IMPORTING}
+        return {param.id: run(param.values[0]) for run, params in runs.items() for param in params}
 
 
-@pytest.mark.parametrize("words", TEACHING)
+@pytest.mark.parametrize("words", TEACHING + IMPORTING)
 def test_a_teacher_s_command_writes_its_file(words, teachers, workplace):
     assert teachers[" ".join(words)] == 0
     assert (workplace / words[words.index("--out") + 1]).is_file()
@@ -220,7 +229,7 @@ def test_the_scan_finds_commands_of_every_kind():
     assert found == [["python", "d.py", "e"], ["python", "-m", "a", "--b=1"], ["make", "c"], ["torchrun", "-m", "g"]]
     assert commands("`fastlsr train --a.b=1`") == [["python", "-m", "fastlsr.train", "--a.b=1"]]
     kinds = {words[2] if words[1] == "-m" else words[1] for words in COMMANDS if words[0] == "python"}
-    assert kinds >= {f"fastlsr.{name}" for name in "train evaluate sweep teach analyze".split()}
+    assert kinds >= {f"fastlsr.{name}" for name in "train evaluate sweep teach labels analyze".split()}
     assert "data_prep/write_ffcv.py" in kinds
 
 

@@ -15,7 +15,7 @@ from fastlsr.data.manifest import Manifest
 from fastlsr.errors import InputError
 from fastlsr.files import replace_file
 
-_LEVEL = 6  # of gzip: ImageNet's 1.28 million names take 9 MB and 2 s
+_LEVEL = 6  # of gzip: 1.28 million names, as ImageNet's, take 5 MB and less than 1 s
 
 
 def names_path(beton: Path) -> Path:

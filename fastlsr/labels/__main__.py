@@ -1,4 +1,4 @@
-"""Makes soft labels by sample of annotations: python -m fastlsr.labels import FILE.csv --cfg FILE --out FILE.
+"""Soft labels by sample from annotations: python -m fastlsr.labels import FILE.csv --cfg FILE --out OUT.safetensors.
 
 FILE.csv             its first column is `name`, as NAME_train.samples.gz lists them beside the .beton, or `index`, the
                      position in the .beton; the others are the classes, with probabilities or counts

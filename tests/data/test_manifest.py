@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlsr.data import manifest
-from fastlsr.data.manifest import digest_of, manifest_path, read_manifest, verify, write_manifest
+from fastlsr.data.manifest import NoSuchData, digest_of, manifest_path, read_manifest, verify, write_manifest
 from fastlsr.errors import InputError
 
 
@@ -180,3 +180,21 @@ def test_the_digest_is_what_the_documented_command_prints(tmp_path):
     command = "split -b 64M --filter=sha256sum blocks | sha256sum"
     printed = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert digest_of(path) == printed.split()[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("cifar100_train", "python -m fastlsr.write cifar100 --out"),
+        ("cub200_test", "python -m fastlsr.write cub200 --data-dir COPY --out"),
+        ("dogs_train", "did you mean data.dataset=stanford_dogs?"),
+        ("birds_train", "python -m fastlsr.write folder --data-dir IMAGES --name birds --out"),
+        ("digits_val", "has test and train alone; data.folds with data.val=val"),
+        ("absent", "python -m fastlsr.write -h"),
+    ],
+)
+def test_a_file_that_is_not_there_is_an_error_with_the_command_that_makes_it(digits_dir, name, words):
+    with pytest.raises(NoSuchData) as error:
+        read_manifest(digits_dir / f"{name}.beton")
+    assert f"{name}.beton does not exist; " in str(error.value) and words in str(error.value)
+    assert "\n" not in str(error.value) and error.value.beton == digits_dir / f"{name}.beton"

@@ -5,11 +5,13 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 
 from fastlsr import write
 from fastlsr.data.manifest import manifest_path, read_manifest
 from fastlsr.data.prepare.sources import of_classes, read_dataset, subset
+from fastlsr.data.prepare.writing import Samples, write_beton
 from fastlsr.data.sample_names import names_path, read_names, write_names
 from fastlsr.errors import InputError
 
@@ -35,6 +37,17 @@ def test_a_name_follows_its_sample_through_classes_and_subsets(tmp_path):
     assert len(part.names) == 20 == len(set(part.names))
     for name, image in zip(part.names, part.images, strict=True):
         assert (whole[name] == image).all()
+
+
+def test_an_image_that_is_left_out_takes_its_name_with_it(tmp_path, photo_tree):
+    paths = sorted((photo_tree / "train").rglob("*.jpg"))[:20]
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    files = [*paths[:10], tmp_path / "bad.jpg", *paths[10:]]
+    samples = Samples(files, np.zeros(21, dtype=np.int64), [path.name for path in files])
+    manifest = write_beton(
+        samples, tmp_path / "a.beton", dataset="a", split="train", classes=["only"], skip_bad=True, workers=1
+    )
+    assert read_names(tmp_path / "a.beton", manifest) == [path.name for path in paths]
 
 
 def test_names_are_bytes_of_the_file_system_and_each_is_one_line(photos):

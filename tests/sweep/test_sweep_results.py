@@ -8,7 +8,14 @@ import pytest
 from fastlsr.errors import InputError
 from fastlsr.sweep.file import read_sweep
 from fastlsr.sweep.plan import plan_trials, trainer_config
-from fastlsr.sweep.results import command_without_folds, outcomes_of, selection_text, sweep_table
+from fastlsr.sweep.results import (
+    check_metric,
+    check_metric_is_evaluated,
+    command_without_folds,
+    outcomes_of,
+    selection_text,
+    sweep_table,
+)
 
 TOP1 = {"name": "test/top1", "goal": "maximize"}
 NUMBERS = {1: [90.0, 91.0, 92.0], 2: [95.0, 95.0, 95.0], 3: [99.0, None, None]}
@@ -127,3 +134,47 @@ def test_a_new_metric_can_be_a_sweep_s(sweep_file):
     codes = [subprocess.run([sys.executable, "-c", code], capture_output=True).returncode
              for code in (register + check, check)]  # fmt: skip
     assert codes == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("metric", "maximize", "near"),
+    [
+        ("test/acc", True, "test/top1"), ("accuracy", True, "test/top1"), ("val_acc", True, "val/top1"),
+        ("valid/accuracy", True, "val/top1"), ("best/test/top_5", True, "best/test/top5"),
+        ("tset/top1", True, "test/top1"), ("val_loss", False, "val/loss"), ("test/nl", False, "test/nll"),
+        # better would be the other direction, or nothing is near
+        ("test/acc", False, ""), ("test/lose", True, ""), ("test/error", True, ""), ("test/error", False, ""),
+    ],
+)  # fmt: skip
+def test_a_hint_names_a_column_only_if_it_is_near_and_better_in_the_same_direction(sweep_file, metric, maximize, near):
+    goal = "maximize" if maximize else "minimize"
+    sweep = read_sweep(sweep_file({"train.seed": {"values": [0]}}, metric={"name": metric, "goal": goal}))
+    with pytest.raises(InputError) as error:
+        check_metric(sweep)
+    assert (f"did you mean {near}?" in str(error.value)) if near else ("did you mean" not in str(error.value))
+
+
+def test_a_metric_of_the_validation_split_needs_one_in_every_trial(sweep_file):
+    top1 = {"name": "val/top1", "goal": "maximize"}
+    for values, holds in ((["val"], True), (["val", "test"], False)):
+        sweep, planned = planned_of(sweep_file({"data.val": {"values": values}}, metric=top1))
+        if holds:
+            check_metric_is_evaluated(sweep, planned)
+        else:
+            with pytest.raises(InputError, match="data.val=val"):
+                check_metric_is_evaluated(sweep, planned)
+
+
+def test_a_selection_on_val_shows_the_test_split_and_one_on_test_is_warned_of(sweep_file):
+    parameters = {"data.val": {"value": "val"}, "method.smoothing": {"values": [0.1, 0.2]},
+                  "method.name": {"value": "lsr"}}  # fmt: skip
+    row = {"val/top1": 90.0, "test/top1": 80.0}
+    for name, words in (("val/top1", "test/top1 (last), which was not selected on: 80"), ("test/top1", "warning")):
+        sweep, planned = planned_of(sweep_file(parameters, metric={"name": name, "goal": "maximize"}))
+        outcomes = outcomes_of(planned, {trial.number: {"last": row, "best": row} for trial in planned})
+        assert words in selection_text(sweep, outcomes) and ("warning" in selection_text(sweep, outcomes)) == (
+            name == "test/top1"
+        )
+        assert all(
+            cells[-1] == ("-" if name == "test/top1" else "90.00") for cells in rows_of(sweep_table(sweep, outcomes))
+        )
