@@ -32,7 +32,7 @@ from unittest import mock
 
 from cifar import options, write_random
 from sessions import begin
-from timing import at_most, in_turns, print_tables
+from timing import Bar, at_most, in_turns, print_tables
 
 from fastlsr.engine.convolutions import IN_PARTS, WHOLE
 
@@ -115,10 +115,11 @@ def shown(seconds: Sequence[float]) -> str:
     return f"{middle:.0f} ({least:.0f} to {most:.0f})"
 
 
-def figure(name: str, over: Sequence[float], under: Sequence[float], bar=None) -> dict[str, str]:
-    """A row: the ratio of two medians, and its bar."""
-    ratio = statistics.median(over) / statistics.median(under)
-    return {"figure": name, "value": f"{ratio:.2f}", "bar": str(bar or ""),
+def figure(name: str, over: Sequence[float], under: Sequence[float], bar: Bar | None = None) -> dict[str, str]:
+    """A row: the median of a round's ratios, the least and the most of them, and its bar."""
+    ratios = [one / other for one, other in zip(over, under, strict=True)]
+    ratio = statistics.median(ratios)
+    return {"figure": name, "value": f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f})", "bar": str(bar or ""),
             "met": ("yes" if bar.met(ratio) else "NO") if bar else ""}  # fmt: skip
 
 

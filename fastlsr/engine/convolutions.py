@@ -1,9 +1,9 @@
 """Weight gradients of convolutions in bf16 on a CPU, for which no thread waits for another in a loop.
 
-oneDNN shares the channels of some convolutions out to threads, among them those with a stride. Those threads wait for
-one another several times an image, and spin meanwhile. Beside another process one of them often has no core; the other
-then spins until its turn is over. A step of 44 ms took seconds. One thread has nobody to wait for: each takes a part of
-the batch, and the parts are added up.
+oneDNN shares the channels of some convolutions out to threads. Those threads wait for one another several times an
+image, and spin meanwhile. Beside another process one of them often has no core; the other then spins until its turn is
+over. A step of 44 ms took seconds. One thread has nobody to wait for: each takes a part of the batch, and the parts are
+added up.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 IN_PARTS, WHOLE = "in parts", "whole"
 Where = tuple[Sequence[int], Sequence[int], Sequence[int], int]  # stride, padding, dilation and groups
+_BLOCK = 16  # channels that oneDNN's AVX-512 code works on together
 _LEAST_PART = 1 << 22  # multiplications of a part, of a tenth of a millisecond: a thread is not woken for less
 
 
@@ -32,18 +33,36 @@ def set_weight_gradients(network: nn.Module, how: str) -> None:
     for module in network.modules() if how == IN_PARTS else ():
         if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
             module.__class__ = _Conv2d
+            # torch.compile could not ask for it in the midst of a step.
+            cast(_Conv2d, module).threads = torch.get_num_threads()
 
 
 class _Conv2d(nn.Conv2d):
     """A convolution whose output, and the gradient of whose input, are torch's own."""
 
+    threads: int
+
     def forward(self, input: Tensor) -> Tensor:
-        if input.device.type != "cpu" or not torch.is_grad_enabled() or not self.weight.requires_grad:
-            return super().forward(input)
-        if torch.get_autocast_dtype("cpu") != torch.bfloat16 or not torch.is_autocast_enabled("cpu"):
+        trains = torch.is_grad_enabled() and self.weight.requires_grad and input.device.type == "cpu"
+        in_bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        if not (trains and in_bf16 and may_share_channels(self, input.shape, self.threads)):
             return super().forward(input)
         where = (self.stride, self.padding, self.dilation, self.groups)
         return _Convolution.apply(input.bfloat16(), self.weight, self.bias, *where)
+
+
+def may_share_channels(convolution: nn.Conv2d, shape: torch.Size, threads: int) -> bool:
+    """Whether oneDNN may give so many threads different channels of the same images, of `shape` [B, I, H, W].
+
+    It estimates what each way of sharing reads and writes. Up to three threads share nothing but images if input and
+    output are alike, and the weight is less than half of the output; a block of channels is never divided.
+    """
+    inputs, outputs = convolution.in_channels, convolution.out_channels
+    if threads == 1 or max(inputs, outputs) <= _BLOCK:
+        return False
+    alike = inputs == outputs and max(convolution.stride) == 1
+    elements = shape[0] * outputs * shape[2] * shape[3]  # of the output, where alike
+    return not (alike and threads <= 3 and 2 * convolution.weight.numel() <= elements)
 
 
 class _Convolution(torch.autograd.Function):
@@ -60,12 +79,13 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (images, weight), where, (of_images, _, of_bias, *_) = ctx.saved_tensors, ctx.where, ctx.needs_input_grad
         to_images = _backward(gradient, images, weight, where, (True, False)) if of_images else None
+        # torch.compile must not look inside; called directly it takes less time.
+        add_up = _sum_of_parts if torch.compiler.is_compiling() else sum_of_parts
         to_bias = gradient.sum((0, 2, 3), dtype=torch.float32) if of_bias else None
-        return to_images, weight_gradient(gradient, images, weight, *where), to_bias, None, None, None, None
+        return to_images, add_up(gradient, images, weight, *where), to_bias, None, None, None, None
 
 
-@torch.library.custom_op("fastlsr::weight_gradient", mutates_args=())
-def weight_gradient(
+def sum_of_parts(
     gradient: Tensor,
     images: Tensor,
     weight: Tensor,
@@ -75,8 +95,6 @@ def weight_gradient(
     groups: int,
 ) -> Tensor:
     """The float32 gradient of a convolution's weight: the sum of those of parts of the batch, each from one thread.
-
-    An operation of its own, since torch.compile would otherwise look inside.
 
     Args:
         gradient: bf16 [B, O, H', W'], of the output.
@@ -96,7 +114,10 @@ def weight_gradient(
     return out
 
 
-@weight_gradient.register_fake
+_sum_of_parts = torch.library.custom_op("fastlsr::weight_gradient", sum_of_parts, mutates_args=())
+
+
+@_sum_of_parts.register_fake
 def _(gradient: Tensor, images: Tensor, weight: Tensor, *_: object) -> Tensor:
     return torch.empty_like(weight, dtype=torch.float32)
 
@@ -104,7 +125,7 @@ def _(gradient: Tensor, images: Tensor, weight: Tensor, *_: object) -> Tensor:
 def _backward(gradient: Tensor, images: Tensor, weight: Tensor, where: Where, of: tuple[bool, bool]) -> Tensor:
     """A convolution's gradient of its images or of its weight, whichever of the two `of` has."""
     stride, padding, dilation, groups = where
-    found = torch.ops.aten.convolution_backward(
+    found = torch.ops.aten.convolution_backward.default(
         gradient, images, weight, None, stride, padding, dilation, False, [0, 0], groups, [*of, False]
     )
     return found[of.index(True)]
