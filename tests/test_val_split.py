@@ -14,6 +14,7 @@ from fastlsr.data.prepare.writing import write_beton
 from fastlsr.engine import checkpoint
 from fastlsr.logits import read_logits
 from fastlsr.metrics import METRICS
+from fastlsr.report import __main__ as report
 from fastlsr.runs import RunFolder, evaluated_split
 
 
@@ -107,6 +108,25 @@ def test_logits_are_kept_of_both_splits_and_know_which_they_are(run, data):
     assert (at_end.data, len(at_end.labels), at_end.epoch) == (digests["test"], 100, 3)
     accuracy = 100 * (at_end.logits.argmax(1) == at_end.labels).mean()
     assert accuracy == pytest.approx(run.read_rows()[-1]["test/top1"], rel=1e-6)
+
+
+def test_the_best_epoch_is_tested_at_the_end_with_the_weights_that_were_kept_of_it(words, data, tmp_path, capsys):
+    """Also where patience ends the run: then the last epoch is not known to be it before it was evaluated."""
+    folder = RunFolder(tmp_path / "kept")
+    options = {"train__best_by": "ece", "train__patience": 1, "run__keep_best": "true", "train__epochs": 9}
+    assert train.main(words(folder.path, data__val="val", optim__lr=0.2, **options)) == 0
+    rows, summary = folder.read_rows(), folder.read_summary()
+    assert len(rows) < 9 and summary["best"]["epoch"] == len(rows) - 1
+    assert [row["epoch"] for row in rows if columns(row, "test")] == [len(rows) - 1, len(rows)]
+    assert rows[-2:] == [summary["best"], summary["last"]]
+    figures = evaluate.evaluate_run(folder.best_checkpoint, {"data.val": "test"})
+    assert {f"test/{name}": figures[f"test/{name}"] for name in METRICS}.items() <= summary["best"].items()
+    kept = read_logits(folder.logits("best", at_end=True))
+    assert (kept.epoch, kept.data) == (len(rows) - 1, read_manifest(data / "three_test.beton").digest)
+    assert checkpoint.load_newest(folder.path)[0]["rows"] == rows
+    capsys.readouterr()
+    assert report.main([str(folder.path), "--out", str(tmp_path / "report")]) == 0
+    assert f"{summary['best']['test/top1']:.2f}" in capsys.readouterr().out
 
 
 def test_with_folds_the_held_out_part_is_the_validation_split(words, data, tmp_path, capsys):

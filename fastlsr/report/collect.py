@@ -28,6 +28,7 @@ from fastlsr.runs import (
     Row,
     RunFolder,
     Summary,
+    best_key,
     best_of,
     check_best_by,
     has_begun,
@@ -235,12 +236,15 @@ def _read(path: Path, stamp: object) -> tuple[ReportedRun | None, str, str]:
 
 def _misfit(rows: Sequence[Row], summary: Summary, train: Train, plan: Plan) -> str:
     """In which way a finished run's rows, summary and options are not of one run; "" if they are."""
-    key = f"test/{train.best_by}"
+    epochs = [row.get("epoch") for row in rows]
+    missing = f"metrics.jsonl does not have the rows of the {plan.epochs} epochs that config.yaml requests"
+    if not rows or epochs != list(range(1, min(len(rows), plan.epochs) + 1)):
+        return missing
+    key = best_key(rows[0], train.best_by)
     if any(not _is_finite(row.get(key)) for row in rows):
         return f"metrics.jsonl has rows without {key}"
-    whole = is_whole(rows, train, epochs=plan.epochs, last_phase=plan.at(plan.epochs - 1).first)
-    if [row.get("epoch") for row in rows] != list(range(1, len(rows) + 1)) or not whole or len(rows) > plan.epochs:
-        return f"metrics.jsonl does not have the rows of the {plan.epochs} epochs that config.yaml requests"
+    if not is_whole(rows, train, epochs=plan.epochs, last_phase=plan.at(plan.epochs - 1).first):
+        return missing
     if odd := [key for row in rows for key in keys() if not isinstance(row.get(key), int | float | None)]:
         return f"metrics.jsonl has a {odd[0]} that is no number"
     expected: dict[Kind, Row] = {"last": rows[-1], "best": best_of(rows, train.best_by)}
