@@ -413,9 +413,7 @@ def train_epoch(session: Session, log: RunLog, stop: StopRequest) -> tuple[Epoch
             stepped = session.train_batch(*batch)
             done = session.position.batches
             logs = (before + done) % every == 0
-            if (
-                logs or done & (done - 1) == 0
-            ):  # at powers of two, too: the first loss does not wait for `every` batches
+            if logs or done & (done - 1) == 0:  # at powers of two, too, so that the first loss is early
                 so_far = session.totals.read_late()
                 check_finite(so_far, epoch)
                 note = f"loss {so_far.loss:.4f}" if so_far.seen else ""
