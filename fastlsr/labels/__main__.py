@@ -13,7 +13,7 @@ import math
 import sys
 from pathlib import Path
 
-from fastlsr.cli import check_out, exit_on_input_error, interrupts_raised, read_arguments
+from fastlsr.cli import as_started, check_out, exit_on_input_error, interrupts_raised, read_arguments, wants_help
 from fastlsr.config import load
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import split_paths
@@ -27,8 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit code of the command: 0 done, 2 wrong input, 130 interrupted; then nothing was written."""
     with exit_on_input_error():
         words = sys.argv[1:] if arguments is None else arguments
-        if "--help" in words:
-            print(__doc__)
+        if wants_help(words):
+            print(as_started(__doc__))
             return 0
         if len(words) < 2 or words[0] != "import" or words[1].startswith("-"):
             raise InputError("usage: python -m fastlsr.labels import FILE.csv --cfg FILE --out OUT.safetensors")

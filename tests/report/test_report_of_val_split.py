@@ -37,7 +37,9 @@ def test_nothing_is_set_aside_and_the_note_tells_where_the_best_epoch_was_chosen
     collection = collect([run])
     assert collection.aside == ()
     accuracy, *_ = setting_tables(collection)
-    assert any("validation top-1" in note for note in accuracy.notes)
+    assert any(
+        "highest val top1; with data.val=val its figures are of the test split" in note for note in accuracy.notes
+    )
 
 
 def test_logits_of_the_validation_split_are_not_taken_for_the_test_split_s(run):
