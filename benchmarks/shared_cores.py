@@ -32,7 +32,7 @@ from unittest import mock
 
 from cifar import options, write_random
 from sessions import begin
-from timing import Bar, at_most, in_turns, print_tables
+from timing import TICKS, Bar, at_most, busy_seconds, in_turns, print_tables
 
 from fastlsr.engine.convolutions import IN_PARTS, WHOLE
 
@@ -41,7 +41,6 @@ SLOWER = at_most(3)  # in parts, beside two neighbours, against quiet
 QUIET = at_most(1.05)  # in parts against whole
 OTHERS, TRIES = 0.1, 5  # cores that other programs may use, and how often a turn is taken
 BUSY = "while True: sum(range(100000))"
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -55,12 +54,6 @@ def neighbours(number: int) -> Iterator[list[int]]:
         for process in processes:
             process.kill()
             process.wait()
-
-
-def busy_seconds() -> float:
-    """Seconds of all cores' time in which they worked, since the machine was started."""
-    user, nice, system, _idle, _wait, irq, softirq, *_ = Path("/proc/stat").read_text().split()[1:9]
-    return sum(map(int, (user, nice, system, irq, softirq))) / TICKS
 
 
 def seconds_of(process: int) -> float:

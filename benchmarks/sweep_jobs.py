@@ -1,6 +1,6 @@
 """How many trials an hour does a sweep finish on a CPU, by its own choice of jobs and one after the other?
 
-    python benchmarks/sweep_jobs.py [--trials 4] [--epochs 4] [--images 6400] [--rounds 3]
+    python benchmarks/sweep_jobs.py [--trials 4] [--epochs 6] [--images 6400] [--rounds 3]
 
 `fastlsr.sweep` over seeds, ResNet-8 in batches of 128 on random images of CIFAR's shape, from its start to its end,
 trials' starts and evaluations included, in turns:
@@ -12,17 +12,19 @@ trials' starts and evaluations included, in turns:
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import yaml
 from cifar import options, write_random
-from timing import at_least, in_turns, print_tables
+from timing import at_least, busy_seconds, in_turns, print_tables
 
 CONTENDERS = {"chosen": [], "in a row": ["--jobs=1"]}
 BAR = at_least(1.5)
@@ -41,21 +43,30 @@ def write_sweep(folder: Path, given: argparse.Namespace, number: int) -> Path:
 
 
 class Sweeps:
-    """Sweeps that begin anew each time."""
+    """Sweeps that begin anew each time; `others` has the cores that other programs used meanwhile."""
 
     def __init__(self, folder: Path, given: argparse.Namespace):
         self.folder, self.given, self.number = folder, given, 0
+        self.others: dict[str, list[float]] = {name: [] for name in CONTENDERS}
 
-    def run(self, words: list[str]) -> float:
+    def run(self, name: str) -> float:
         """Seconds of a whole sweep."""
         self.number += 1
         path = write_sweep(self.folder, self.given, self.number)
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "fastlsr.sweep", str(path), *words], check=True, stdout=sys.stderr)
-        return time.perf_counter() - start
+        start, before = time.perf_counter(), of_others()
+        command = [sys.executable, "-m", "fastlsr.sweep", str(path), *CONTENDERS[name]]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        seconds = time.perf_counter() - start
+        self.others[name].append((of_others() - before) / seconds)
+        return seconds
 
 
-def row(name: str, seconds: list[float], in_a_row: list[float], trials: int) -> dict[str, str]:
+def of_others() -> float:
+    """Processor seconds so far of all programs but this one and those that it started, which have ended."""
+    return busy_seconds() - sum(os.times()[:4])
+
+
+def row(name: str, seconds: list[float], in_a_row: list[float], others: list[float], trials: int) -> dict[str, str]:
     """Trials an hour, and how many times as many as one after the other; medians, with the least and the most."""
     rates = [3600 * trials / each for each in seconds]
     ratios = [other / own for own, other in zip(seconds, in_a_row, strict=True)]
@@ -63,25 +74,25 @@ def row(name: str, seconds: list[float], in_a_row: list[float], trials: int) -> 
     return {"jobs": name, "trials an hour": f"{statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})",
             "times as many": f"{times:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
             "bar": str(BAR) if name == "chosen" else "",
-            "met": ("yes" if BAR.met(times) else "NO") if name == "chosen" else "", "n": f"{len(seconds)}"}  # fmt: skip
+            "met": ("yes" if BAR.met(times) else "NO") if name == "chosen" else "", "used by others, cores": f"{statistics.median(others):.2f} (to {max(others):.2f})", "n": f"{len(seconds)}"}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--images", type=int, default=6400)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         write_random(Path(name), train=given.images, test=1024)
         sweeps = Sweeps(Path(name), given)
-        turns = {each: (lambda words=words: sweeps.run(words)) for each, words in CONTENDERS.items()}
+        turns = {each: partial(sweeps.run, each) for each in CONTENDERS}
         seconds = in_turns(turns, rounds=given.rounds, warm=0)
 
         def rows() -> Iterator[dict[str, str]]:
             for each, taken in seconds.items():
-                yield row(each, taken, seconds["in a row"], given.trials)
+                yield row(each, taken, seconds["in a row"], sweeps.others[each], given.trials)
 
         print_tables(rows())
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 PACKAGES = ("torch", "torchvision", "ffcv", "numba", "numpy", "timm", "pillow", "opencv-python")
+TICKS = os.sysconf("SC_CLK_TCK")  # a second of /proc's processor times
 
 
 def descendants(process: int) -> list[int]:
@@ -142,6 +143,12 @@ class Report:
             print(f"  {key:24} {'not measured' if value is None else value!s:12} {spread:22} {verdict}")
         bars = {key: str(bar) for key, bar in self.bars.items()}
         print(json.dumps({**self._ratios, "spread": self._spread, "bars": bars, "work": self.work, **where()}))
+
+
+def busy_seconds() -> float:
+    """Seconds of all cores' time in which they worked, since the machine was started."""
+    user, nice, system, _idle, _wait, irq, softirq, *_ = Path("/proc/stat").read_text().split()[1:9]
+    return sum(map(int, (user, nice, system, irq, softirq))) / TICKS
 
 
 def print_tables(*tables: Iterable[Mapping[str, str]]) -> None:

@@ -78,14 +78,14 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (images, weight), where, (of_images, _, of_bias, *_) = ctx.saved_tensors, ctx.where, ctx.needs_input_grad
-        to_images = _backward(gradient, images, weight, where, (True, False)) if of_images else None
+        to_images = _of_images(gradient, weight, images, where) if of_images else None
         # torch.compile must not look inside; called directly it takes less time.
-        add_up = _sum_of_parts if torch.compiler.is_compiling() else sum_of_parts
+        compute = _gradient_in_parts if torch.compiler.is_compiling() else gradient_in_parts
         to_bias = gradient.sum((0, 2, 3), dtype=torch.float32) if of_bias else None
-        return to_images, add_up(gradient, images, weight, *where), to_bias, None, None, None, None
+        return to_images, compute(gradient, images, weight, *where), to_bias, None, None, None, None
 
 
-def sum_of_parts(
+def gradient_in_parts(
     gradient: Tensor,
     images: Tensor,
     weight: Tensor,
@@ -94,41 +94,53 @@ def sum_of_parts(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """The float32 gradient of a convolution's weight: the sum of those of parts of the batch, each from one thread.
+    """The float32 gradient of a convolution's weight, in parts that one thread each computes.
+
+    They are the sums over parts of the batch, or, of a weight larger than the output, its parts by output channel.
 
     Args:
         gradient: bf16 [B, O, H', W'], of the output.
         images: bf16 [B, I, H, W].
         weight: bf16 [O, I / groups, h, w]; only its shape and layout count.
     """
-    threads = torch.get_num_threads()
-    multiplications = weight[0].numel() * gradient.numel()
-    number = max(1, min(threads, len(images), multiplications // _LEAST_PART))
-    where, of = (stride, padding, dilation, groups), (False, True)
-    parts = zip(gradient.chunk(number), images.chunk(number), strict=True)
-    first, *rest = _at_once([partial(_backward, *part, weight=weight, where=where, of=of) for part in parts], threads)
+    threads, where = torch.get_num_threads(), (stride, padding, dilation, groups)
+    number = max(1, min(threads, weight[0].numel() * gradient.numel() // _LEAST_PART))
     out = torch.empty_like(weight, dtype=torch.float32)
+    if groups == 1 and weight.numel() > gradient.numel():  # parts of the batch would each take a sum of that size
+        columns = [part.clone() for part in gradient.chunk(number, 1)]
+        tasks = [partial(_of_weight, *part, images, where) for part in zip(columns, weight.chunk(number), strict=True)]
+        return torch.cat(_at_once(tasks, threads), out=out)
+    parts = zip(gradient.chunk(number), images.chunk(number), strict=True)
+    first, *rest = _at_once([partial(_of_weight, part, weight, some, where) for part, some in parts], threads)
     out.copy_(first)
     for part in rest:
         out += part
     return out
 
 
-_sum_of_parts = torch.library.custom_op("fastlsr::weight_gradient", sum_of_parts, mutates_args=())
+_gradient_in_parts = torch.library.custom_op("fastlsr::weight_gradient", gradient_in_parts, mutates_args=())
 
 
-@_sum_of_parts.register_fake
+@_gradient_in_parts.register_fake
 def _(gradient: Tensor, images: Tensor, weight: Tensor, *_: object) -> Tensor:
     return torch.empty_like(weight, dtype=torch.float32)
 
 
-def _backward(gradient: Tensor, images: Tensor, weight: Tensor, where: Where, of: tuple[bool, bool]) -> Tensor:
-    """A convolution's gradient of its images or of its weight, whichever of the two `of` has."""
+def _of_images(gradient: Tensor, weight: Tensor, images: Tensor, where: Where) -> Tensor:
+    """A convolution's gradient of its images."""
+    return _backward(gradient, weight, images, where, [True, False, False])[0]
+
+
+def _of_weight(gradient: Tensor, weight: Tensor, images: Tensor, where: Where) -> Tensor:
+    """A convolution's gradient of its weight."""
+    return _backward(gradient, weight, images, where, [False, True, False])[1]
+
+
+def _backward(gradient: Tensor, weight: Tensor, images: Tensor, where: Where, of: list[bool]) -> Sequence[Tensor]:
     stride, padding, dilation, groups = where
-    found = torch.ops.aten.convolution_backward.default(
-        gradient, images, weight, None, stride, padding, dilation, False, [0, 0], groups, [*of, False]
+    return torch.ops.aten.convolution_backward.default(
+        gradient, images, weight, None, stride, padding, dilation, False, [0, 0], groups, of
     )
-    return found[of.index(True)]
 
 
 def _at_once(tasks: Sequence[Callable[[], Tensor]], threads: int) -> list[Tensor]:

@@ -12,9 +12,9 @@ from fastlsr.engine.convolutions import (
     IN_PARTS,
     WHOLE,
     choose_weight_gradients,
+    gradient_in_parts,
     may_share_channels,
     set_weight_gradients,
-    sum_of_parts,
 )
 from fastlsr.engine.session import Session
 from fastlsr.labels.methods import make_plan
@@ -67,6 +67,7 @@ def drawn(shape, *, layout=torch.channels_last, **options):
         ((8, 8, 9, 9), {"kernel_size": 3, "stride": 2, "padding": 1}),
         ((7, 16, 8, 8), {"kernel_size": 3, "padding": 1, "bias": False}),
         ((4, 32, 8, 8), {"kernel_size": 3, "padding": 1}),
+        ((2, 64, 3, 3), {"kernel_size": 3, "padding": 1}),  # the weight is larger than the output
         ((5, 8, 8, 7), {"kernel_size": 1, "stride": 2, "layout": torch.contiguous_format}),
         ((4, 16, 6, 6), {"kernel_size": (3, 1), "padding": (2, 0), "dilation": (2, 1), "groups": 4}),
         ((1, 3, 12, 12), {"kernel_size": 7, "stride": 2, "padding": 3, "groups": 1}),
@@ -77,7 +78,7 @@ def test_a_weight_s_gradient_in_parts_is_that_of_float64_and_all_else_is_torch_s
 ):
     network, in_parts, images = drawn(shape, **options)
     parts = []
-    monkeypatch.setattr(convolutions, "sum_of_parts", lambda *given: parts.append(1) or sum_of_parts(*given))
+    monkeypatch.setattr(convolutions, "gradient_in_parts", lambda *given: parts.append(1) or gradient_in_parts(*given))
     exact = gradients(copy.deepcopy(network).double(), images.double(), autocast=False)
     whole, found = gradients(network, images), gradients(in_parts, images)
     assert (parts != []) == may_share_channels(in_parts[0], images.shape, threads)
@@ -89,19 +90,22 @@ def test_a_weight_s_gradient_in_parts_is_that_of_float64_and_all_else_is_torch_s
 
 
 @pytest.mark.parametrize("threads", [3], indirect=True)
-def test_each_part_has_one_thread_and_its_samples_once(threads, small_parts, monkeypatch):
+def test_each_part_has_one_thread_and_its_samples_or_channels_once(threads, small_parts, monkeypatch):
     parts = []
-    backward = convolutions._backward
+    of_weight = convolutions._of_weight
 
-    def noting(gradient, images, weight, where, of):
-        if of == (False, True):
-            parts.append((torch.get_num_threads(), len(gradient), len(images)))
-        return backward(gradient, images, weight, where, of)
+    def noting(gradient, weight, images, where):
+        parts.append((torch.get_num_threads(), len(gradient), len(images), len(weight)))
+        return of_weight(gradient, weight, images, where)
 
-    monkeypatch.setattr(convolutions, "_backward", noting)
+    monkeypatch.setattr(convolutions, "_of_weight", noting)
     _, in_parts, images = drawn((8, 8, 9, 9), kernel_size=3, stride=2)
     gradients(in_parts, images)
-    assert sorted(parts) == [(1, 2, 2), (1, 3, 3), (1, 3, 3)]
+    assert sorted(parts) == [(1, 2, 2, 32), (1, 3, 3, 32), (1, 3, 3, 32)]
+    parts.clear()
+    _, in_parts, images = drawn((2, 64, 3, 3), kernel_size=3)
+    gradients(in_parts, images)
+    assert sorted(parts) == [(1, 2, 2, 10), (1, 2, 2, 11), (1, 2, 2, 11)], "by channel, where the weight is large"
 
 
 @pytest.mark.parametrize("threads", [3], indirect=True)
