@@ -74,7 +74,9 @@ def row(name: str, seconds: list[float], in_a_row: list[float], others: list[flo
     return {"jobs": name, "trials an hour": f"{statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})",
             "times as many": f"{times:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
             "bar": str(BAR) if name == "chosen" else "",
-            "met": ("yes" if BAR.met(times) else "NO") if name == "chosen" else "", "used by others, cores": f"{statistics.median(others):.2f} (to {max(others):.2f})", "n": f"{len(seconds)}"}  # fmt: skip
+            "met": ("yes" if BAR.met(times) else "NO") if name == "chosen" else "",
+            "used by others, cores": f"{statistics.median(others):.2f} (to {max(others):.2f})",
+            "n": f"{len(seconds)}"}  # fmt: skip
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastlsr import analysis
 from fastlsr.cli import as_started, exit_on_input_error, read_arguments, wants_help
-from fastlsr.config import PLACES, PLUGIN, check_places
+from fastlsr.config import PLACES, check_places
 from fastlsr.data.splits import naming_data_dir
 from fastlsr.errors import InputError, unknown
 from fastlsr.files import check_can_be_written
@@ -48,8 +48,7 @@ def kinds() -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Prints and writes what an analysis finds; returns the exit code."""
     with exit_on_input_error():
-        words = sys.argv[1:] if arguments is None else list(arguments)
-        load_named(words)
+        words = load_named(sys.argv[1:] if arguments is None else arguments)
         if wants_help(words):
             print(as_started(_help(words[0]) if words[0] in kinds() else f"{__doc__}\n{_overview()}"))
             return 0
@@ -153,7 +152,7 @@ def _arguments(words: Sequence[str]) -> tuple[list[Path], dict[str, str], dict[s
     path_of_config, options, _ = read_arguments(of_options)
     if path_of_config:
         raise InputError("--cfg is no option here: a run has its own")
-    places = {key: options.pop(key) for key in list(options) if "." in key or key == PLUGIN}
+    places = {key: options.pop(key) for key in list(options) if "." in key}
     check_places(places)
     return given, options, places
 

@@ -313,7 +313,7 @@ def check_places(overrides: Mapping[str, Any]) -> None:
         InputError: for one that is not of `PLACES`, or its value.
     """
     for key in overrides:
-        if key not in (*PLACES, PLUGIN):
+        if key not in PLACES:
             raise InputError(f"--{key} is the run's own and cannot change; {', '.join(PLACES)} can")
     load(overrides=overrides)
 
@@ -496,13 +496,7 @@ def _scaled_value(value: Any, factor: float) -> Any:
 
 def from_dict(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
     """The configuration that `Config.as_dict` gave, as from a checkpoint, under the overrides of `load`."""
-    values = {**_flat(tree), **(overrides or {})}
-    values[PLUGIN] = [*_listed(tree.get(PLUGIN)), *_listed((overrides or {}).get(PLUGIN))]
-    return load(overrides=values)
-
-
-def _listed(plugins: Any) -> list[Any]:
-    return [plugins] if isinstance(plugins, str) else list(plugins or ())
+    return load(overrides={**_flat(tree), **(overrides or {})})
 
 
 def _check_known(source: str, key: str, value: Any, known: Sequence[str]) -> None:

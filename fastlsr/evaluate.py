@@ -20,12 +20,13 @@ from fastlsr.cli import as_started, exit_on_input_error, read_arguments, wants_h
 from fastlsr.config import PLACES, TEST, check_places, from_dict
 from fastlsr.data.splits import naming_data_dir, places_of_run
 from fastlsr.errors import InputError
+from fastlsr.plugins import load_named
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the metrics as one JSON object; returns the exit code."""
     with exit_on_input_error():
-        words = sys.argv[1:] if arguments is None else arguments
+        words = load_named(sys.argv[1:] if arguments is None else arguments)
         if wants_help(words):
             print(as_started(__doc__))
             return 0

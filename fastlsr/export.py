@@ -16,8 +16,9 @@ import sys
 from pathlib import Path
 
 from fastlsr.cli import as_started, check_out, exit_on_input_error, interrupts_raised, read_arguments, wants_help
-from fastlsr.config import PLACES, PLUGIN
+from fastlsr.config import PLACES
 from fastlsr.errors import InputError, unknown
+from fastlsr.plugins import load_named
 from fastlsr.runs import KINDS, RunFolder
 
 WEIGHTS = ("ema", "raw")
@@ -27,7 +28,7 @@ OWN = ("out", "which", "weights")
 def main(arguments: list[str] | None = None) -> int:
     """The exit code of the command: 0 done, 2 wrong input, 130 interrupted; then nothing was written."""
     with exit_on_input_error():
-        words = sys.argv[1:] if arguments is None else arguments
+        words = load_named(sys.argv[1:] if arguments is None else arguments)
         if wants_help(words):
             print(as_started(__doc__))
             return 0
@@ -56,7 +57,7 @@ def check_known(options: dict[str, str]) -> None:
         InputError: for one that is not known (names the nearest), or where `--out` is missing.
     """
     for name in options:
-        if name not in (*OWN, *PLACES, PLUGIN):
+        if name not in (*OWN, *PLACES):
             raise InputError(unknown("option of an export", f"--{name}", [f"--{key}" for key in (*OWN, *PLACES)]))
     for name, values in (("which", KINDS), ("weights", WEIGHTS)):
         if options.get(name, values[0]) not in values:

@@ -11,18 +11,19 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
+import threading
 import traceback
 from collections.abc import Iterable, MutableMapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
-from fastlsr.cli import Parser
 from fastlsr.errors import InputError, unknown
 
 GROUP = "fastlsr.plugins"
 Value = TypeVar("Value")
 _loaded: dict[str, str] = {}  # digest to name
+_one_at_a_time = threading.RLock()
 
 
 class Plugin(NamedTuple):
@@ -48,24 +49,33 @@ def load_plugins(names: Sequence[str], recorded: Iterable[Plugin] = ()) -> tuple
         InputError: if one is not there or fails, or is not what was recorded.
     """
     given = {plugin.digest: plugin for plugin in map(_found, names)}
-    plugins = [given[each.digest] if each.digest in given else _unchanged(each) for each in recorded]
-    plugins += [plugin for plugin in given.values() if plugin not in plugins]
-    for plugin in plugins:
-        if plugin.digest not in _loaded:
-            _run(plugin)
-            _loaded[plugin.digest] = plugin.name
+    with _one_at_a_time:
+        plugins = [given[each.digest] if each.digest in given else _unchanged(each) for each in recorded]
+        plugins += [plugin for plugin in given.values() if plugin not in plugins]
+        for plugin in plugins:
+            if plugin.digest not in _loaded:
+                _run(plugin)
+                _loaded[plugin.digest] = plugin.name
     return tuple(plugins)
 
 
-def load_named(words: Sequence[str]) -> None:
-    """Loads the plugins that a command line names, before its other words are read: they may be theirs.
+def load_named(words: Sequence[str]) -> list[str]:
+    """Loads the plugins that a command line names, before its other words are read; returns the other words.
 
     Raises:
         InputError: as `load_plugins`.
     """
-    parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--plugin", action="append", default=[])
-    load_plugins(named_plugins(parser.parse_known_args(words)[0].plugin)[0])
+    others, names, rest = list[str](), list[str](), iter(words)
+    for word in rest:
+        option, equals, name = word.partition("=")
+        if option != "--plugin":
+            others.append(word)
+        elif name := name if equals else next(rest, ""):
+            names.append(name)
+        else:
+            raise InputError("--plugin needs a value: --plugin=FILE.py")
+    load_plugins(named_plugins(names)[0])
+    return others
 
 
 def register(registry: MutableMapping[str, Value], what: str, name: str, value: Value) -> None:
@@ -87,11 +97,13 @@ def _found(name: str) -> Plugin:
 
 
 def _unchanged(plugin: Plugin) -> Plugin:
-    """The recorded plugin, which is as it was.
+    """The recorded plugin, which is as it was, or was loaded before from wherever the user named it.
 
     Raises:
         InputError: if it is not.
     """
+    if plugin.digest in _loaded:
+        return Plugin(_loaded[plugin.digest], plugin.digest)
     try:
         digest = _digest(plugin.name)
     except InputError as error:

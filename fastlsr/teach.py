@@ -24,6 +24,7 @@ from fastlsr.config import PLACES, Config, from_dict, load
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import naming_data_dir, places_of_run, split_paths
 from fastlsr.errors import InputError, unknown
+from fastlsr.plugins import load_named
 
 OWN = ("model", "checkpoint", "out")
 OF_ANY = (*PLACES, "data.folds", "data.fold")
@@ -33,7 +34,9 @@ OF_MODEL = ("data.resolution", "model.pretrained", "train.precision", "train.cha
 def main(arguments: list[str] | None = None) -> int:
     """The exit code of the command: 0 done, 2 wrong input, 130 interrupted; then nothing was written."""
     with exit_on_input_error():
-        path, options, flags = read_arguments(sys.argv[1:] if arguments is None else arguments, flags=("help",))
+        path, options, flags = read_arguments(
+            load_named(sys.argv[1:] if arguments is None else arguments), flags=("help",)
+        )
         if "help" in flags:
             print(as_started(__doc__))
             return 0

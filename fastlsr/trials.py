@@ -188,7 +188,7 @@ def _set_options(config: Config, keys: Sequence[str]) -> list[str]:
 
 def _short(key: str) -> str:
     """An option's name without its section: "smoothing" of method.smoothing, and "model" of model.name."""
-    section, name = key.split(".")
+    section, _, name = key.rpartition(".")
     return section if name == "name" else name
 
 

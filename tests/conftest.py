@@ -79,13 +79,17 @@ def train_digits(digits_dir):
 
 @pytest.fixture
 def registries():
-    """Makes a test leave no plugin behind."""
+    """A function that forgets all plugins, as a new process does not know them; also called at a test's end."""
     filled = (plugins._loaded, METHODS, TERMS, METRICS, OWN_NETWORKS, SOURCES, OWN_KINDS, SECTIONS)
     before = [dict(registry) for registry in filled]
-    yield
-    for registry, values in zip(filled, before, strict=True):
-        registry.clear()
-        registry.update(values)
+
+    def forget():
+        for registry, values in zip(filled, before, strict=True):
+            registry.clear()
+            registry.update(values)
+
+    yield forget
+    forget()
 
 
 @pytest.fixture(scope="session")

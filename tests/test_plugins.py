@@ -14,8 +14,10 @@ from fastlsr.errors import InputError
 from fastlsr.labels.methods import METHODS, make_plan
 from fastlsr.metrics import METRICS
 from fastlsr.models import build_model, head_parameters, network
-from fastlsr.plugins import Plugin, load_plugins, named_plugins
+from fastlsr.plugins import Plugin, load_named, load_plugins, named_plugins
+from fastlsr.report import __main__ as report
 from fastlsr.runs import RunFolder, keys
+from fastlsr.sweep import __main__ as sweep
 
 pytestmark = pytest.mark.usefixtures("registries")
 
@@ -58,13 +60,13 @@ def ideas(tmp_path):
 
 
 def test_what_a_plugin_registers_is_trained_evaluated_and_analysed_and_other_code_is_not(
-    ideas, tmp_path, train_digits, monkeypatch, capsys
+    ideas, tmp_path, train_digits, registries, capsys
 ):
     options = {"plugin": ideas, "method.name": "falling", "method.power": 3, "model.name": "linear",
                "train.best_by": "zeros"}  # fmt: skip
     run = train_digits(tmp_path / "run", options)
     row = RunFolder(run).read_rows()[-1]
-    assert set(row) == set(keys()) and 0.05 < row["test/zeros"] < 0.15
+    assert set(row) == {key for key in keys() if not key.startswith("val/")} and 0.05 < row["test/zeros"] < 0.15
     opened = open_run(run)
     assert (opened.config.method.power, opened.plan) == (3, make_plan(opened.config.method, 2))
     assert [round(phase.uniform, 4) for phase in opened.plan.phases] == [0.1, 0.0125]
@@ -73,13 +75,49 @@ def test_what_a_plugin_registers_is_trained_evaluated_and_analysed_and_other_cod
     assert analyze.main(["epochs_of", str(run), "--times=4", "--plugin", str(ideas)]) == 0
     assert json.loads((run / "analysis" / "epochs_of.json").read_text())["epochs"] == 8
     ideas.write_text(IDEAS + "# another line\n", encoding="utf-8")
+    assert evaluate.evaluate_run(run, {}) == figures, "what was loaded is what is recorded"
+    registries()
     with pytest.raises(InputError, match="has changed since the run began"):
         open_run(run)
-    copy = RunFolder(run).plugin(str(ideas))
-    assert evaluate.evaluate_run(run, {"plugin": str(copy)}) == figures
+    capsys.readouterr()
+    assert evaluate.main([str(run), "--plugin", str(RunFolder(run).plugin(str(ideas)))]) == 0
+    assert json.loads(capsys.readouterr().out) == figures
+    registries()
     ideas.unlink()
     with pytest.raises(InputError, match="cannot be read: No such file or directory; --plugin names it"):
         RunFolder(run).read_config()
+
+
+def test_a_report_holds_runs_with_and_without_plugins_whatever_comes_first(
+    ideas, tmp_path, train_digits, registries, capsys
+):
+    options = {"train.epochs": 1, "model.name": "linear", "plugin": ideas}
+    runs = [train_digits(tmp_path / f"own{seed}", options | {"method.name": "falling", "train.seed": seed})
+            for seed in range(4)]  # fmt: skip
+    registries()
+    runs.append(train_digits(tmp_path / "plain", {"train.epochs": 1}))
+    for order in (runs, runs[::-1]):
+        registries()
+        capsys.readouterr()
+        assert report.main([*map(str, order), "--out", str(tmp_path / "report")]) == 0
+        shown = capsys.readouterr()
+        assert "set aside" not in shown.out + shown.err and "falling" in shown.out
+        (row,) = [line.split() for line in shown.out.splitlines() if line.startswith("falling")][:1]
+        assert "4" in row[:4]
+
+
+def test_a_sweep_knows_the_options_and_metrics_of_its_plugins(ideas, tmp_path, monkeypatch, registries, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = ["method: grid", "metric: {name: test/zeros, goal: maximize}", "parameters:",
+             "  method.name: {values: [falling, hard]}", "command: [python, -m, fastlsr.train, '${args}']"]  # fmt: skip
+    (tmp_path / "sweep.yaml").write_text("\n".join(lines), encoding="utf-8")
+    assert sweep.main(["sweep.yaml", f"--plugin={ideas}", "--method.power=3", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("--method.power=3") == shown.count(f"--plugin={ideas}") == 2
+    registries()
+    lines[-1] = f"command: [python, -m, fastlsr.train, --plugin, {ideas}, '${{args}}']"
+    (tmp_path / "sweep.yaml").write_text("\n".join(lines), encoding="utf-8")
+    assert sweep.main(["sweep.yaml", "--method.power=3", "--dry-run"]) == 0
 
 
 def test_options_and_plugins_of_a_run_read_back_and_another_plugin_makes_another_run(ideas, tmp_path):
@@ -124,6 +162,15 @@ def test_a_plugin_that_fails_is_one_line_and_exit_code_2(tmp_path, capsys, text,
     assert exit.value.code == 2 and line in said and "\n" not in said and str(path) in said
 
 
+def test_a_command_s_other_words_stay_as_they_are(ideas):
+    assert load_named(["run", "--plugin", str(ideas), "--data.dir", "x", f"--plugin={ideas}", "-h"]) == [
+        "run", "--data.dir", "x", "-h"
+    ]  # fmt: skip
+    assert "falling" in METHODS
+    with pytest.raises(InputError, match="--plugin needs a value"):
+        load_named(["run", "--plugin"])
+
+
 def test_a_plugin_that_is_not_there_is_an_error_that_names_those_that_are():
     with pytest.raises(InputError, match="mine: no such file or installed plugin"):
         load_plugins(["mine"])
@@ -131,7 +178,9 @@ def test_a_plugin_that_is_not_there_is_an_error_that_names_those_that_are():
         load_plugins(["x/mine.py"])
 
 
-def test_an_installed_plugin_is_found_by_its_entry_point_and_its_digest_is_that_of_all_its_files(tmp_path, monkeypatch):
+def test_an_installed_plugin_is_found_by_its_entry_point_and_its_digest_is_that_of_all_its_files(
+    tmp_path, monkeypatch, registries
+):
     package = tmp_path / "my_plugin_package"
     package.mkdir()
     (package / "__init__.py").write_text("from my_plugin_package import inner\n", encoding="utf-8")
@@ -144,6 +193,7 @@ def test_an_installed_plugin_is_found_by_its_entry_point_and_its_digest_is_that_
     (plugin,) = load_plugins(["mine"])
     assert plugin.name == "mine" and "falling" in METHODS and "epochs_of" in OWN_KINDS and "zeros" in METRICS
     (package / "inner.py").write_text(IDEAS + "# more", encoding="utf-8")
+    registries()
     with pytest.raises(InputError, match="plugin mine has changed"):
         load_plugins([], [plugin])
     for name in [name for name in sys.modules if name.startswith("my_plugin_package")]:

@@ -38,7 +38,7 @@ def words(options):
 
 def trained(folder, digits_dir, **options):
     given = {key.replace("__", "."): value for key, value in options.items()}
-    run = {"run.dir": folder.parent, "run.name": folder.name, "data.dir": digits_dir}
+    run = {"run.dir": folder.parent, "run.name": folder.name, "data.dir": digits_dir, "optim.schedule": "constant"}
     return train.main(words(BASE | TRAINING | run | given))
 
 

@@ -248,7 +248,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
 def test_weights_that_break_in_an_epochs_last_step_do_not_become_a_checkpoint(command, tmp_path, capsys):
     words = command(tmp_path / "run", optim__lr=1e30, data__batch_size=1438, train__epochs=2)
     assert train.main(words) == 1
-    assert "test loss is not finite after epoch 1" in capsys.readouterr().err
+    assert "test/nll is not finite after epoch 1" in capsys.readouterr().err
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 

@@ -11,7 +11,8 @@ from fastlsr.config import load
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.prepare.sources import SOURCES, read_dataset, subset
 from fastlsr.data.prepare.writing import write_beton
-from fastlsr.engine import checkpoint
+from fastlsr.engine import checkpoint, exporting
+from fastlsr.engine.trained import open_run
 from fastlsr.logits import read_logits
 from fastlsr.metrics import METRICS
 from fastlsr.report import __main__ as report
@@ -124,6 +125,21 @@ def test_the_best_epoch_is_tested_at_the_end_with_the_weights_that_were_kept_of_
     kept = read_logits(folder.logits("best", at_end=True))
     assert (kept.epoch, kept.data) == (len(rows) - 1, read_manifest(data / "three_test.beton").digest)
     assert checkpoint.load_newest(folder.path)[0]["rows"] == rows
+    exported = exporting.description(open_run(folder.best_checkpoint), open_run(folder.best_checkpoint).state["model"])
+    assert exported["epoch"] == len(rows) - 1
+    folder.best_checkpoint.unlink()
+    (folder.path / "checkpoint.pt").unlink()  # the last epoch is trained again, without the weights of the best one
+    capsys.readouterr()
+    assert train.main(words(folder.path, data__val="val", optim__lr=0.2, **options)) == 0
+    assert "which is not evaluated on the test split" in capsys.readouterr().out
+    assert not columns(folder.read_summary()["best"], "test") and columns(folder.read_rows()[-1], "test")
+
+
+def test_a_report_shows_the_best_epoch_s_test_figures(words, tmp_path, capsys):
+    folder = RunFolder(tmp_path / "kept")
+    options = {"train__best_by": "ece", "run__keep_best": "true"}
+    assert train.main(words(folder.path, data__val="val", optim__lr=0.2, **options)) == 0
+    summary = folder.read_summary()
     capsys.readouterr()
     assert report.main([str(folder.path), "--out", str(tmp_path / "report")]) == 0
     assert f"{summary['best']['test/top1']:.2f}" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 IN_PARTS, WHOLE = "in parts", "whole"
 Where = tuple[Sequence[int], Sequence[int], Sequence[int], int]  # stride, padding, dilation and groups
@@ -76,6 +77,7 @@ class _Convolution(torch.autograd.Function):
         return torch.conv2d(images, weight, None if bias is None else bias.bfloat16(), *where)
 
     @staticmethod
+    @once_differentiable  # a second derivative would miss what `forward` rounds
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (images, weight), where, (of_images, _, of_bias, *_) = ctx.saved_tensors, ctx.where, ctx.needs_input_grad
         to_images = _of_images(gradient, weight, images, where) if of_images else None

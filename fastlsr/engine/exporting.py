@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fastlsr import __version__
+from fastlsr.config import TEST, VAL
 from fastlsr.engine.session import build_network
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError
@@ -79,7 +80,8 @@ def chosen_weights(run: TrainedRun, weights: str) -> dict[str, Tensor]:
 def description(run: TrainedRun, state: dict[str, Tensor]) -> dict[str, Any]:
     """What the weights are, in plain values.
 
-    `test_top1` is there for weights that the run evaluated: its own, or their average, after a whole epoch.
+    `test_top1` and `val_top1` are there for weights that the run evaluated on these splits: its own, or their average,
+    after a whole epoch.
     """
     mean, std = run.decided["normalization"]
     about = {
@@ -97,7 +99,9 @@ def description(run: TrainedRun, state: dict[str, Tensor]) -> dict[str, Any]:
     }
     row = row_of(run)
     if row and state is evaluated_weights(run.state):
-        about["test_top1"] = row["test/top1"]
+        about |= {
+            f"{split}_top1": row[f"{split}/top1"] for split in (VAL, TEST) if row.get(f"{split}/top1") is not None
+        }
     return about
 
 

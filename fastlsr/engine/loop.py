@@ -370,7 +370,11 @@ def judge_best(session: Session, log: RunLog) -> None:
     if not config.data.selects_on_val or not config.run.keep_best or best is log.rows[-1]:
         return
     path, values = log.folder.best_checkpoint, config.flat()
-    run = opened(distributed.from_main(lambda: read_checkpoint(path)), path, {key: values[key] for key in PLACES})
+    state = distributed.from_main(lambda: kept_state(path, best["epoch"]))
+    if state is None:  # run.keep_best was not on all the time
+        log.report(f"warning: {path} is not of epoch {best['epoch']}, which is not evaluated on the test split")
+        return
+    run = opened(state, path, {key: values[key] for key in PLACES})
     logits = CollectedLogits() if config.run.logits in ("best", "both") else None
     figures = run.evaluate_at_end(logits, session.ranks)
     best |= {f"{TEST}/{name}": value for name, value in figures.items()}
@@ -379,6 +383,15 @@ def judge_best(session: Session, log: RunLog) -> None:
         kept = logits.on_host(epoch=best["epoch"], data=read_manifest(test_path(config)).digest)
         if distributed.is_main():
             kept.write(log.folder.logits("best", at_end=True))
+
+
+def kept_state(path: Path, epoch: int) -> State | None:
+    """The checkpoint at `path`, if there is a whole one of this epoch."""
+    try:
+        state = read_checkpoint(path)
+    except InputError:
+        return None
+    return state if state["position"] == [epoch, 0] else None
 
 
 def keep_logits_at_end(logits: CollectedLogits, row: Row, session: Session, log: RunLog) -> None:

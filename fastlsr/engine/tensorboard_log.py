@@ -25,17 +25,18 @@ class TensorBoardLog(Logger):
     Args:
         folder: of both.
         options: shown as hyperparameters.
+        split: whose metrics are shown beside them.
         rows: of the epochs before; later ones in the files are hidden from TensorBoard.
     """
 
-    def __init__(self, folder: Path, options: Mapping[str, str | float], rows: list[Row]):
+    def __init__(self, folder: Path, options: Mapping[str, str | float], split: str, rows: list[Row]):
         from torch.utils.tensorboard.summary import hparams
 
         self._folder = folder
         self._steps: SummaryWriter | None = None  # not made in a run without such figures
         missed = [] if any(folder.glob("epochs/events*")) else rows
         self._epochs = _writer(folder / "epochs", first=len(rows) - len(missed) + 1)
-        metrics = dict.fromkeys(key for key in keys() if key.startswith("test/"))
+        metrics = dict.fromkeys(key for key in keys() if key.startswith(f"{split}/"))
         *described, self._succeeded = hparams(dict(options), metrics)
         for part in described:
             _add_summary(self._epochs, part)
@@ -60,7 +61,8 @@ class TensorBoardLog(Logger):
         """The event files of the run's folder; None unless `log.tensorboard` requests them."""
         if not config.log.tensorboard:
             return None
-        return cls(folder.tensorboard, config.flat(), state["rows"] if state else [])
+        rows = state["rows"] if state else []
+        return cls(folder.tensorboard, config.flat(), config.data.evaluated_split, rows)
 
     def row(self, row: Row) -> None:
         """Adds a step to each of its columns, on the disk before the checkpoint of the epoch is."""

@@ -18,6 +18,7 @@ from fastlsr.config import load
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import split_paths
 from fastlsr.errors import InputError, unknown
+from fastlsr.plugins import load_named
 
 _OWN = ("out", "missing")
 _OF_DATA = ("data.dataset", "data.dir", "data.train")
@@ -26,7 +27,7 @@ _OF_DATA = ("data.dataset", "data.dir", "data.train")
 def main(arguments: list[str] | None = None) -> int:
     """The exit code of the command: 0 done, 2 wrong input, 130 interrupted; then nothing was written."""
     with exit_on_input_error():
-        words = sys.argv[1:] if arguments is None else arguments
+        words = load_named(sys.argv[1:] if arguments is None else arguments)
         if wants_help(words):
             print(as_started(__doc__))
             return 0

@@ -23,6 +23,7 @@ from rich.console import Console
 from fastlsr.cli import Parser, exit_on_input_error, interrupts_raised
 from fastlsr.errors import InputError, unknown
 from fastlsr.files import check_can_be_written, replace_text
+from fastlsr.plugins import load_named
 from fastlsr.report.collect import UNFINISHED, Collection, ReportedSetting, collect
 from fastlsr.report.columns import COLUMNS
 from fastlsr.report.comparisons import Comparison, all_pairs, compare, planned_pairs
@@ -72,7 +73,8 @@ class Report:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints and writes the report that the command line requests; returns the exit code."""
     with exit_on_input_error():
-        options = _parser().parse_intermixed_args(arguments)
+        words = load_named(sys.argv[1:] if arguments is None else arguments)
+        options = _parser().parse_intermixed_args(words)
         out = Path(options.out)
         check_can_be_written(out)
         command = shlex.join(["python", "-m", "fastlsr.report", *(sys.argv[1:] if arguments is None else arguments)])

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,6 +132,14 @@ class Collection:
     varying: tuple[str, ...]
 
 
+def load_plugins_of(folders: Iterable[Path]) -> None:
+    """Loads the runs' plugins, before threads read what they register; one that fails is reported with its run."""
+    for folder in folders:
+        with contextlib.suppress(InputError, OSError, UnicodeDecodeError):
+            if "\nplugin:" in (folder / "config.yaml").read_text(encoding="utf-8"):
+                RunFolder(folder).read_config()
+
+
 def collect(paths: Sequence[Path], *, unfinished: bool = False) -> Collection:
     """What the folders hold; what an unchanged folder gave before is not computed again.
 
@@ -143,6 +151,7 @@ def collect(paths: Sequence[Path], *, unfinished: bool = False) -> Collection:
         InputError: if a path does not exist, or there is neither a finished nor an unfinished run among them.
     """
     folders = list({folder.resolve(): folder for path in paths for folder in runs_below(path)}.values())
+    load_plugins_of(folders)
     with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MOST_THREADS)) as pool:
         readings = list(pool.map(_look_at, folders))
     runs = {run.trial.folder.path: run for run, _ in readings if run}
