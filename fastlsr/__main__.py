@@ -27,7 +27,7 @@ def main() -> None:
     """Runs the command that the first word names, as `python -m` would; without one it lists them."""
     with exit_on_input_error():
         words = sys.argv[1:]
-        if not words or wants_help(words[:1]):
+        if not words or wants_help(words[:1]) or words == ["help"]:
             print(overview())
             return
         if words[0] == "--version":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastlsr.cli import as_started, exit_on_input_error, read_arguments, wants_help
-from fastlsr.config import PLACES, TEST, check_places, from_dict
+from fastlsr.config import PLACES, TEST, Config, check_places, from_dict
 from fastlsr.data.splits import naming_data_dir, places_of_run
 from fastlsr.errors import InputError
 from fastlsr.plugins import load_named
@@ -61,7 +61,8 @@ def evaluate_run(path: Path, overrides: Mapping[str, str], path_of_config: str =
     """
     check_places(overrides)
     if not path.exists():
-        raise InputError(f"{path} is not the folder of a run")
+        near = Path(Config().run.dir) / path
+        raise InputError(f"{path} is not the folder of a run" + (f"; did you mean {near}?" if near.exists() else ""))
     # Imported after these checks: it takes seconds.
     from fastlsr.engine.trained import opened, read_checkpoint
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
-from fastlsr.errors import InputError, unknown
+from fastlsr.errors import InputError
 
 GROUP = "fastlsr.plugins"
 Value = TypeVar("Value")
@@ -145,8 +145,11 @@ def _digest(name: str) -> str:
 
 def _entry_point(name: str) -> importlib.metadata.EntryPoint:
     points = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+    if name not in points and Path(f"{name}.py").exists():
+        raise InputError(f"plugin {name}: no such installed plugin; did you mean {name}.py?")
     if name not in points:
-        raise InputError(f"plugin {unknown('file or installed plugin', name, points)}")
+        installed = f"installed are {', '.join(points)}" if points else "a file ends in .py"
+        raise InputError(f"plugin {name}: no such file or installed plugin; {installed}")
     return points[name]
 
 

@@ -165,7 +165,9 @@ def check_best_by(train: Train) -> None:
         InputError: if it is not.
     """
     if train.best_by not in METRICS:
-        raise InputError(f"train.best_by={unknown('metric', train.best_by, METRICS)}")
+        name = train.best_by.rpartition("/")[2].lower()  # test/nll is how rows and sweeps call it
+        hint = f"{train.best_by}: no such metric; did you mean {name}?" if name in METRICS else ""
+        raise InputError(f"train.best_by={hint or unknown('metric', train.best_by, METRICS)}")
 
 
 def is_whole(rows: Sequence[Row], train: Train, *, epochs: int, last_phase: int) -> bool:

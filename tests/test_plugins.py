@@ -171,11 +171,14 @@ def test_a_command_s_other_words_stay_as_they_are(ideas):
         load_named(["run", "--plugin"])
 
 
-def test_a_plugin_that_is_not_there_is_an_error_that_names_those_that_are():
+def test_a_plugin_that_is_not_there_is_an_error_that_names_those_that_are(ideas, monkeypatch):
     with pytest.raises(InputError, match="mine: no such file or installed plugin"):
         load_plugins(["mine"])
     with pytest.raises(InputError, match=r"plugin x/mine.py cannot be read"):
         load_plugins(["x/mine.py"])
+    monkeypatch.chdir(ideas.parent)
+    with pytest.raises(InputError, match=r"plugin ideas: no such installed plugin; did you mean ideas.py\?"):
+        load_plugins(["ideas"])
 
 
 def test_an_installed_plugin_is_found_by_its_entry_point_and_its_digest_is_that_of_all_its_files(

@@ -121,12 +121,13 @@ def test_the_best_row_is_the_first_with_the_best_value_of_the_metric(values, met
     rows = [{"epoch": at, f"test/{metric}": value} for at, value in enumerate(values)]
     best = max(values) if metric in ("top1", "top5") else min(values)
     assert best_of(rows, metric) is rows[values.index(best)]
-    assert best_meaning(metric) == f"{'highest' if metric in ('top1', 'top5') else 'lowest'} test {metric}"
+    assert best_meaning(metric, "val") == f"{'highest' if metric in ('top1', 'top5') else 'lowest'} val {metric}"
 
 
 def test_a_best_row_needs_a_metric_that_there_is():
-    with pytest.raises(InputError, match=r"train.best_by=acc: no such metric"):
-        check_best_by(Train(best_by="acc"))
+    for name, line in {"acc": "no such metric", "test/nll": "did you mean nll", "TOP1": "did you mean top1"}.items():
+        with pytest.raises(InputError, match=f"train.best_by={name}: .*{line}"):
+            check_best_by(Train(best_by=name))
 
 
 @given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 4), st.integers(0, 11))

@@ -17,7 +17,7 @@ from fastlsr.engine.session import build_network
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError
 from fastlsr.files import replace_file
-from fastlsr.models.registry import FORCE_TIMM, SMALL_IMAGE_NETWORKS, size_option
+from fastlsr.models.registry import FORCE_TIMM, OWN_NETWORKS, SMALL_IMAGE_NETWORKS, size_option
 from fastlsr.models.weight_files import METADATA, evaluated_weights, plain_line
 from fastlsr.runs import Row
 
@@ -117,9 +117,10 @@ def row_of(run: TrainedRun) -> Row | None:
 def how_to_load(run: TrainedRun, out: Path) -> str:
     """Python that builds the network with the exported weights: timm's for one of its networks, else ours."""
     name, classes, resolution = run.config.model.name, len(run.classes), run.resolution
-    if name in SMALL_IMAGE_NETWORKS:
+    if name in SMALL_IMAGE_NETWORKS or name in OWN_NETWORKS:
         options = f"{name!r}, classes={classes}, resolution={resolution}, pretrained={str(out)!r}"
-        return f"fastlsr.models.build_model({options})"
+        plugin = " (its plugin loaded before)" if name in OWN_NETWORKS else ""
+        return f"fastlsr.models.build_model({options}){plugin}"
     name = name.removeprefix(FORCE_TIMM)
     size = "".join(f", {key}={value}" for key, value in size_option(name, resolution).items())
     return f"timm.create_model({name!r}, num_classes={classes}{size}, checkpoint_path={str(out)!r})"

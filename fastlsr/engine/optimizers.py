@@ -12,6 +12,7 @@ from fastlsr.config import Optim
 from fastlsr.errors import InputError, unknown
 
 SGD = "sgd"
+_USUAL = (SGD, "adamw", "lamb", "lion", "muon", "adam", "rmsprop", "adafactorbv", "lars")  # of timm's, named first
 Group = dict[str, Any]
 
 
@@ -105,9 +106,11 @@ def _of_timm(groups: list[Group], optim: Optim) -> torch.optim.Optimizer:
     """One of timm's optimizers, with timm's defaults for what the options leave open."""
     from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
-    names = [str(name) for name in list_optimizers()]
+    names = [*_USUAL, *sorted({str(name) for name in list_optimizers()} - set(_USUAL))]
     if optim.name not in names:
-        raise InputError(f"optim.name={unknown('optimizer of timm', optim.name, names)}")
+        close = f"; did you mean {optim.name.lower()}?" if optim.name.lower() in names else ""
+        raise InputError(f"optim.name={optim.name}: no such optimizer of timm{close}" if close else
+                         f"optim.name={unknown('optimizer of timm', optim.name, names)}")  # fmt: skip
     info = get_optimizer_info(optim.name)
     if info.second_order:
         raise InputError(f"optim.name={optim.name} needs second derivatives, which the training step does not compute")

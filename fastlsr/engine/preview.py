@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -58,6 +59,7 @@ def preview(config: Config, plan: Plan) -> Iterator[str]:
     check_loggers(config)
     if plan.pairs:
         check_pairs_storage(config.data)
+    build_optimizer(nn.Linear(1, 1), [], replace(config.optim, layer_decay=1.0))  # its options, before the data
     find_start(config, plan)
     train = read_manifest(split_paths(config)[0])
     read_teacher(config, plan, train, torch.device("cpu"))

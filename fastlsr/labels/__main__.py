@@ -31,9 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
         if wants_help(words):
             print(as_started(__doc__))
             return 0
+        usage = "usage: python -m fastlsr.labels import FILE.csv --cfg FILE --out OUT.safetensors"
         if len(words) < 2 or words[0] != "import" or words[1].startswith("-"):
-            raise InputError("usage: python -m fastlsr.labels import FILE.csv --cfg FILE --out OUT.safetensors")
+            raise InputError(usage)
         path, options, _ = read_arguments(words[2:])
+        if "out" not in options:
+            raise InputError(usage)
         out, missing = options.pop("out", ""), options.pop("missing", "error")
         for name in options:
             if name not in _OF_DATA:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ def load_weights(model: nn.Module, pretrained: str) -> None:
     """
     weights = read_weights(pretrained)
     try:
-        _copy(weights.state, model)
+        _copy(network_of(weights.state, model.state_dict()), model)
     except InputError as error:
         of = f" (weights of {weights.model})" if weights.model else ""
         raise InputError(f"model.pretrained={pretrained}: {error}{of}") from None
@@ -61,6 +61,23 @@ def load_weights(model: nn.Module, pretrained: str) -> None:
         mean, std = weights.normalization
         noted: Any = model  # nn.Module does not declare what timm's models have
         noted.pretrained_cfg = {**timm_config(model), "mean": mean, "std": std}
+
+
+def network_of(state: Mapping[str, Tensor], own: Collection[str]) -> Mapping[str, Tensor]:
+    """The part of a file's tensors that is the network: all, or those below a name, where they alone fit.
+
+    Lightning's checkpoints have the tensors of losses and metrics beside `model.`.
+
+    Args:
+        own: the names of the network's tensors.
+    """
+    if any(name in own for name in state):
+        return state
+    parts = {name.partition(".")[0] for name in state}
+    below = {part: {name.removeprefix(f"{part}."): value for name, value in state.items()
+                    if name.startswith(f"{part}.")} for part in sorted(parts)}  # fmt: skip
+    fitting = [tensors for tensors in below.values() if any(name in own for name in tensors)]
+    return fitting[0] if len(fitting) == 1 else state
 
 
 def _copy(state: Mapping[str, Tensor], model: nn.Module) -> None:

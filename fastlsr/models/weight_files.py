@@ -105,6 +105,8 @@ def plain_line(error: Exception) -> str:
 
 def _reason(error: Exception) -> str:
     """The first sentence of an exception of a file's reader."""
+    if isinstance(error, EOFError | OSError | zipfile.BadZipFile):
+        return f"damaged or cut off ({plain_line(error)})"
     return plain_line(error).partition(". ")[0]
 
 

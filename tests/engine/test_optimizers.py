@@ -146,6 +146,8 @@ def test_each_layer_before_the_last_moves_slower_by_layer_decay_and_the_classifi
     ("options", "line"),
     [
         ({"name": "adamx"}, "optim.name=adamx: no such optimizer of timm; did you mean"),
+        ({"name": "AdamW"}, "optim.name=AdamW: no such optimizer of timm; did you mean adamw?"),
+        ({"name": "nonsense"}, "there are sgd, adamw, lamb, lion, muon, "),
         ({"name": "adahessian"}, "second derivatives"),
         ({"name": "fusedadam"}, "optim.name=fusedadam: "),
         ({"name": "lion", "eps": 1e-6}, "optim.eps is no option of lion"),

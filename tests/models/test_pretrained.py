@@ -346,3 +346,19 @@ def test_no_network_is_one_line_and_no_random_weights(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: model.pretrained=timm: no weights for resnet18: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_what_lies_beside_the_network_in_a_checkpoint_is_left_alone(tmp_path):
+    """As the tensors of a loss in Lightning's; a file with two networks fits neither."""
+    torch.manual_seed(3)
+    source = build_model("resnet8", classes=4, resolution=8)
+    inside = {f"backbone.{name}": value for name, value in source.state_dict().items()}
+    for extra in ({"criterion.weight": torch.ones(4)}, {"metric.total": torch.zeros(())}):
+        torch.save({"state_dict": inside | extra}, tmp_path / "x.ckpt")
+        made = build_model("resnet8", classes=4, resolution=8, pretrained=str(tmp_path / "x.ckpt"))
+        assert all(map(torch.equal, made.state_dict().values(), source.state_dict().values()))
+    torch.save(
+        inside | {name.replace("backbone", "teacher"): value for name, value in inside.items()}, tmp_path / "y.pt"
+    )
+    with pytest.raises(InputError, match="its keys are not the model's"):
+        build_model("resnet8", classes=4, resolution=8, pretrained=str(tmp_path / "y.pt"))
