@@ -54,10 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Trials inherit the lock, so that it also outlives a sweep that was killed.
         with sole_use(folder, f"{folder}: this sweep, or a trial of it, is still running") as lock:
             ranks = options.devices_per_trial
-            number = min(options.jobs or 1, len(planned))
-            jobs = Jobs(number, number) if options.jobs else choose_jobs(planned, ranks, cuda_devices())
-            if jobs.shares > 1:
-                print(f"{jobs.at_once} trials at a time, each on 1/{jobs.shares} of this machine", flush=True)
+            if options.jobs:
+                jobs = Jobs(*[min(options.jobs, len(planned))] * 2)
+            else:
+                jobs = choose_jobs(planned, ranks, cuda_devices())
+                print(f"trials at a time: {jobs.at_once}, each with 1/{jobs.shares} of the cores", flush=True)
             runner = Runner(sweep, planned, folder, jobs=jobs, ranks=ranks, lock=lock)
             for trial in rejected:
                 print(f"trial {trial.number} failed: {trial.line}", flush=True)
