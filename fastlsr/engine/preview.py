@@ -15,7 +15,6 @@ from fastlsr.data.crops import input_resolution, training_crop
 from fastlsr.data.loader import check_pairs_storage
 from fastlsr.data.manifest import Manifest, read_manifest
 from fastlsr.data.splits import split_paths, training_count
-from fastlsr.engine.classifier import Classifier
 from fastlsr.engine.compiling import timed_step
 from fastlsr.engine.convolutions import choose_weight_gradients, set_weight_gradients
 from fastlsr.engine.footprint import free_bytes, step_bytes, warnings
@@ -77,23 +76,19 @@ def preview(config: Config, plan: Plan) -> Iterator[str]:
     yield from _estimates(config, plan, model, train)
 
 
-def network_to_try(config: Config, plan: Plan, model: nn.Module, train: Manifest) -> tuple[Classifier, int, int]:
-    """(network, pixels of a side, images): what this rank's step works on, but for the weights' values."""
-    device = choose_device(config.train.device)
-    precision = choose_precision(config.train.precision, device, report=lambda line: None)
-    mean_and_std = expected_normalization(model, config.model.pretrained) or (train.mean, train.std)
-    network = classifier_of(model, {"normalization": mean_and_std, "precision": precision}, config).to(device)
-    set_weight_gradients(network, choose_weight_gradients(precision, device))
-    batch = min(config.data.batch_size, training_count(train.count, config.data))
-    images = largest_share(batch, read_ranks().world_size) * (2 if plan.pairs else 1)
-    return network, input_resolution(train, config.data), images
-
-
 def _estimates(config: Config, plan: Plan, model: nn.Module, train: Manifest) -> Iterator[str]:
     """Lines on the memory and the time that training takes here, from a trial on a few images, not compiled."""
     device, ranks = choose_device(config.train.device), read_ranks()
     set_up_torch(device, deterministic=config.train.deterministic)
-    network, size, batch = network_to_try(config, plan, model, train)
+    precision = choose_precision(config.train.precision, device, report=lambda line: None)
+    decided = {
+        "normalization": expected_normalization(model, config.model.pretrained) or (train.mean, train.std),
+        "precision": precision,
+    }
+    network, size = classifier_of(model, decided, config).to(device), input_resolution(train, config.data)
+    set_weight_gradients(network, choose_weight_gradients(precision, device))
+    images = training_count(train.count, config.data)
+    batch = largest_share(min(config.data.batch_size, images), ranks.world_size) * (2 if plan.pairs else 1)
     weights, saved = step_bytes(network, size, batch)
     yield (
         f"memory of a step on {batch} images: at least {_size(weights + saved)}, of which weights, gradients and "
@@ -107,7 +102,7 @@ def _estimates(config: Config, plan: Plan, model: nn.Module, train: Manifest) ->
     step = timed_step(network, tried, compile=False)
     step()  # the first one allocates
     speed = count / step() * ranks.world_size
-    epoch = training_count(train.count, config.data) * (2 if plan.pairs else 1) / speed
+    epoch = images * (2 if plan.pairs else 1) / speed
     yield (
         f"time: about {speed:.0f} images a second by {ranks.world_size} x {device.type}, from a step on {count}; "
         f"{_duration(epoch)} an epoch, {_duration(epoch * plan.epochs)} in all, without evaluation"

@@ -71,19 +71,27 @@ def distinct_steps(trials: Sequence[PlannedTrial]) -> list[Config]:
 
 def needed_bytes(config: Config, ranks: int) -> int:
     """Bytes of memory that a trial takes, about; of one whose data are not there, those of its processes."""
+    import torch
+
     from fastlsr.data.crops import input_resolution
     from fastlsr.data.manifest import read_manifest
-    from fastlsr.data.splits import split_paths
+    from fastlsr.data.splits import split_paths, training_count
+    from fastlsr.engine.classifier import Classifier
     from fastlsr.engine.footprint import step_bytes
-    from fastlsr.engine.preview import network_to_try
-    from fastlsr.engine.session import build_network
+    from fastlsr.engine.runtime import choose_precision
     from fastlsr.labels.methods import make_plan
+    from fastlsr.models import build_model
 
     try:
         train = read_manifest(split_paths(config)[0])
         resolution, classes = input_resolution(train, config.data), len(train.classes)
-        model = build_network(config, classes, resolution, pretrained="")
-        weights, saved = step_bytes(*network_to_try(config, make_plan(config.method, 1), model, train))
+        model = build_model(config.model.name, classes=classes, resolution=resolution)
     except InputError:  # which the trial itself will report
-        weights = saved = 0
+        return ranks * _PROCESS_BYTES
+    precision = choose_precision(config.train.precision, torch.device("cpu"), report=lambda line: None)
+    channels_last = config.train.channels_last
+    network = Classifier(model, train.mean, train.std, precision=precision, channels_last=channels_last)
+    images = min(config.data.batch_size, training_count(train.count, config.data))
+    pairs = make_plan(config.method, config.train.epochs).pairs
+    weights, saved = step_bytes(network, resolution, images * (2 if pairs else 1))
     return ranks * _PROCESS_BYTES + int(_STEP_FACTOR * (ranks * weights + saved))

@@ -89,10 +89,11 @@ def test_each_cuda_device_has_a_trial_or_a_rank_of_one(machine, trials):
 def test_a_larger_batch_needs_more_memory_and_each_rank_its_own_weights(digits_dir, machine):
     def needed(batch, ranks=1):
         options = {"data.dataset": "digits", "data.dir": str(digits_dir), "data.flip": "false", "train.device": "cpu",
-                   "model.name": "resnet20", "data.batch_size": str(batch), "train.precision": "fp32"}  # fmt: skip
+                   "model.name": "resnet20", "data.batch_size": str(batch), "train.precision": "fp32",
+                   "method.name": "colam", "method.stages": "4", "train.epochs": "4"}  # fmt: skip
         return jobs.needed_bytes(load(overrides=options), ranks)
 
-    one, two, four = needed(64), needed(128), needed(256)
+    one, two, four = needed(64), needed(128), needed(256)  # COLAM in four stages, which one epoch would not have
     assert four - two == 2 * (two - one) > 0
     assert needed(64, ranks=2) - one > GIB
 
