@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fastlsr.config import Config, differences, load
 from fastlsr.errors import InputError
 from fastlsr.labels.methods import METHODS, options_of
+from fastlsr.plugins import Plugin
 from fastlsr.runs import RunFolder
 from fastlsr.trials import (
     REPEATS,
@@ -150,8 +151,8 @@ def test_runs_with_equal_labels_are_equal_in_all_that_decides(chosen):
 @pytest.mark.parametrize("method", METHODS)
 def test_runs_that_differ_in_any_one_option_that_the_method_reads_have_labels_of_their_own(method):
     base = load(overrides={"method.name": method})
-    changed = {}
-    for key in base.decisive():
+    changed = {"plugin": replace(base, plugins=(Plugin("mine.py", "0"),))}
+    for key in base.flat().keys() & base.decisive().keys():
         part, name = key.split(".")
         changed[key] = replace(base, **{part: replace(getattr(base, part), **{name: "x"})})
     read = {"method.name", *(f"method.{name}" for name in options_of(method))}
