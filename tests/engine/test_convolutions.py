@@ -109,6 +109,14 @@ def test_each_part_has_one_thread_and_its_samples_or_channels_once(threads, smal
 
 
 @pytest.mark.parametrize("threads", [3], indirect=True)
+def test_a_helper_has_one_thread_also_after_torch_s_number_was_set(threads):
+    convolutions._helpers.cache_clear()
+    helpers = convolutions._helpers(threads)
+    torch.set_num_threads(threads)
+    assert {helpers.submit(torch.get_num_threads).result() for _ in range(4)} == {1}
+
+
+@pytest.mark.parametrize("threads", [3], indirect=True)
 def test_a_small_gradient_is_one_part(threads, monkeypatch):
     def fail(threads):
         raise AssertionError("a thread was asked for")
