@@ -32,6 +32,7 @@ def train_colam(train_digits):
 @pytest.fixture(scope="module")
 def logged(train_colam, tmp_path_factory):
     """A finished run that logged to TensorBoard and, offline, to the W&B project that WANDB_PROJECT names."""
+    pytest.importorskip("wandb").teardown()  # it reads the environment once a process
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_PROJECT", "of-the-environment")
         patch.setenv("WANDB_ENTITY", "some-team")
