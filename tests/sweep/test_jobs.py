@@ -42,7 +42,9 @@ def trials(tmp_path):
     """Number of trials, options -> trials that have not begun, and whose data are not there."""
 
     def trials(number, **options):
-        overrides = {"run.dir": str(tmp_path)} | {name.replace("__", "."): value for name, value in options.items()}
+        overrides = {"run.dir": str(tmp_path), "data.dir": str(tmp_path)} | {
+            name.replace("__", "."): value for name, value in options.items()
+        }
         made = [load(overrides={**overrides, "train.seed": str(seed)}) for seed in range(number)]
         return [PlannedTrial(at, {}, [], config, run_folder(config)) for at, config in enumerate(made)]
 
