@@ -194,10 +194,7 @@ class Session:
         self.position = Position()
         self.train = training_loader(config, device, paired=plan.pairs, ranks=ranks)
         self.test = evaluation_loader(config, device, ranks)
-        if config.data.folds:
-            held_out = f"{len(self.test.indices):,} of {self.train.manifest.count:,} training images are held out"
-            split = config.data.evaluated_split
-            report(f"fold {config.data.fold} of {config.data.folds}: {held_out}, and evaluated on as `{split}`")
+        self._report_fold(report)
         manifest = self.train.manifest
         self.classes = len(manifest.classes)
         model = self._build_network("" if state else config.model.pretrained)
@@ -245,6 +242,12 @@ class Session:
             self._restore(state)
         else:
             self._draw_apart()
+
+    def _report_fold(self, report: Callable[[str], None]) -> None:
+        data = self.config.data
+        if data.folds:
+            held_out = f"{len(self.test.indices):,} of {self.train.manifest.count:,} training images are held out"
+            report(f"fold {data.fold} of {data.folds}: {held_out}, and evaluated on as `{data.evaluated_split}`")
 
     def _build_network(self, pretrained: str, seed: int | None = None) -> nn.Module:
         config = self.config
