@@ -58,6 +58,13 @@ def assert_same_bits(one, other):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
+@pytest.fixture(autouse=True)
+def _without_linear():
+    """No test after these knows the network `linear`, which `started` adds in whatever process it runs."""
+    yield
+    registry.SMALL_IMAGE_NETWORKS.pop("linear", None)
+
+
 def started(ranks, options, state=None):
     registry.SMALL_IMAGE_NETWORKS["linear"] = linear_network
     config = load(overrides={key: str(value) for key, value in {**OPTIONS, **options}.items()})
