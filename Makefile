@@ -13,8 +13,9 @@ quickstart: $(DIGITS)
 	$(PY) -m fastlsr.train --cfg configs/quickstart.yaml
 	@echo "next, the same with one-hot labels: $(PY) -m fastlsr.train --cfg configs/quickstart.yaml --method.name=hard"
 
+# A process for each core, up to 8, with one thread of torch each. A file's tests stay together: they share fixtures.
 test: setup
-	$(PY) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 check: setup
 	$(PY) -m ruff format --check

@@ -58,13 +58,13 @@ from fastlsr.data.loader import Batch
 from fastlsr.data.prepare.encoding import Encoding
 from fastlsr.data.prepare.sources import read_dataset
 from fastlsr.data.prepare.writing import Samples, write_beton
-from fastlsr.engine.log import RunLog
 from fastlsr.engine.loop import StopRequest, train_epoch
 from fastlsr.engine.optimizers import set_learning_rate
 from fastlsr.engine.runtime import choose_device, peak_memory_bytes
 from fastlsr.engine.session import Session
 from fastlsr.engine.step import TrainStep
 from fastlsr.labels.losses import soft_target_cross_entropy
+from fastlsr.logs.run_log import RunLog
 from fastlsr.runs import RunFolder
 
 BARS = {

@@ -42,11 +42,11 @@ from fastlsr.config import load
 from fastlsr.data.loader import Loader
 from fastlsr.data.prepare.encoding import Encoding
 from fastlsr.data.prepare.writing import Samples, write_beton
-from fastlsr.engine.log import RunLog
 from fastlsr.engine.loop import StopRequest, run_epochs
 from fastlsr.engine.session import Session
 from fastlsr.labels.class_means import ClassMeans
 from fastlsr.labels.losses import soft_target_cross_entropy
+from fastlsr.logs.run_log import RunLog
 from fastlsr.runs import RunFolder
 
 CPU = torch.device("cpu")

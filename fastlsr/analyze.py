@@ -114,7 +114,7 @@ def run_analysis(kind: str, given: Sequence[Path], options: dict[str, str], plac
     out, paths = options.pop("out", ""), [path for each in given for path in _runs_in(each)]
     # Imported after the arguments were looked at: it takes seconds.
     from fastlsr.engine.trained import open_run
-    from fastlsr.engine.wandb_log import log_finding
+    from fastlsr.logs.wandb_log import log_finding
 
     analyze = _function(kind)
     first, *_ = [*inspect.signature(analyze).parameters, ""]
@@ -138,7 +138,8 @@ def run_analysis(kind: str, given: Sequence[Path], options: dict[str, str], plac
     files = write(finding, folder / kind, shlex.join(words), about)
     print(f"written: {', '.join(map(str, files))}")
     for run in runs:
-        log_finding(run, kind, files)
+        if run_id := run.state.get("wandb_id"):
+            log_finding(run.folder, run.config, run_id, kind, files)
 
 
 def _arguments(words: Sequence[str]) -> tuple[list[Path], dict[str, str], dict[str, str]]:

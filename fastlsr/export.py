@@ -42,8 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         check_out(Path(out), ".safetensors", ".onnx")
         checkpoint = checkpoint_of(Path(words[0]), which)
         # Imported after these checks: it takes seconds.
-        from fastlsr.engine.exporting import export
         from fastlsr.engine.trained import open_run
+        from fastlsr.inference.exporting import export
 
         with interrupts_raised():
             print(export(open_run(checkpoint, options), Path(out), weights))

@@ -52,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
             read_manifest(split_paths(config)[0])
         print("loading torch and FFCV", flush=True)
         # Imported after these checks: it takes seconds.
-        from fastlsr.engine import teaching
         from fastlsr.engine.trained import opened, read_checkpoint
+        from fastlsr.inference import teaching
 
         with interrupts_raised():
             if config:

@@ -95,7 +95,8 @@ def finished_before(config: Config) -> Summary | None:
 def show_without_data(config: Config, summary: Summary, error: NoSuchData) -> int:
     """Prints the results of a finished run whose data are gone; returns the exit code."""
     if not read_ranks().rank:
-        from fastlsr.engine.log import results_table, terminal  # which loads W&B
+        from fastlsr.logs.run_log import results_table  # which loads W&B
+        from fastlsr.terminal import terminal
 
         print(f"finished before; its data are not looked at: {error.beton} does not exist")
         terminal().print(results_table(summary))

@@ -29,7 +29,8 @@ from fastlsr.scores import SCORES
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(?P<begin><!-- generated: (?P<name>[\w-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
-DESCRIBED = ("labels", "data", "data/prepare", "engine", "report")  # folders of fastlsr/ whose files a page lists
+# Folders of fastlsr/ whose files a page lists.
+DESCRIBED = ("labels", "data", "data/prepare", "engine", "inference", "logs", "report")
 GENERATED: dict[str, Callable[[], str]] = {}
 
 

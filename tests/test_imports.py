@@ -15,9 +15,9 @@ else:
 
 ROOT = Path(__file__).parents[1]
 
-_BASE = {"", "errors", "files", "cli", "rng", "plugins", "shipped"}  # "" is fastlsr/__init__.py itself
+_BASE = {"", "errors", "files", "cli", "rng", "plugins", "shipped", "terminal"}  # "" is fastlsr/__init__.py itself
 _VALUES = _BASE | {"config", "metrics", "ranks"}
-_CORE = _VALUES | {"labels", "data", "models", "engine", "runs", "logits"}
+_CORE = _VALUES | {"labels", "data", "models", "engine", "inference", "runs", "logits"}
 _ENTRY_POINTS = {
     "train",
     "evaluate",
@@ -37,6 +37,7 @@ ALLOWED = {
     "files": {"", "errors"},
     "cli": {"", "errors"},
     "rng": {""},
+    "terminal": {""},
     "shipped": {"", "errors"},
     "ranks": {"", "errors"},
     "plugins": {"", "errors", "cli"},
@@ -51,20 +52,22 @@ ALLOWED = {
     "models": _VALUES | {"labels", "runs"},
     "scores": _VALUES | {"logits"},
     "drawing": _BASE,
-    "engine": _CORE | {"drawing"},
+    "logs": _VALUES | {"runs", "drawing"},
+    "engine": _CORE - {"inference"} | {"logs", "drawing"},
+    "inference": _CORE,
     "analysis": _CORE | {"trials", "scores", "drawing"},
     "report": _VALUES | {"runs", "logits", "trials", "labels", "scores", "drawing"},
     **{
-        name: _CORE | {"system", "trials", "scores", "drawing", "analysis", "report"} | _ENTRY_POINTS
+        name: _CORE | {"system", "logs", "trials", "scores", "drawing", "analysis", "report"} | _ENTRY_POINTS
         for name in _ENTRY_POINTS
     },
 }
 # The only homes of these packages.
 HOMES = {
     "ffcv": "fastlsr/data/ffcv_parts.py",
-    "wandb": "fastlsr/engine/wandb_log.py",
-    "tensorboard": "fastlsr/engine/tensorboard_log.py",
-    "torch.utils.tensorboard": "fastlsr/engine/tensorboard_log.py",
+    "wandb": "fastlsr/logs/wandb_log.py",
+    "tensorboard": "fastlsr/logs/tensorboard_log.py",
+    "torch.utils.tensorboard": "fastlsr/logs/tensorboard_log.py",
     "fastargs": "fastlsr/config.py",
 }
 
@@ -187,9 +190,9 @@ def test_imports_run_one_way_and_each_package_stays_in_its_home():
         ("fastlsr/data/loader.py", "from ffcv.loader import Loader"),
         ("data_prep/write.py", "from ffcv.writer import DatasetWriter"),
         ("fastlsr/train.py", "import wandb"),
-        ("fastlsr/engine/log.py", "import wandb"),
-        ("fastlsr/engine/log.py", "from torch.utils.tensorboard import SummaryWriter"),
-        ("fastlsr/engine/wandb_log.py", "from torch.utils import tensorboard"),
+        ("fastlsr/logs/run_log.py", "import wandb"),
+        ("fastlsr/logs/run_log.py", "from torch.utils.tensorboard import SummaryWriter"),
+        ("fastlsr/logs/wandb_log.py", "from torch.utils import tensorboard"),
         ("fastlsr/train.py", "from fastargs import Param"),
     ],
 )
@@ -205,9 +208,9 @@ def test_the_guard_sees_a_forbidden_import(tmp_path, file, line):
         ("fastlsr/train.py", "from fastlsr.engine.step import train_step\nfrom fastlsr import config, errors"),
         ("fastlsr/labels/__main__.py", "from fastlsr.data.imported_labels import import_labels"),
         ("fastlsr/sweep.py", "from fastlsr.train import main"),
-        ("fastlsr/engine/wandb_log.py", "import wandb\nfrom fastlsr.data import loader"),
-        ("fastlsr/engine/tensorboard_log.py", "from torch.utils.tensorboard import SummaryWriter"),
-        ("fastlsr/engine/log.py", "import torch.utils.tensorboard_like"),
+        ("fastlsr/logs/wandb_log.py", "import wandb\nfrom fastlsr.runs import Row"),
+        ("fastlsr/logs/tensorboard_log.py", "from torch.utils.tensorboard import SummaryWriter"),
+        ("fastlsr/logs/run_log.py", "import torch.utils.tensorboard_like"),
         ("fastlsr/data/loader.py", "import fastlsr\nfrom . import order\nfrom fastlsr.config import Data"),
         ("fastlsr/data/deep/jpeg.py", "from ..order import epoch_order"),
         ("fastlsr/data/ffcv_parts.py", "from ffcv.reader import Reader"),

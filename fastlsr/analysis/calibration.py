@@ -18,8 +18,8 @@ from scipy import stats
 
 from fastlsr.analysis import Finding, aligned
 from fastlsr.drawing import INK, method_colour, panels, style
-from fastlsr.engine.predictions import evaluation_logits_of
 from fastlsr.engine.trained import TrainedRun
+from fastlsr.inference.predictions import evaluation_logits_of
 from fastlsr.logits import EvaluationLogits
 from fastlsr.metrics import ECE_BINS
 from fastlsr.scores import SCORES, Predictions, reliability, temperature_scaled

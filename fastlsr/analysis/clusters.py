@@ -20,10 +20,10 @@ from torch.nn.functional import normalize
 
 from fastlsr.analysis import Finding
 from fastlsr.drawing import INK, MOST_NAMES, heat_map, method_colour, panels, style
-from fastlsr.engine.cost import forward_seconds, tell_cost
-from fastlsr.engine.features import split_features
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError
+from fastlsr.inference.cost import forward_seconds, tell_cost
+from fastlsr.inference.features import split_features
 from fastlsr.trials import run_labels, setting_labels
 
 if TYPE_CHECKING:

@@ -28,15 +28,15 @@ from fastlsr.analysis import Finding, aligned
 from fastlsr.analysis.clusters import variation_and_separation
 from fastlsr.config import PLACES, Config, differences
 from fastlsr.drawing import draw_band, legend_below, line_styles, panels, style
-from fastlsr.engine.cost import forward_seconds, tell_cost
-from fastlsr.engine.features import split_features
-from fastlsr.engine.linear_probe import on_other_data, probe
-from fastlsr.engine.predictions import evaluation_logits
-from fastlsr.engine.terminal import tracked
 from fastlsr.engine.trained import TrainedRun, open_run
 from fastlsr.errors import InputError
+from fastlsr.inference.cost import forward_seconds, tell_cost
+from fastlsr.inference.features import split_features
+from fastlsr.inference.linear_probe import on_other_data, probe
+from fastlsr.inference.predictions import evaluation_logits
 from fastlsr.labels.plan import Plan
 from fastlsr.scores import Predictions, area_under_risk, aurc, ece, nll, normalised_confidence
+from fastlsr.terminal import tracked
 from fastlsr.trials import REPEATS, grouped, mean_and_std
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from fastlsr import rng
 from fastlsr.analysis import Finding
 from fastlsr.data.loader import Loader
 from fastlsr.drawing import BLUE, GREEN, YELLOW, panels, style
-from fastlsr.engine.cost import forward_seconds, tell_cost
-from fastlsr.engine.features import split_features
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError
+from fastlsr.inference.cost import forward_seconds, tell_cost
+from fastlsr.inference.features import split_features
 from fastlsr.trials import run_labels
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ import numpy as np
 
 from fastlsr.analysis import Finding, aligned
 from fastlsr.drawing import INK, draw_band, legend_below, line_styles, panels, style
-from fastlsr.engine.predictions import evaluation_logits_of
 from fastlsr.engine.trained import TrainedRun
+from fastlsr.inference.predictions import evaluation_logits_of
 from fastlsr.logits import EvaluationLogits
 from fastlsr.scores import Predictions, area_under_risk, normalised_confidence, risk_by_percent
 from fastlsr.trials import grouped, mean_and_std

@@ -28,10 +28,10 @@ import numpy as np
 
 from fastlsr import drawing
 from fastlsr.analysis import Finding
-from fastlsr.engine.cost import tell_cost
-from fastlsr.engine.terminal import tracked
 from fastlsr.errors import InputError
+from fastlsr.inference.cost import tell_cost
 from fastlsr.rng import Stream, generator
+from fastlsr.terminal import tracked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from fastlsr.analysis import Finding, aligned
 from fastlsr.drawing import INK, method_colour, panels, style
-from fastlsr.engine.cost import forward_seconds, tell_cost
-from fastlsr.engine.linear_probe import HELD_OUT, PROBED, on_other_data, probe
 from fastlsr.engine.trained import TrainedRun
+from fastlsr.inference.cost import forward_seconds, tell_cost
+from fastlsr.inference.linear_probe import HELD_OUT, PROBED, on_other_data, probe
 from fastlsr.trials import grouped, mean_and_std
 
 if TYPE_CHECKING:

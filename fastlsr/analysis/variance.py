@@ -25,14 +25,14 @@ from torch.func import functional_call, vjp, vmap
 from fastlsr import drawing
 from fastlsr.analysis import Finding
 from fastlsr.data.loader import Loader
-from fastlsr.engine.cost import tell_cost, training_seconds
 from fastlsr.engine.session import read_teacher
-from fastlsr.engine.terminal import tracked
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError, unknown
+from fastlsr.inference.cost import tell_cost, training_seconds
 from fastlsr.labels.methods import make_plan
 from fastlsr.models import head_parameters
 from fastlsr.rng import Stream, generator
+from fastlsr.terminal import tracked
 from fastlsr.trials import run_labels
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""The machinery of a run: the step, the optimizer and its schedule, evaluation, checkpoints, the log."""
+"""The machinery of a run: the step, the optimizer and its schedule, evaluation, checkpoints."""

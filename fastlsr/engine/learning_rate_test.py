@@ -17,13 +17,13 @@ from fastlsr.config import Config
 from fastlsr.drawing import BLUE, DASHES, GREY, INK, panels, save_figure, style
 from fastlsr.engine.runtime import choose_device, set_up_torch
 from fastlsr.engine.session import Session
-from fastlsr.engine.terminal import tracked
 from fastlsr.engine.totals import EpochTotals
 from fastlsr.errors import InputError
 from fastlsr.files import check_can_be_written, replace_text
 from fastlsr.labels.plan import Plan
 from fastlsr.ranks import read_ranks
 from fastlsr.runs import run_folder
+from fastlsr.terminal import tracked
 
 STEPS = 200
 LOWEST, HIGHEST = 1e-4, 1e2  # times optim.lr

@@ -25,16 +25,16 @@ from fastlsr.engine import checkpoint, distributed
 from fastlsr.engine.evaluation import CollectedLogits
 from fastlsr.engine.footprint import step_bytes, warnings
 from fastlsr.engine.label_learning import LearnedLabels
-from fastlsr.engine.log import RunLog, SilentLog, check_loggers
 from fastlsr.engine.provenance import environment, software, source_digests
 from fastlsr.engine.runtime import choose_device, peak_memory_bytes, set_up_torch
 from fastlsr.engine.session import Session, State
 from fastlsr.engine.totals import EpochTotals
 from fastlsr.engine.trained import opened, read_checkpoint
-from fastlsr.engine.wandb_log import agent_run, with_project
 from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.files import remove_leftovers, replace_file, sole_use
 from fastlsr.labels.plan import Plan
+from fastlsr.logs.run_log import RunLog, SilentLog, check_loggers
+from fastlsr.logs.wandb_log import agent_run, with_project
 from fastlsr.ranks import Ranks
 from fastlsr.runs import KINDS, Row, RunFolder, best_of, check_best_by, finite_row, is_whole, run_folder
 
@@ -420,7 +420,7 @@ def train_epoch(session: Session, log: RunLog, stop: StopRequest) -> tuple[Epoch
         TrainingFailed: at a loss that is not finite.
     """
     epoch, first, every, note = session.position.epochs + 1, session.position.batches, session.config.log.every, ""
-    before, start = session.position.epochs * len(session.train), time.perf_counter()
+    before, start, logged = session.position.epochs * len(session.train), time.perf_counter(), EpochTotals()
     with log.progress(epoch, steps=len(session.train)) as advance:
         for batch in session.batches():
             stepped = session.train_batch(*batch)
@@ -430,8 +430,10 @@ def train_epoch(session: Session, log: RunLog, stop: StopRequest) -> tuple[Epoch
                 so_far = session.totals.read_late()
                 check_finite(so_far, epoch)
                 note = f"loss {so_far.loss:.4f}" if so_far.seen else ""
-                if logs:
-                    log.step(before + int(so_far.steps), so_far, learning_rate=session.learning_rate_at(so_far.steps))
+                if logs and (new := so_far.since(logged)).seen:
+                    figures = {"train/loss": new.loss, "lr": session.learning_rate_at(so_far.steps)}
+                    log.step(before + int(so_far.steps), figures)
+                    logged = so_far
             advance(done, note)
             if stepped:
                 stop.check_step()

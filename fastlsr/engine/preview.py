@@ -18,13 +18,13 @@ from fastlsr.data.splits import split_paths, training_count
 from fastlsr.engine.compiling import timed_step
 from fastlsr.engine.convolutions import choose_weight_gradients, set_weight_gradients
 from fastlsr.engine.footprint import free_bytes, step_bytes, warnings
-from fastlsr.engine.log import check_loggers
 from fastlsr.engine.loop import find_start
 from fastlsr.engine.optimizers import build_optimizer
 from fastlsr.engine.runtime import choose_device, choose_precision, set_up_torch
 from fastlsr.engine.schedule import Schedule
 from fastlsr.engine.session import build_network, classifier_of, read_teacher
 from fastlsr.labels.plan import Plan
+from fastlsr.logs.run_log import check_loggers
 from fastlsr.models import expected_normalization, head_parameters
 from fastlsr.ranks import largest_share, read_ranks
 from fastlsr.runs import run_folder

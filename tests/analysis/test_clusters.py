@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from fastlsr import analyze
 from fastlsr.analysis import clusters
 from fastlsr.engine import checkpoint
-from fastlsr.engine.features import split_features
 from fastlsr.engine.trained import open_run
 from fastlsr.errors import InputError
+from fastlsr.inference.features import split_features
 from fastlsr.runs import RunFolder
 
 seeds = st.integers(0, 2**32 - 1)

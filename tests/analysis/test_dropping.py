@@ -11,8 +11,8 @@ from fastlsr import analyze
 from fastlsr.analysis import dropping
 from fastlsr.analysis.dropping import share_given_back
 from fastlsr.config import Method
-from fastlsr.engine.linear_probe import probe
 from fastlsr.engine.trained import open_run
+from fastlsr.inference.linear_probe import probe
 from fastlsr.labels.methods import make_plan
 from fastlsr.runs import RunFolder
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from fastlsr import analyze
 from fastlsr.analysis import projection
-from fastlsr.engine.features import split_features
 from fastlsr.engine.trained import open_run
 from fastlsr.errors import InputError
+from fastlsr.inference.features import split_features
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -12,9 +12,9 @@ from fastlsr import analyze
 from fastlsr.config import Data
 from fastlsr.data.loader import Loader
 from fastlsr.data.manifest import read_manifest
-from fastlsr.engine.features import split_features
-from fastlsr.engine.linear_probe import probe
 from fastlsr.engine.trained import open_run
+from fastlsr.inference.features import split_features
+from fastlsr.inference.linear_probe import probe
 from fastlsr.trials import mean_and_std
 
 

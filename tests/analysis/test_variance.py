@@ -11,8 +11,8 @@ from torch import nn
 
 from fastlsr import analyze
 from fastlsr.analysis import variance
-from fastlsr.engine.features import split_features
 from fastlsr.engine.trained import open_run
+from fastlsr.inference.features import split_features
 
 K, D = 5, 7
 

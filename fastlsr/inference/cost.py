@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastlsr.config import Config
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import split_paths
-from fastlsr.engine.terminal import terminal
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError
+from fastlsr.terminal import terminal
 
 FORWARD = 1 / 3  # of what training on an image takes; the backward pass is the rest
 _SECONDS_FROM = 60.0  # that are told of

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlsr.config import Config
-from fastlsr.engine.checkpoint import State
-from fastlsr.engine.loggers import Logger
 from fastlsr.errors import InputError
+from fastlsr.logs.loggers import Logger
 from fastlsr.runs import Row, RunFolder, keys
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class TensorBoardLog(Logger):
 
     @classmethod
     def start(
-        cls, folder: RunFolder, config: Config, state: State | None, report: Callable[[str], None]
+        cls, folder: RunFolder, config: Config, state: Mapping[str, Any] | None, report: Callable[[str], None]
     ) -> TensorBoardLog | None:
         """The event files of the run's folder; None unless `log.tensorboard` requests them."""
         if not config.log.tensorboard:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from fastlsr.config import Config
-from fastlsr.engine.checkpoint import State
 from fastlsr.runs import Row, RunFolder, Summary
 
 
@@ -29,7 +28,7 @@ class Logger:
 
     @classmethod
     def start(
-        cls, folder: RunFolder, config: Config, state: State | None, report: Callable[[str], None]
+        cls, folder: RunFolder, config: Config, state: Mapping[str, Any] | None, report: Callable[[str], None]
     ) -> Logger | None:
         """The logger that the options request; None where they request none of this kind.
 

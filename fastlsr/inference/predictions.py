@@ -8,11 +8,11 @@ import torch
 
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import split_paths
-from fastlsr.engine.cost import FORWARD, tell_cost, training_seconds
 from fastlsr.engine.evaluation import CollectedLogits
-from fastlsr.engine.terminal import tracked
 from fastlsr.engine.trained import TrainedRun
+from fastlsr.inference.cost import FORWARD, tell_cost, training_seconds
 from fastlsr.logits import EvaluationLogits, read_logits
+from fastlsr.terminal import tracked
 
 
 def evaluation_logits_of(runs: Sequence[TrainedRun], name: str) -> Iterator[EvaluationLogits]:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from torch import Tensor
 
 from fastlsr.config import Config
 from fastlsr.drawing import table_picture
-from fastlsr.engine.checkpoint import State
-from fastlsr.engine.loggers import Logger
-from fastlsr.engine.tensorboard_log import TensorBoardLog
-from fastlsr.engine.terminal import clock, progress, terminal
-from fastlsr.engine.totals import EpochTotals
-from fastlsr.engine.wandb_log import WandbLog
+from fastlsr.logs.loggers import Logger
+from fastlsr.logs.tensorboard_log import TensorBoardLog
+from fastlsr.logs.wandb_log import WandbLog
 from fastlsr.runs import KINDS, Row, RunFolder, Summary, best_meaning, compared_keys, epoch_line, summary_of
+from fastlsr.terminal import clock, progress, terminal
 
 LOGGERS: tuple[type[Logger], ...] = (WandbLog, TensorBoardLog)
 _LAST_EPOCHS = 10  # by whose seconds the time left is estimated
@@ -44,7 +43,6 @@ class RunLog:
         self.loggers: list[Logger] = []
         self._before = 0  # rows of earlier processes
         self._wandb_id: str | None = None
-        self._logged = EpochTotals()
 
     def report(self, text: str) -> None:
         """Prints a line."""
@@ -55,7 +53,7 @@ class RunLog:
         self.rows, self._before = list(rows), len(rows)
         self.folder.write_rows(rows)
 
-    def open(self, state: State | None) -> None:
+    def open(self, state: Mapping[str, Any] | None) -> None:
         """Goes on after the rows of `state`, a checkpoint's, dropping any later ones, and starts the loggers.
 
         Raises:
@@ -66,9 +64,9 @@ class RunLog:
         started = (kind.start(self.folder, self.config, state, self.report) for kind in LOGGERS)
         self.loggers = [logger for logger in started if logger]
 
-    def state_dict(self) -> State:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: "rows", and "wandb_id" of the W&B run that has them."""
-        kept: State = {"wandb_id": self._wandb_id, "rows": self.rows}
+        kept: dict[str, Any] = {"wandb_id": self._wandb_id, "rows": self.rows}
         for logger in self.loggers:
             kept |= logger.state_dict()
         return kept
@@ -79,7 +77,6 @@ class RunLog:
         def following(seconds: float) -> float:
             return (self.epochs - epoch) * (self._seconds_per_epoch() or seconds)
 
-        self._logged = EpochTotals()
         return progress(self.console, f"epoch {epoch}/{self.epochs}", steps=steps, following=following)
 
     def _seconds_per_epoch(self) -> float | None:
@@ -87,16 +84,10 @@ class RunLog:
         recent = self.rows[self._before + 1 :] or self.rows[-1:]
         return statistics.fmean(row["seconds"] for row in recent[-_LAST_EPOCHS:]) if recent else None
 
-    def step(self, step: int, so_far: EpochTotals, *, learning_rate: float) -> None:
-        """Passes the mean loss since the call before, or since the epoch's beginning, on to the loggers.
-
-        Args:
-            step: batches trained on since the run's beginning, those in `so_far` among them.
-        """
-        new = so_far.since(self._logged)
-        self._logged = so_far
-        for logger in self.loggers if new.seen else ():
-            logger.step(step, {"train/loss": new.loss, "lr": learning_rate})
+    def step(self, step: int, figures: Mapping[str, float]) -> None:
+        """Passes figures inside an epoch on to the loggers; as `Logger.step`."""
+        for logger in self.loggers:
+            logger.step(step, figures)
 
     def row(self, row: Row) -> None:
         """Keeps an epoch's row in the file, on the terminal and with the loggers."""
@@ -148,7 +139,7 @@ class SilentLog(RunLog):
         """Makes the rows these."""
         self.rows = list(rows)
 
-    def open(self, state: State | None) -> None:
+    def open(self, state: Mapping[str, Any] | None) -> None:
         """Goes on after the rows of `state`."""
         self.restore(state["rows"] if state else [])
 

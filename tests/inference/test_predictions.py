@@ -5,9 +5,9 @@ import shutil
 import numpy as np
 import pytest
 
-from fastlsr.engine.predictions import evaluation_logits
 from fastlsr.engine.trained import open_run
 from fastlsr.errors import InputError
+from fastlsr.inference.predictions import evaluation_logits
 from fastlsr.logits import read_logits
 from fastlsr.runs import RunFolder
 from fastlsr.scores import Predictions, nll

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlsr.config import load
-from fastlsr.engine.log import check_loggers
 from fastlsr.engine.totals import EpochTotals
-from fastlsr.engine.wandb_log import with_project
+from fastlsr.logs.run_log import check_loggers
+from fastlsr.logs.wandb_log import with_project
 from fastlsr.runs import RunFolder
 
 EVERY, BATCHES, EPOCHS = 5, 6, 4  # 1,438 images in batches of 256

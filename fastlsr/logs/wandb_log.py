@@ -9,19 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import wandb
 
 from fastlsr.config import Config
-from fastlsr.engine.checkpoint import State
-from fastlsr.engine.loggers import Logger
 from fastlsr.errors import InputError
+from fastlsr.logs.loggers import Logger
 from fastlsr.runs import Row, RunFolder, Summary
-
-if TYPE_CHECKING:
-    from fastlsr.engine.trained import TrainedRun
 
 WandbMode = Literal["online", "offline", "disabled"]
 _MODES = ("online", "offline", "disabled")
@@ -41,7 +37,7 @@ class WandbLog(Logger):
 
     @classmethod
     def start(
-        cls, folder: RunFolder, config: Config, state: State | None, report: Callable[[str], None]
+        cls, folder: RunFolder, config: Config, state: Mapping[str, Any] | None, report: Callable[[str], None]
     ) -> WandbLog | None:
         """A W&B run in the place of that of `state`; another one that an agent waits for gets the rows before, too.
 
@@ -155,21 +151,23 @@ def wandb_mode(requested: str) -> WandbMode:
     return "online"
 
 
-def log_finding(run: TrainedRun, kind: str, files: Sequence[Path]) -> None:
-    """Logs the numbers and the picture of an analysis to the W&B run that has the run's rows, where there is one.
+def log_finding(folder: RunFolder, config: Config, run_id: str, kind: str, files: Sequence[Path]) -> None:
+    """Logs the numbers and the picture of an analysis to the W&B run `run_id`, which has a run's rows.
 
     Args:
+        folder: of the run.
+        config: of the run; with `log.wandb=disabled` nothing is logged.
+        kind: of the analysis.
         files: of the finding: JSON, and PNG where there is a picture.
     """
-    run_id = run.state.get("wandb_id")
-    mode = wandb_mode(run.config.log.wandb)
-    if not run_id or mode == "disabled":
+    mode = wandb_mode(config.log.wandb)
+    if mode == "disabled":
         return
     numbers = next(path for path in files if path.suffix == ".json")
     logged: dict[str, Any] = {f"analysis/{kind}": json.loads(numbers.read_text(encoding="utf-8"))}
     try:
         mirror = wandb.init(
-            project=run.config.log.project, dir=run.folder.path, mode=mode, id=run_id, resume="allow",
+            project=config.log.project, dir=folder.path, mode=mode, id=run_id, resume="allow",
             settings=wandb.Settings(silent=True),
         )  # fmt: skip
         mirror.summary.update(logged)

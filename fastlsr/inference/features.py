@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fastlsr.data.loader import Loader
-from fastlsr.engine.terminal import tracked
 from fastlsr.engine.trained import TrainedRun
+from fastlsr.terminal import tracked
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from fastlsr.config import Config
 from fastlsr.data.crops import input_resolution
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import data_digests, fold_of_sample, split_paths
-from fastlsr.engine.features import split_features
 from fastlsr.engine.session import evaluation_loader, training_loader
-from fastlsr.engine.terminal import progress, terminal
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError
+from fastlsr.inference.features import split_features
 from fastlsr.metrics import METRICS
 from fastlsr.models.linear_head import LinearHead, fit_linear_head
+from fastlsr.terminal import progress, terminal
 
 HELD_OUT = 10  # one in so many samples of each class chooses the head's penalty
 PROBED = ("top1", "top5", "nll")  # the figures of a probe, as `fastlsr.metrics` defines them

@@ -18,14 +18,14 @@ from fastlsr.data.loader import Batch, Loader
 from fastlsr.data.soft_labels import TeacherRows
 from fastlsr.data.splits import data_digests, fold_name, split_paths
 from fastlsr.engine.classifier import Classifier
-from fastlsr.engine.linear_probe import fit_head
 from fastlsr.engine.provenance import pretrained_source
 from fastlsr.engine.runtime import choose_device, choose_precision, set_up_torch
 from fastlsr.engine.session import build_network, classifier_of, evaluation_loader, training_loader
-from fastlsr.engine.terminal import progress, terminal
 from fastlsr.engine.trained import TrainedRun
+from fastlsr.inference.linear_probe import fit_head
 from fastlsr.models import expected_normalization
 from fastlsr.models.pretrained import timm_config
+from fastlsr.terminal import progress, terminal
 
 _HALF = torch.finfo(torch.float16).max
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlsr.config import load
-from fastlsr.engine.log import RunLog
-from fastlsr.engine.terminal import clock, progress, terminal
+from fastlsr.logs.run_log import RunLog
 from fastlsr.runs import Column, RunFolder, columns, epoch_line, keys
+from fastlsr.terminal import clock, progress, terminal
 
 number = st.floats(0, 1e7) | st.floats(0, 1e-7)
 row_of = st.fixed_dictionaries(
@@ -82,9 +82,9 @@ def test_the_clock_holds_all_seconds(seconds):
 
 
 def test_piped_lines_hold_the_words_and_what_is_left_of_epoch_and_run(monkeypatch, capsys):
-    monkeypatch.setattr("fastlsr.engine.terminal.SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr("fastlsr.terminal.SECONDS_BETWEEN_LINES", -1.0)
     seconds = iter((0.0, 100.0, 100.0, 100.0, 110.0, 110.0, 110.0, 120.0, 120.0, 120.0))
-    monkeypatch.setattr("fastlsr.engine.terminal.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr("fastlsr.terminal.time", SimpleNamespace(monotonic=lambda: next(seconds)))
     with progress(terminal(), "epoch 1/3", steps=10, following=lambda seconds: 2 * seconds) as advance:
         for done in (4, 5, 6):  # resumed at 4: 10 seconds a step
             advance(done, f"loss {done}")

@@ -1,0 +1,1 @@
+"""What trained networks give: features, logits, soft labels of a teacher, the weights as a file."""
