@@ -313,6 +313,8 @@ def check_places(overrides: Mapping[str, Any]) -> None:
         InputError: for one that is not of `PLACES`, or its value.
     """
     for key in overrides:
+        if tuple(key.split(".")) not in _declare().entries:
+            raise InputError(f"--{unknown('option', key, PLACES)}")
         if key not in PLACES:
             raise InputError(f"--{key} is the run's own and cannot change; {', '.join(PLACES)} can")
     load(overrides=overrides)
@@ -515,6 +517,8 @@ def usage() -> str:
     """A line for each option: its name, its default, what it admits, what it means."""
     lines = []
     for entry, param in _declare().entries.items():
+        if lines and not lines[-1].startswith(f"  --{entry[0]}."):
+            lines.append("")  # between sections
         default = str(param.default).lower() if isinstance(param.default, bool) else str(param.default)
         lines.append(f"  --{'.'.join(entry)}={default or '...'}\n      {param.desc} ({param.checker.help()})")
     return "\n".join(lines)

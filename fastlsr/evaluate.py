@@ -1,6 +1,6 @@
 """Evaluates a run's newest checkpoint: python -m fastlsr.evaluate RUN [--cfg FILE] [--data.val=FILE] [--data.dir=DIR].
 
-RUN               the run's folder, or one of its checkpoints; --checkpoint RUN is the same
+RUN               the run's folder, or one of its checkpoints, such as RUN/best.pt; --checkpoint RUN is the same
 --cfg FILE        another place of its data, as in `fastlsr.teach`; of the options those that name places win over it
 --data.val=test   evaluates a run that was trained with data.val=val on the test split
 
