@@ -13,9 +13,9 @@ quickstart: $(DIGITS)
 	$(PY) -m fastlsr.train --cfg configs/quickstart.yaml
 	@echo "next, the same with one-hot labels: $(PY) -m fastlsr.train --cfg configs/quickstart.yaml --method.name=hard"
 
-# A process for each core, up to 8, with one thread of torch each. A file's tests stay together: they share fixtures.
+# A process for each core, up to 8, with one thread of torch each; most tests of a file stay together, for its fixtures.
 test: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: setup
 	$(PY) -m ruff format --check

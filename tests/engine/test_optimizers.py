@@ -22,7 +22,10 @@ def built(**options):
 
 def network_with_norm():
     return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(4, 2)
+        torch.nn.Conv2d(3, 4, 1, bias=False),  # a bias here would have gradients of rounding alone
+        torch.nn.BatchNorm2d(4),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4, 2),
     )
 
 
