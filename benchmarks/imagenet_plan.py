@@ -10,7 +10,6 @@ part of a batch keeps (in bf16, from a trial on two images). All else is assumed
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ from loader import CPU, MEAN, PHOTO_BATCH, STD, our_epochs, photographs, write
 from timing import print_tables
 
 from fastlsr.config import load
+from fastlsr.cores import cores
 from fastlsr.data.prepare.encoding import Encoding
 from fastlsr.engine.classifier import Classifier
 from fastlsr.engine.footprint import step_bytes
@@ -78,16 +78,16 @@ def step_seconds(gpus: int, batch: int, gradients: int, assumed: Assumed) -> tup
 
 def stored(files: list[Path], rounds: int) -> Iterator[tuple[str, float, float]]:
     """(write mode, bytes an image, images a second of a core): the median of epochs with a thread on each core."""
-    cores = len(os.sched_getaffinity(0))
+    number = cores()
     with tempfile.TemporaryDirectory() as folder:
         for mode in FFCV_SIZES:
             beton = write(files, Path(folder, f"{mode}.beton"), Encoding(mode=mode, max_resolution=500))
-            epoch, seconds = our_epochs(beton, PHOTO_BATCH, cores), []
+            epoch, seconds = our_epochs(beton, PHOTO_BATCH, number), []
             for _ in range(rounds + 1):
                 start = time.perf_counter()
                 epoch()
                 seconds.append(time.perf_counter() - start)
-            yield mode, beton.stat().st_size / len(files), len(files) / statistics.median(seconds[1:]) / cores
+            yield mode, beton.stat().st_size / len(files), len(files) / statistics.median(seconds[1:]) / number
 
 
 def main() -> None:

@@ -41,6 +41,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from fastlsr.config import Data
+from fastlsr.cores import cores
 from fastlsr.data.loader import Loader
 from fastlsr.data.prepare.beton import ALLOCATION, HEADER
 from fastlsr.data.prepare.encoding import Encoding, load_rgb, shrunk
@@ -312,7 +313,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="only a few images, as a test")
     options = parser.parse_args()
     small, large = (2560, 128) if options.tiny else (50_000, 1000)
-    counts = [len(os.sched_getaffinity(0))] if options.tiny else [1, len(os.sched_getaffinity(0))]
+    counts = [cores()] if options.tiny else [1, cores()]
     set_up_torch(CPU, deterministic=False)
     report = Report(BARS, {"small": small, "photographs": large, "rounds": options.rounds})
     with tempfile.TemporaryDirectory() as folder:

@@ -16,13 +16,13 @@ units of a float32 [B, K] (the gradient it returns is one).
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 
 import torch
 from timing import Report, at_least, at_most, in_turns
 from torch.nn import functional as F
 
+from fastlsr.cores import cores
 from fastlsr.labels.losses import soft_target_cross_entropy
 
 BARS = {
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     report = Report(BARS, {"batch": options.batch, "rounds": options.rounds})
     for classes, times in ((100, 200), (1000, 20)):
         steps = contenders(options.batch, classes)

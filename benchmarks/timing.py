@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from fastlsr.cores import cores
+
 PACKAGES = ("torch", "torchvision", "ffcv", "numba", "numpy", "timm", "pillow", "opencv-python")
 TICKS = os.sysconf("SC_CLK_TCK")  # a second of /proc's processor times
 
@@ -170,8 +172,7 @@ def where() -> dict[str, object]:
     git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
     versions = {name: _version(name) for name in PACKAGES}
-    cores = len(os.sched_getaffinity(0))
-    return {"device": f"{_processor()}, {cores} cores", "python": platform.python_version(), "versions": versions,
+    return {"device": f"{_processor()}, {cores()} cores", "python": platform.python_version(), "versions": versions,
             "commit": commit or "none"}  # fmt: skip
 
 

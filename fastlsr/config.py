@@ -515,7 +515,7 @@ def _check_known(source: str, key: str, value: Any, known: Sequence[str]) -> Non
 
 def usage() -> str:
     """A line for each option: its name, its default, what it admits, what it means."""
-    lines = []
+    lines = list[str]()
     for entry, param in _declare().entries.items():
         if lines and not lines[-1].startswith(f"  --{entry[0]}."):
             lines.append("")  # between sections

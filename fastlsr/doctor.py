@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastlsr.cli import Parser, exit_on_input_error, interrupts_raised
+from fastlsr.cores import cores
 from fastlsr.system import NEEDS, has_compiler, install_lines, missing_needs
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def machine() -> Iterator[Finding]:
     fix = () if fit else ("make setup PYTHON=/path/to/python3.13", "conda: conda env create -f environment.yml")
     yield Finding("python", "ok" if fit else "missing", f"{platform.python_version()} ({sys.executable})", fix)
     yield Finding("platform", "ok", platform.platform())
-    yield Finding("cores", "ok", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}")
+    yield Finding("cores", "ok", f"{cores()} usable of {os.cpu_count()}")
 
 
 def packages() -> Iterator[Finding]:

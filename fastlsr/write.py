@@ -21,6 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fastlsr.cli import Parser, exit_on_input_error, interrupts_raised
+from fastlsr.cores import cores
 from fastlsr.data.manifest import Manifest, manifest_path, read_manifest, verify
 from fastlsr.data.prepare.encoding import WRITE_MODES, Encoding
 from fastlsr.data.prepare.sources import SOURCES, Dataset, near_source, of_classes, read_dataset, subset
@@ -145,7 +146,7 @@ def _write_split(options: argparse.Namespace, description: dict[str, Any], sampl
         samples,
         path,
         **description,
-        workers=options.workers or len(os.sched_getaffinity(0)),
+        workers=options.workers or cores(),
         skip_bad=options.skip_bad,
         on_progress=_progress(path.name, len(samples)),
     )

@@ -153,7 +153,7 @@ def methods() -> str:
 @generated
 def options() -> str:
     """Each section's options, with defaults."""
-    lines = usage().splitlines()
+    lines = [line for line in usage().splitlines() if line]
     pairs = [(name.strip(" -").split("=", 1), text.strip()) for name, text in zip(lines[::2], lines[1::2], strict=True)]
     parts = []
     for section, kind in SECTIONS.items():

@@ -15,7 +15,17 @@ else:
 
 ROOT = Path(__file__).parents[1]
 
-_BASE = {"", "errors", "files", "cli", "rng", "plugins", "shipped", "terminal"}  # "" is fastlsr/__init__.py itself
+_BASE = {
+    "",
+    "errors",
+    "files",
+    "cli",
+    "rng",
+    "plugins",
+    "shipped",
+    "terminal",
+    "cores",
+}  # "" is fastlsr/__init__.py itself
 _VALUES = _BASE | {"config", "metrics", "ranks"}
 _CORE = _VALUES | {"labels", "data", "models", "engine", "inference", "runs", "logits"}
 _ENTRY_POINTS = {
@@ -37,6 +47,7 @@ ALLOWED = {
     "files": {"", "errors"},
     "cli": {"", "errors"},
     "rng": {""},
+    "cores": set(),
     "terminal": {""},
     "shipped": {"", "errors"},
     "ranks": {"", "errors"},

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from fastlsr.config import Data
+from fastlsr.cores import cores
 from fastlsr.data import advice
 from fastlsr.data.crops import evaluation_crop, input_resolution, training_crop
 from fastlsr.data.epoch_thread import EpochThread
@@ -161,6 +162,6 @@ def worker_count(requested: int, *, device: torch.device) -> int:
 
 
 def _cores() -> int:
-    """This rank's share of the cores that it may run on, unless the environment gives numba another number."""
+    """This rank's share of the cores, or fewer, where the environment gives numba fewer."""
     settings: Any = numba.config  # whose attributes are made at import
-    return max(1, settings.NUMBA_NUM_THREADS // read_ranks().local_world_size)
+    return max(1, min(cores(), settings.NUMBA_NUM_THREADS) // read_ranks().local_world_size)

@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fastlsr.cores import cores
 from fastlsr.errors import InputError
 from fastlsr.files import replace_text
 
@@ -121,7 +122,7 @@ def digest_of(path: Path, watch: Callable[[Iterable[str]], Iterable[str]] = iter
 
     `split -b 64M --filter=sha256sum FILE | sha256sum` prints the same. `watch` sees the blocks as they are done.
     """
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         starts = range(0, max(1, path.stat().st_size), _BLOCK_BYTES)
         lines = pool.map(lambda start: f"{_block_sha256(path, start)}  -\n", starts)
         return hashlib.sha256("".join(watch(lines)).encode()).hexdigest()

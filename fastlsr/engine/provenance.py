@@ -17,9 +17,9 @@ from torch import nn
 from fastlsr import __version__
 from fastlsr.cli import typed_command
 from fastlsr.config import Config
+from fastlsr.cores import cores
 from fastlsr.data.manifest import digest_of
 from fastlsr.data.splits import data_digests
-from fastlsr.engine.runtime import cores
 from fastlsr.errors import InputError
 from fastlsr.labels.plan import TEACHER_CLASS, TEACHER_SAMPLE, Plan
 from fastlsr.models.pretrained import timm_config

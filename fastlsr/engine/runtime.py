@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from fastlsr.cores import cores
 from fastlsr.errors import InputError
 from fastlsr.ranks import read_ranks
 
@@ -37,11 +38,6 @@ def choose_device(name: str) -> torch.device:
     if kind == "cuda" and place >= torch.cuda.device_count():
         raise InputError(f"train.device={name}: this machine has {torch.cuda.device_count()} CUDA devices")
     return torch.device("cpu") if kind == "cpu" else torch.device("cuda", place)
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def threads() -> int:

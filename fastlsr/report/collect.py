@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from fastlsr.config import Config, Train
+from fastlsr.cores import cores
 from fastlsr.errors import InputError
 from fastlsr.files import is_in_use
 from fastlsr.labels.methods import make_plan
@@ -152,7 +153,7 @@ def collect(paths: Sequence[Path], *, unfinished: bool = False) -> Collection:
     """
     folders = list({folder.resolve(): folder for path in paths for folder in runs_below(path)}.values())
     load_plugins_of(folders)
-    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MOST_THREADS)) as pool:
+    with ThreadPoolExecutor(min(cores(), _MOST_THREADS)) as pool:
         readings = list(pool.map(_look_at, folders))
     runs = {run.trial.folder.path: run for run, _ in readings if run}
     aside = [each for _, found in readings for each in found]

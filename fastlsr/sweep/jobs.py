@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fastlsr.config import Config
+from fastlsr.cores import cores
 from fastlsr.errors import InputError
 from fastlsr.sweep.plan import PlannedTrial, finished_run
 
@@ -39,7 +40,7 @@ def choose_jobs(trials: Sequence[PlannedTrial], ranks: int, devices: Sequence[st
         names_one = any(":" in trial.config.train.device for trial in trials)
         number = 1 if names_one else max(1, min(len(trials), len(devices) // ranks))
         return Jobs(number, number)
-    wanted = min(len(trials), len(os.sched_getaffinity(0)) // (ranks * threads_of_rank()))
+    wanted = min(len(trials), cores() // (ranks * threads_of_rank()))
     return within_memory(wanted, trials, ranks) if wanted > 1 else Jobs(1, 1)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastlsr.config import Config
+from fastlsr.cores import cores
 from fastlsr.errors import InputError
 from fastlsr.runs import Summary
 from fastlsr.sweep.file import Sweep
@@ -173,9 +174,9 @@ def trial_environment(config: Config, slot: int, shares: int, devices: Sequence[
     variables["PATH"] = os.pathsep.join(filter(None, (str(Path(sys.executable).parent), variables.get("PATH"))))
     variables.setdefault("PYTHONUNBUFFERED", "1")  # so that the log can be followed, and has its end if it is killed
     if shares > 1:
-        cores = len(os.sched_getaffinity(0)) // shares
-        variables.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
-        variables.setdefault("NUMBA_NUM_THREADS", str(max(1, cores)))  # its ranks divide it
+        share = cores() // shares
+        variables.setdefault("OMP_NUM_THREADS", str(max(1, share // ranks)))
+        variables.setdefault("NUMBA_NUM_THREADS", str(max(1, share)))  # its ranks divide it
         if devices and config.train.device in ("auto", "cuda"):
             own = [devices[(slot * ranks + rank) % len(devices)] for rank in range(ranks)]
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(own)

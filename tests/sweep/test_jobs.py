@@ -31,6 +31,7 @@ def machine(monkeypatch):
     made = Machine()
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: made.cores)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(made.cores)))
     monkeypatch.setattr(footprint, "whole_bytes", lambda: int(made.memory * GIB))
     monkeypatch.setattr(footprint, "free_bytes", lambda device: int(made.free * GIB))

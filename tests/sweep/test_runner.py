@@ -34,6 +34,7 @@ TOP1 = {"name": "test/top1", "goal": "maximize"}
 def test_simultaneous_trials_share_the_cores_and_take_the_devices_in_turn(monkeypatch):
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
     made = [trial_environment(load(), slot, 3, ["4", "5"]) for slot in range(3)]
     assert [one["CUDA_VISIBLE_DEVICES"] for one in made] == ["4", "5", "4"]
@@ -49,6 +50,7 @@ def test_simultaneous_trials_share_the_cores_and_take_the_devices_in_turn(monkey
 def test_simultaneous_trials_of_several_ranks_have_cores_and_devices_of_their_own(monkeypatch):
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
     made = [trial_environment(load(), slot, 2, list("4567"), 2) for slot in range(2)]
     assert [one["CUDA_VISIBLE_DEVICES"] for one in made] == ["4,5", "6,7"]
