@@ -14,6 +14,7 @@ from fastlsr.config import TEST, VAL, Config, Train, load
 from fastlsr.errors import InputError, unknown
 from fastlsr.files import replace_text
 from fastlsr.metrics import METRICS
+from fastlsr.plugins import Plugin
 
 # One epoch of a run: the key of each column to its value, None where there is none.
 Row = dict[str, Any]
@@ -213,9 +214,9 @@ class RunFolder:
         """Where a damaged newest checkpoint is set aside."""
         return self.path / "checkpoint.damaged.pt"
 
-    def plugin(self, file: str) -> Path:
-        """The copy of a plugin's file."""
-        return self.path / "plugins" / Path(file).name
+    def plugin(self, plugin: Plugin) -> Path:
+        """The copy of a plugin's file; two of one name lie side by side."""
+        return self.path / "plugins" / f"{Path(plugin.name).stem}_{plugin.digest[:8]}.py"
 
     def soft_labels(self, stage: int) -> Path:
         """The soft labels that phase `stage`, counted from 1, learned."""

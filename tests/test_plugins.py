@@ -80,7 +80,7 @@ def test_what_a_plugin_registers_is_trained_evaluated_and_analysed_and_other_cod
     with pytest.raises(InputError, match="has changed since the run began"):
         open_run(run)
     capsys.readouterr()
-    assert evaluate.main([str(run), "--plugin", str(RunFolder(run).plugin(str(ideas)))]) == 0
+    assert evaluate.main([str(run), "--plugin", str(RunFolder(run).plugin(*opened.config.plugins))]) == 0
     assert json.loads(capsys.readouterr().out) == figures
     registries()
     ideas.unlink()

@@ -35,6 +35,7 @@ from fastlsr.files import remove_leftovers, replace_file, sole_use
 from fastlsr.labels.plan import Plan
 from fastlsr.logs.run_log import RunLog, SilentLog, check_loggers
 from fastlsr.logs.wandb_log import agent_run, with_project
+from fastlsr.plugins import Plugin
 from fastlsr.ranks import Ranks
 from fastlsr.runs import KINDS, Row, RunFolder, best_of, check_best_by, finite_row, is_whole, run_folder
 
@@ -217,18 +218,18 @@ def begin_files(folder: RunFolder, session: Session, start: Start) -> None:
         checkpoint.set_aside(folder)
     folder.write_config(session.config)
     for plugin in session.config.plugins:
-        keep_copy(plugin.name, folder)
+        keep_copy(plugin, folder)
     sources = {name: session.decided.get(name) for name in ("data", "teacher", "pretrained")}
     ranks = [*former_ranks(folder), session.ranks.world_size] if start.state else [session.ranks.world_size]
     folder.write_environment(environment(session.device) | {"ranks": ranks} | sources)
 
 
-def keep_copy(plugin: str, folder: RunFolder) -> None:
+def keep_copy(plugin: Plugin, folder: RunFolder) -> None:
     """Copies the file of a plugin into the run's folder, where nothing loads it unless the user names it."""
     copy = folder.plugin(plugin)
-    if Path(plugin).is_file() and not copy.exists():
+    if Path(plugin.name).is_file() and not copy.exists():
         copy.parent.mkdir(exist_ok=True)
-        replace_file(copy, lambda path: shutil.copyfile(plugin, path))
+        replace_file(copy, lambda path: shutil.copyfile(plugin.name, path))
 
 
 def former_ranks(folder: RunFolder) -> list[int]:
