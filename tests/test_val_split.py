@@ -11,8 +11,9 @@ from fastlsr.config import load
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.prepare.sources import SOURCES, read_dataset, subset
 from fastlsr.data.prepare.writing import write_beton
-from fastlsr.engine import checkpoint, exporting
+from fastlsr.engine import checkpoint
 from fastlsr.engine.trained import open_run
+from fastlsr.inference import exporting
 from fastlsr.logits import read_logits
 from fastlsr.metrics import METRICS
 from fastlsr.report import __main__ as report
