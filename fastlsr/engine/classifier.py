@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlsr.data.augment import scale_rows
+from fastlsr.labels.losses import on_cpu
 from fastlsr.models import Penultimate, features_and_templates
 
 Result = TypeVar("Result")
@@ -69,7 +70,7 @@ class Classifier(nn.Module):
 
     def normalised(self, images: Tensor) -> Tensor:
         """float32 [B, 3, H, W], (images / 255 - mean) / std, of uint8 [B, 3, H, W]."""
-        if images.device.type == "cpu":
+        if on_cpu(images):
             return _normalise(images, self.scale, self.shift)
         return images * self.scale[:, None, None] + self.shift[:, None, None]
 

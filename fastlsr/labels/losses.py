@@ -79,12 +79,15 @@ def soft_target_cross_entropy(
     others = uniform / classes
     if table is not None:
         others = others + soft * table[labels if key is None else key].float()
-    if logits.device.type == "cpu":
+    own = labels[:, None]
+    if on_cpu(logits):  # the label's own weight where it is: a comparison with every class costs half as much again
         exponentials, total, product = _row_by_row(exponentials, others * shifted)
-    else:
+        losses = weight * total.log() - hard * shifted.gather(1, own)[:, 0] - product
+    else:  # a gather and a scatter would be launches of their own
+        others = others + torch.where(torch.arange(classes, device=logits.device) == own, hard, 0.0)
         total, product = exponentials.sum(1), (others * shifted).sum(1)
-    own, total = labels[:, None], total[:, None]
-    losses = weight * total.log()[:, 0] - hard * shifted.gather(1, own)[:, 0] - product
+        losses = weight * total.log() - product
+    total = total[:, None]
     gradients = weight / total * exponentials - others
     if penalty is not None:
         logarithms, probabilities = shifted - total.log(), exponentials / total
@@ -92,9 +95,15 @@ def soft_target_cross_entropy(
         losses = losses - penalty * entropy
         gradients = gradients + penalty * probabilities * (logarithms + entropy[:, None])
     factor = inverse_temperature * scale
-    # The label's own weight comes last, where it is: a comparison with every class costs a CPU half as much again.
-    gradients = (gradients * factor).scatter_add(1, own, (-hard * factor).expand(len(labels), 1))
+    gradients = gradients * factor
+    if on_cpu(logits):
+        gradients = gradients.scatter_add(1, own, (-hard * factor).expand(len(labels), 1))
     return losses, gradients.to(logits.dtype)
+
+
+def on_cpu(tensor: Tensor) -> bool:
+    """Whether a tensor is there; compiled code has another form then. `benchmarks/codegen.py` denies it."""
+    return tensor.device.type == "cpu"
 
 
 def _row_by_row(exponentials: Tensor, products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
