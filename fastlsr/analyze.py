@@ -48,7 +48,8 @@ def kinds() -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Prints and writes what an analysis finds; returns the exit code."""
     with exit_on_input_error():
-        words = load_named(sys.argv[1:] if arguments is None else arguments)
+        typed = sys.argv[1:] if arguments is None else arguments
+        words = load_named(typed)
         if wants_help(words):
             print(as_started(_help(words[0]) if words[0] in kinds() else f"{__doc__}\n{_overview()}"))
             return 0
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         if words[0] not in kinds():
             raise InputError(unknown("kind of analysis", words[0], kinds()))
         given, options, places = _arguments(words[1:])
-        run_analysis(words[0], given, options, places)
+        run_analysis(words[0], given, options, places, typed)
     return 0
 
 
@@ -100,13 +101,16 @@ def _function(kind: str) -> Callable[..., analysis.Finding]:
     return analysis.OWN_KINDS.get(kind) or importlib.import_module(f"fastlsr.analysis.{kind}").analyze
 
 
-def run_analysis(kind: str, given: Sequence[Path], options: dict[str, str], places: Mapping[str, str]) -> None:
+def run_analysis(
+    kind: str, given: Sequence[Path], options: dict[str, str], places: Mapping[str, str], typed: Sequence[str]
+) -> None:
     """Runs one analysis, prints what it finds and writes its files.
 
     Args:
         given: runs and folders of runs.
         options: of the analysis, and `out`, as they were typed.
         places: `section.key` to value of `config.PLACES`.
+        typed: the words of the command line, for the record.
 
     Raises:
         InputError: for runs or options that do not fit; nothing is written then.
@@ -132,10 +136,8 @@ def run_analysis(kind: str, given: Sequence[Path], options: dict[str, str], plac
     with naming_data_dir():
         finding = analyze(*([runs] if first == "runs" else runs), **chosen)
     print(finding.text)
-    words = ["python", "-m", "fastlsr.analyze", kind, *map(str, given)]
-    words += [f"--{name}={value}" for name, value in {**options, **places}.items()]
     about = _sentence(kind) + (f" {_of_runs(runs)}" if runs else "")
-    files = write(finding, folder / kind, shlex.join(words), about)
+    files = write(finding, folder / kind, shlex.join(["python", "-m", "fastlsr.analyze", *typed]), about)
     print(f"written: {', '.join(map(str, files))}")
     for run in runs:
         if run_id := run.state.get("wandb_id"):

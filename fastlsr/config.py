@@ -302,6 +302,7 @@ def is_incidental(key: str) -> bool:
 
 
 # What may differ where a trained run is opened again: where its data is, and what computes.
+FOLDS = ("data.folds", "data.fold")
 PLACES = ("data.dataset", "data.dir", "data.train", "data.val", "data.batch_size", "data.workers", "data.os_cache",
           "train.device")  # fmt: skip
 

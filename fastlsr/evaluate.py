@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastlsr.cli import as_started, exit_on_input_error, read_arguments, wants_help
-from fastlsr.config import PLACES, TEST, Config, check_places, from_dict
+from fastlsr.config import FOLDS, PLACES, TEST, Config, check_places, from_dict
 from fastlsr.data.splits import naming_data_dir, places_of_run
 from fastlsr.errors import InputError
 from fastlsr.plugins import load_named
@@ -53,13 +53,13 @@ def evaluate_run(path: Path, overrides: Mapping[str, str], path_of_config: str =
 
     Args:
         path: the run's folder, or one of its checkpoints.
-        overrides: options to change: only where the data is and what computes.
+        overrides: options to change: only where the data is and what computes. Folds have to be the run's.
         path_of_config: a config file that has other places.
 
     Raises:
         InputError: if there is no checkpoint, the data has other classes, or an option may not change.
     """
-    check_places(overrides)
+    check_places({key: value for key, value in overrides.items() if key not in FOLDS})
     if not path.exists():
         near = Path(Config().run.dir) / path
         raise InputError(f"{path} is not the folder of a run" + (f"; did you mean {near}?" if near.exists() else ""))

@@ -20,14 +20,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastlsr.cli import as_started, check_out, exit_on_input_error, interrupts_raised, read_arguments
-from fastlsr.config import PLACES, Config, from_dict, load
+from fastlsr.config import FOLDS, PLACES, Config, from_dict, load
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import naming_data_dir, places_of_run, split_paths
 from fastlsr.errors import InputError, unknown
 from fastlsr.plugins import load_named
 
 OWN = ("model", "checkpoint", "out")
-OF_ANY = (*PLACES, "data.folds", "data.fold")
+OF_ANY = (*PLACES, *FOLDS)
 OF_MODEL = ("data.resolution", "model.pretrained", "train.precision", "train.channels_last", "train.deterministic")
 
 

@@ -15,7 +15,7 @@ from fastlsr.runs import Row, RunFolder, Summary
 class Logger:
     """One such place. What a kind has no use for, it leaves as it is here.
 
-    Another kind is a subclass in a file of its own, and a word in `log.LOGGERS`.
+    Another kind is a subclass in a file of its own, and a word in `run_log.LOGGERS`.
     """
 
     @classmethod

@@ -7,6 +7,7 @@ line in `SMALL_IMAGE_NETWORKS`.
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from fastlsr.models.densenet import densenet_bc
 from fastlsr.models.preact_resnet import preact_resnet, wide_resnet
 from fastlsr.models.resnet import cifar_resnet, resnet18
 from fastlsr.models.resnext import resnext29
-from fastlsr.plugins import register
+from fastlsr.plugins import failure, register
 
 # Name -> (number of classes -> network). A timm model of the same name is `timm/NAME`.
 SMALL_IMAGE_NETWORKS: Mapping[str, Callable[[int], nn.Module]] = {
@@ -75,7 +76,12 @@ def build_model(name: str, *, classes: int, pretrained: str = "", resolution: in
 
 
 def _build_own(name: str, *, classes: int, pretrained: str, resolution: int) -> nn.Module:
-    model = OWN_NETWORKS[name](classes=classes, resolution=resolution)
+    build = OWN_NETWORKS[name]
+    try:
+        model = build(classes=classes, resolution=resolution)
+    except Exception as error:
+        file = inspect.getsourcefile(build) or ""
+        raise InputError(f"model.name={name} cannot be built: {file}{failure(error, file)}") from error
     outputs = _check_resolution(model, name, resolution).shape[1:]
     if outputs != (classes,):
         raise InputError(f"model.name={name} has {' x '.join(map(str, outputs))} outputs for {classes} classes")
@@ -125,7 +131,7 @@ def _check_resolution(model: nn.Module, name: str, resolution: int) -> torch.Ten
     try:
         with torch.no_grad():  # not inference_mode: some networks cache tensors that training needs
             logits = model.eval()(torch.zeros(1, 3, resolution, resolution))
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise InputError(f"model.name={name} does not take images of {resolution} pixels: {reason}") from None
     model.train()

@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with sole_use(folder, f"{folder}: this sweep, or a trial of it, is still running") as lock:
             ranks = options.devices_per_trial
             if options.jobs:
-                jobs = Jobs(*[min(options.jobs, len(planned))] * 2)
+                number = min(options.jobs, len(planned))
+                jobs = Jobs(at_once=number, shares=number)
             else:
                 jobs = choose_jobs(planned, ranks, cuda_devices())
                 print(f"trials at a time: {jobs.at_once}, each with 1/{jobs.shares} of the cores", flush=True)

@@ -101,13 +101,23 @@ def trainer_config(command: Sequence[str]) -> Config:
     Raises:
         InputError: if there is no trainer in it, or the trainer would reject its words.
     """
+    path, overrides = trainer_arguments(command)
+    config = load(path, overrides)
+    make_plan(config.method, config.train.epochs)
+    return config
+
+
+def trainer_arguments(command: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """(config file or "", overrides) of the trainer in a command.
+
+    Raises:
+        InputError: if there is no trainer in it, or a word of its is no option.
+    """
     starts = [at + 1 for at, word in enumerate(command) if word == "fastlsr.train" or word.endswith("fastlsr/train.py")]
     if not starts:
         raise InputError(f"the command does not start fastlsr.train: {shlex.join(command)}")
     path, overrides, _ = read_arguments(command[starts[0] :])
-    config = load(path, overrides)
-    make_plan(config.method, config.train.epochs)
-    return config
+    return path, overrides
 
 
 def on_ranks(command: Sequence[str], ranks: int) -> list[str]:
