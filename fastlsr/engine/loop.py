@@ -421,7 +421,7 @@ def train_epoch(session: Session, log: RunLog, stop: StopRequest) -> tuple[Epoch
         TrainingFailed: at a loss that is not finite.
     """
     epoch, first, every, note = session.position.epochs + 1, session.position.batches, session.config.log.every, ""
-    before, start, logged = session.position.epochs * len(session.train), time.perf_counter(), EpochTotals()
+    before, start = session.position.epochs * len(session.train), time.perf_counter()
     with log.progress(epoch, steps=len(session.train)) as advance:
         for batch in session.batches():
             stepped = session.train_batch(*batch)
@@ -431,10 +431,10 @@ def train_epoch(session: Session, log: RunLog, stop: StopRequest) -> tuple[Epoch
                 so_far = session.totals.read_late()
                 check_finite(so_far, epoch)
                 note = f"loss {so_far.loss:.4f}" if so_far.seen else ""
-                if logs and (new := so_far.since(logged)).seen:
+                if logs and (new := so_far.since(session.totals.logged)).seen:
                     figures = {"train/loss": new.loss, "lr": session.learning_rate_at(so_far.steps)}
                     log.step(before + int(so_far.steps), figures)
-                    logged = so_far
+                    session.totals.logged = so_far
             advance(done, note)
             if stepped:
                 stop.check_step()

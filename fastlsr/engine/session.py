@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from fastlsr.engine.provenance import pretrained_source, source_digests
 from fastlsr.engine.runtime import choose_precision
 from fastlsr.engine.schedule import LearningRate, Schedule
 from fastlsr.engine.step import TrainStep
-from fastlsr.engine.totals import Totals
+from fastlsr.engine.totals import EpochTotals, Totals
 from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.labels.plan import EXTRA_PASS, FORMER_NETWORK, LEARNED, TEACHER_CLASS, TEACHER_SAMPLE, Plan
 from fastlsr.labels.targets import Targets
@@ -486,6 +486,7 @@ class Session:
             **(self.learner.state_dict() if self.learner else {"means": None, "learned": None}),
             "former": former.model.state_dict() if former else None,
             "totals": self.totals.values,
+            "logged": astuple(self.totals.logged),
             "rng": own["rng"],
             "ranks": distributed.gather(own) if self.ranks.world_size > 1 else None,
         }
@@ -519,6 +520,7 @@ class Session:
             former.model.load_state_dict(state["former"])
             self._set_former(former)
         self.totals.values.copy_(state["totals"])
+        self.totals.logged = EpochTotals(*state.get("logged", ()))  # not of earlier versions
         self._set_random_state(state["rng"])
         ranks = state.get("ranks") or []
         if len(ranks) == self.ranks.world_size:

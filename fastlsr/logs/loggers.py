@@ -53,7 +53,7 @@ class Logger:
 
         Args:
             step: batches trained on since the run's beginning.
-            figures: "train/loss", the mean since the figures before, and "lr".
+            figures: "train/loss", the mean since the figures before or the epoch's beginning, and "lr".
         """
 
     def soft_labels(self, epoch: int, file: Path, picture: np.ndarray | None) -> None:
