@@ -149,16 +149,17 @@ def test_the_means_since_the_figures_before_add_up_to_that_of_the_epoch(batches,
 def test_figures_inside_an_epoch_are_those_of_a_run_that_was_not_stopped_there(train_colam, tmp_path, monkeypatch):
     options = {"log__tensorboard": "true", "log__every": 4}
     whole = train_colam(tmp_path / "whole", **options)
-    stops = iter([False] * 8 + [True])  # in the second epoch, after its third batch, of which the third is in no figure yet
+    stops = iter([False] * 8 + [True])  # after the third batch of the second epoch, which is in no figure yet
 
     def check_step(request):
         if next(stops, False):
             request.signal = signal.SIGTERM
             raise Stopped
 
-    with monkeypatch.context() as patch, pytest.raises(AssertionError):  # exit code 143
+    with monkeypatch.context() as patch:
         patch.setattr(StopRequest, "check_step", check_step)
-        train_colam(tmp_path / "stopped", **options)
+        with pytest.raises(AssertionError):  # exit code 143
+            train_colam(tmp_path / "stopped", **options)
     stopped = train_colam(tmp_path / "stopped", **options)
     one, other = (events(folder, "steps").Scalars("train/loss") for folder in (whole, stopped))
     assert [each.step for each in one] == [each.step for each in other]
