@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastlsr import analysis
-from fastlsr.cli import as_started, exit_on_input_error, read_arguments, wants_help
+from fastlsr.cli import exit_on_input_error, print_help, read_arguments, wants_help
 from fastlsr.config import PLACES, check_places
 from fastlsr.data.splits import naming_data_dir
 from fastlsr.errors import InputError, unknown
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         typed = sys.argv[1:] if arguments is None else arguments
         words = load_named(typed)
         if wants_help(words):
-            print(as_started(_help(words[0]) if words[0] in kinds() else f"{__doc__}\n{_overview()}"))
+            print_help(_help(words[0]) if words[0] in kinds() else f"{__doc__}\n{_overview()}")
             return 0
         if not words or words[0].startswith("-"):
             raise InputError(f"usage: python -m fastlsr.analyze KIND [RUN ...]; kinds: {', '.join(kinds())}")

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastlsr.cli import as_started, exit_on_input_error, read_arguments, wants_help
+from fastlsr.cli import exit_on_input_error, print_help, read_arguments, wants_help
 from fastlsr.config import FOLDS, PLACES, TEST, Config, check_places, from_dict
 from fastlsr.data.splits import naming_data_dir, places_of_run
 from fastlsr.errors import InputError
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     with exit_on_input_error():
         words = load_named(sys.argv[1:] if arguments is None else arguments)
         if wants_help(words):
-            print(as_started(__doc__))
+            print_help(str(__doc__))
             return 0
         run, path_of_config, overrides = _read(words)
         print(json.dumps(evaluate_run(run, overrides, path_of_config), indent=2))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fastlsr.cli import as_started, check_out, exit_on_input_error, interrupts_raised, read_arguments, wants_help
+from fastlsr.cli import check_out, exit_on_input_error, interrupts_raised, print_help, read_arguments, wants_help
 from fastlsr.config import PLACES
 from fastlsr.errors import InputError, unknown
 from fastlsr.plugins import load_named
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     with exit_on_input_error():
         words = load_named(sys.argv[1:] if arguments is None else arguments)
         if wants_help(words):
-            print(as_started(__doc__))
+            print_help(str(__doc__))
             return 0
         if not words or words[0].startswith("-"):
             raise InputError("usage: python -m fastlsr.export RUN --out FILE; or --help")

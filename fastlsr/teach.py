@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from fastlsr.cli import as_started, check_out, exit_on_input_error, interrupts_raised, read_arguments
+from fastlsr.cli import check_out, exit_on_input_error, interrupts_raised, print_help, read_arguments
 from fastlsr.config import FOLDS, PLACES, Config, from_dict, load
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import naming_data_dir, places_of_run, split_paths
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
             load_named(sys.argv[1:] if arguments is None else arguments), flags=("help",)
         )
         if "help" in flags:
-            print(as_started(__doc__))
+            print_help(str(__doc__))
             return 0
         model, run, out = (options.pop(name, "") for name in OWN)
         check_known(options, from_run=bool(run))

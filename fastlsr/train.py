@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 
-from fastlsr.cli import as_started, exit_on_input_error, interrupts_raised, read_arguments, to_stderr
+from fastlsr.cli import exit_on_input_error, interrupts_raised, print_help, read_arguments, to_stderr
 from fastlsr.config import Config, differences, load, usage
 from fastlsr.data.manifest import NoSuchData
 from fastlsr.data.splits import data_digests
@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         path, overrides, flags = read_arguments(words, flags=("dry-run", "find-lr", "help"))
         if "help" in flags:
             load_named(words)
-            print(as_started(f"{__doc__}\nMethods, with their options:\n{overview()}\n"))
+            print_help(str(__doc__))
+            print(f"\nMethods, with their options:\n{overview()}\n")
             print(f"Options, with their defaults:\n{usage()}\n")
             print(f"Configs that come with fastlsr, for --cfg NAME, in {CONFIGS}:\n  {' '.join(names(CONFIGS))}")
             return 0

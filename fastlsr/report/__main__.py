@@ -114,6 +114,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m fastlsr.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_plugin()
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder of them")
     parser.add_argument("--out", default="report", metavar="DIR", help="where files are written (default report)")
     parser.add_argument("--paper", default="", metavar="PAPER:TABLE", help="the table set beside, as tsla:2 or colam:2")

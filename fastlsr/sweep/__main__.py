@@ -85,6 +85,7 @@ def _parser() -> Parser:
         epilog=f"sweeps that come with fastlsr, in {SWEEPS}:\n  " + "\n  ".join(names(SWEEPS)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_plugin()
     parser.add_argument("file", help="a W&B sweep file, with method: grid or random; or a name of those below")
     parser.add_argument(
         "--jobs", type=_positive, metavar="N", help="trials at a time (default: one for each CUDA device or core)"
