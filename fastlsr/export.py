@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         path_of_config, options, _ = read_arguments(words[1:])
         if path_of_config:
             raise InputError("--cfg is no option here: a run has its own")
-        check_known(options)
+        check_export_options(options)
         out, which, weights = (options.pop(name, "") for name in OWN)
         check_out(Path(out), ".safetensors", ".onnx")
         checkpoint = checkpoint_of(Path(words[0]), which)
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def check_known(options: dict[str, str]) -> None:
+def check_export_options(options: dict[str, str]) -> None:
     """Checks the options' names, and the values of `--which` and `--weights`.
 
     Raises:

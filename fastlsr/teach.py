@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             print_help(str(__doc__))
             return 0
         model, run, out = (options.pop(name, "") for name in OWN)
-        check_known(options, from_run=bool(run))
+        check_teacher_options(options, from_run=bool(run))
         if not out or not (model or run):
             raise InputError("usage: python -m fastlsr.teach --cfg FILE --model NAME (or --checkpoint RUN) --out FILE")
         check_out(Path(out), ".safetensors")
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def check_known(options: Iterable[str], *, from_run: bool) -> None:
+def check_teacher_options(options: Iterable[str], *, from_run: bool) -> None:
     """Checks the names of the options.
 
     Raises:

@@ -23,7 +23,7 @@ from fastlsr.data.soft_labels import save_labels
 from fastlsr.data.splits import fold_name, test_path
 from fastlsr.engine import checkpoint, distributed
 from fastlsr.engine.evaluation import CollectedLogits
-from fastlsr.engine.footprint import step_bytes, warnings
+from fastlsr.engine.footprint import memory_warnings, step_bytes
 from fastlsr.engine.label_learning import LearnedLabels
 from fastlsr.engine.provenance import environment, software, source_digests
 from fastlsr.engine.runtime import choose_device, peak_memory_bytes, set_up_torch
@@ -146,7 +146,7 @@ def _train(config: Config, plan: Plan, device: torch.device, ranks: Ranks, *, st
     session = Session(config, plan, device, state=start.state, report=log.report, ranks=ranks)
     step = sum(step_bytes(session.network, session.train.resolution, session.largest_batch()))
     data = session.train.manifest.bytes + session.test.manifest.bytes
-    everyones = distributed.gather(list(warnings(config, device, ranks, step, data)))
+    everyones = distributed.gather(list(memory_warnings(config, device, ranks, step, data)))
     for line in dict.fromkeys(itertools.chain(*everyones)):
         log.report(f"warning: {line}")
     if start.state:

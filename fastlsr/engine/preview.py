@@ -17,7 +17,7 @@ from fastlsr.data.manifest import Manifest, read_manifest
 from fastlsr.data.splits import split_paths, training_count
 from fastlsr.engine.compiling import timed_step
 from fastlsr.engine.convolutions import choose_weight_gradients, set_weight_gradients
-from fastlsr.engine.footprint import free_bytes, step_bytes, warnings
+from fastlsr.engine.footprint import free_bytes, memory_warnings, step_bytes
 from fastlsr.engine.loop import find_start
 from fastlsr.engine.optimizers import build_optimizer
 from fastlsr.engine.runtime import choose_device, choose_precision, set_up_torch
@@ -95,7 +95,7 @@ def _estimates(config: Config, plan: Plan, model: nn.Module, train: Manifest) ->
         f"momentum {_size(weights)}; free on {device}: {_size(free_bytes(device))}"
     )
     data = sum(read_manifest(path).bytes for path in split_paths(config))
-    for line in warnings(config, device, ranks, weights + saved, data):
+    for line in memory_warnings(config, device, ranks, weights + saved, data):
         yield f"warning: {line}"
     count = min(batch, max(1, _TRIED[device.type] // size**2))
     tried = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, device=device)
