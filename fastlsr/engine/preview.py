@@ -20,6 +20,7 @@ from fastlsr.engine.convolutions import choose_weight_gradients, set_weight_grad
 from fastlsr.engine.footprint import free_bytes, memory_warnings, step_bytes
 from fastlsr.engine.loop import find_start
 from fastlsr.engine.optimizers import build_optimizer
+from fastlsr.engine.plugin_checks import check_registered
 from fastlsr.engine.runtime import choose_device, choose_precision, set_up_torch
 from fastlsr.engine.schedule import Schedule
 from fastlsr.engine.session import build_network, classifier_of, read_teacher
@@ -64,6 +65,9 @@ def preview(config: Config, plan: Plan) -> Iterator[str]:
     read_teacher(config, plan, train, torch.device("cpu"))
     training_crop(train, config.data)
     resolution, classes = input_resolution(train, config.data), len(train.classes)
+    warned = list[str]()
+    check_registered(plan, classes, warned.append)
+    yield from warned
     pretrained = "" if config.model.pretrained == "timm" else config.model.pretrained
     model = build_network(config, classes, resolution, pretrained=pretrained)
     build_optimizer(model, head_parameters(model), config.optim)

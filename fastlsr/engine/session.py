@@ -27,6 +27,7 @@ from fastlsr.engine.convolutions import WHOLE, choose_weight_gradients, set_weig
 from fastlsr.engine.evaluation import CollectedLogits, evaluate
 from fastlsr.engine.label_learning import LabelLearner, LearnedLabels, Watch
 from fastlsr.engine.optimizers import build_optimizer, set_learning_rate
+from fastlsr.engine.plugin_checks import check_registered
 from fastlsr.engine.provenance import pretrained_source, source_digests
 from fastlsr.engine.runtime import choose_precision
 from fastlsr.engine.schedule import LearningRate, Schedule
@@ -197,6 +198,7 @@ class Session:
         self._report_fold(report)
         manifest = self.train.manifest
         self.classes = len(manifest.classes)
+        check_registered(plan, self.classes, report)
         model = self._build_network("" if state else config.model.pretrained)
         check_last_batch(model, len(self.train.indices), config.data)
         self.decided: State = dict(state["decided"]) if state else self._decide(model, report)
