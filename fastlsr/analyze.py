@@ -29,7 +29,7 @@ from fastlsr.data.splits import naming_data_dir
 from fastlsr.errors import InputError, unknown
 from fastlsr.files import check_can_be_written
 from fastlsr.plugins import load_named
-from fastlsr.runs import has_begun, runs_below
+from fastlsr.runs import RunFolder, has_begun, runs_below
 
 if TYPE_CHECKING:
     from fastlsr.engine.trained import TrainedRun
@@ -115,7 +115,7 @@ def run_analysis(
     Raises:
         InputError: for runs or options that do not fit; nothing is written then.
     """
-    out, paths = options.pop("out", ""), [path for each in given for path in _runs_in(each)]
+    out, paths = options.pop("out", ""), _with_weights([path for each in given for path in _runs_in(each)])
     # Imported after the arguments were looked at: it takes seconds.
     from fastlsr.engine.trained import open_run
     from fastlsr.logs.wandb_log import log_finding
@@ -163,6 +163,16 @@ def _arguments(words: Sequence[str]) -> tuple[list[Path], dict[str, str], dict[s
 def _runs_in(path: Path) -> list[Path]:
     """The run, or the runs of a folder; what else lies there is none of theirs."""
     return [each for each in runs_below(path) if each == path or has_begun(each)]
+
+
+def _with_weights(paths: list[Path]) -> list[Path]:
+    """Those of several paths that may be opened; the others are reported. If there are none, all of them."""
+    checkpoints = (RunFolder(path).newest_checkpoint for path in paths)
+    opened = [path for path, newest in zip(paths, checkpoints, strict=True) if path.is_file() or newest.exists()]
+    for path in paths if opened else ():
+        if path not in opened:
+            print(f"note: {path} holds no checkpoint, and is left out", file=sys.stderr)
+    return opened or paths
 
 
 def _check_runs(kind: str, first: str, paths: Sequence[Path]) -> None:

@@ -106,7 +106,7 @@ class Model:
 class Optim:
     """The optimizer, and the learning rate as a function of the step."""
 
-    name: str = option("sgd", "sgd, fused, or one of timm's optimizers, such as adamw, lamb, lion or muon")
+    name: str = option("sgd", "sgd (fused), or one of timm's optimizers, such as adamw, lamb, lion or muon")
     lr: float = option(0.1, "peak learning rate (of the head, where backbone_lr is set)", low=0)
     backbone_lr: float = option(0.0, "peak learning rate of all but the classifier; 0: the same as lr", low=0)
     layer_decay: float = option(
@@ -486,6 +486,16 @@ def _scaled_options(part: Any, factor: float) -> dict[str, Any]:
     """The options of a section that count epochs, times `factor`; whole ones above 0 stay whole and above 0."""
     values = {item.name: getattr(part, item.name) for item in fields(part) if item.metadata["scales"]}
     return {name: _scaled_value(value, factor) for name, value in values.items()}
+
+
+def scaled_by_recipe(config: Config) -> dict[str, Any]:
+    """`section.key` to value of the options that `train.scale_to` has scaled; empty without it."""
+    if "train.scale_to" not in config.given:
+        return {}
+    parts = {section: _scaled_options(part, 1.0) for section, part in vars(config).items() if section in SECTIONS}
+    return {
+        f"{section}.{name}": value for section, options in parts.items() for name, value in options.items() if value
+    }
 
 
 def _scaled_value(value: Any, factor: float) -> Any:

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastlsr import train
 from fastlsr.cli import read_arguments
-from fastlsr.config import Config, differences, from_dict, is_incidental, load
+from fastlsr.config import Config, differences, from_dict, is_incidental, load, scaled_by_recipe
 from fastlsr.errors import InputError
 
 
@@ -124,6 +125,14 @@ def test_a_recipe_in_other_epochs_keeps_its_shape():
     assert (made.optim.milestones, made.optim.warmup_epochs, made.train.patience) == ("20,0.5,30", 1.25, 2)
     assert (made.optim.lr, made.method.stages, made.run.keep) == (0.3, 4, 0)
     assert load(overrides=[*words, "--train.scale_to=2"]).optim.step_epochs == 1
+
+
+def test_what_was_scaled_is_told_and_a_drop_that_is_not_reached_warned_of():
+    words = {"train.epochs": "200", "method.name": "tsla", "method.drop_epoch": "180", "train.scale_to": "2"}
+    made = load(overrides=words)
+    assert scaled_by_recipe(made)["method.drop_epoch"] == 2 and scaled_by_recipe(load()) == {}
+    lines = list(train.warnings(made, words))
+    assert lines == ["method.drop_epoch=2 of train.epochs=2: nothing is dropped"]
 
 
 @settings(deadline=None, max_examples=20)

@@ -61,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 jobs = choose_jobs(planned, ranks, cuda_devices())
                 print(f"trials at a time: {jobs.at_once}, each with 1/{jobs.shares} of the cores", flush=True)
             runner = Runner(sweep, planned, folder, jobs=jobs, ranks=ranks, lock=lock)
+            for repeated in planned:
+                if repeated.same:
+                    print(repeated.same_runs, flush=True)
             for trial in rejected:
                 print(f"trial {trial.number} failed: {trial.line}", flush=True)
             stopped = asyncio.run(runner.run())
