@@ -56,6 +56,16 @@ def test_a_checkpoint_holds_all_of_an_optimizer(name):
         assert all(map(torch.equal, take_steps(other, restored, 3), expected))
 
 
+@pytest.mark.filterwarnings("ignore")  # timm's own, on what is experimental
+def test_every_optimizer_of_timm_is_built_but_those_of_cuda_and_of_second_derivatives():
+    for name in map(str, timm.optim.list_optimizers()):
+        if timm.optim.get_optimizer_info(name).second_order:
+            with pytest.raises(InputError, match="second derivatives"):
+                built(name=name)
+        elif not name.startswith(("bnb", "fused")):  # those of packages for CUDA
+            built(name=name)
+
+
 def test_nesterov_without_momentum_is_an_error():
     with pytest.raises(InputError, match="optim.momentum above 0"):
         built(nesterov=True, momentum=0.0)
