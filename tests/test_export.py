@@ -103,7 +103,7 @@ def test_a_best_checkpoint_of_another_epoch_than_the_best_row_s_is_an_error(run,
     shutil.copytree(run.path, stale.path)
     shutil.copy(run.kept_checkpoint(2), stale.best_checkpoint)
     line = error_of([stale.path, "--out", out, "--which=best"], capsys)
-    assert "best.pt is of epoch 2, but the best is epoch 1" in line and not out.exists()
+    assert "best.pt is of epoch 2, but the best is 1" in line and not out.exists()
     exported(stale, out)  # the last one, which the line does not concern
 
 

@@ -76,7 +76,7 @@ def check_is_best(run: TrainedRun) -> None:
     if run.position != Position(best, 0):
         path, epoch = run.folder.best_checkpoint, run.position.epochs
         raise InputError(
-            f"--which=best: {path} is of epoch {epoch}, but the best is epoch {best}; run.keep_best was not on all the time"
+            f"--which=best: {path} is of epoch {epoch}, but the best is {best}; run.keep_best was not on all the time"
         )
 
 
