@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import timm
+import timm.optim
 import torch
 
 from fastlsr.config import Optim

@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -373,7 +373,8 @@ def below(prefix, state):
 )
 def test_the_network_is_found_below_any_prefix_beside_any_other_tensors(wrappers, extras, first):
     own = small().state_dict()
-    inside, others = below(".".join(wrappers), own), dict(extras)
+    inside, others = below(prefix := ".".join(wrappers), own), dict(extras)
+    assume(not any(name.startswith(f"{prefix}.") for name in others))  # which would be the network's own
     found = network_of(others | inside if first else inside | others, own)
     assert found.keys() == own.keys() and not differing(own, found)
 
