@@ -43,10 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
         checkpoint = checkpoint_of(Path(words[0]), which)
         # Imported after these checks: it takes seconds.
         from fastlsr.engine.trained import open_run
-        from fastlsr.inference.exporting import export
+        from fastlsr.inference.exporting import check_is_best, export
 
+        run = open_run(checkpoint, options)
+        if which == "best":
+            check_is_best(run)
         with interrupts_raised():
-            print(export(open_run(checkpoint, options), Path(out), weights))
+            print(export(run, Path(out), weights))
     return 0
 
 
