@@ -115,7 +115,6 @@ def _build_timm(name: str, *, classes: int, pretrained: str, resolution: int, dr
 
     _check_name(name)
     options = size_option(name, resolution) | {_DROPS[key]: value for key, value in drops.items()}
-    create = weights.download if pretrained == "timm" else timm.create_model
     try:
         if pretrained == "timm":
             model = weights.download(name, classes=classes, **options)
