@@ -100,6 +100,14 @@ class Model:
         "weights to start from: a file (FILE#KEY where it holds several state dicts), a run, `timm` for timm's own "
         "download, or nothing",
     )
+    drop_path: float = option(
+        0.0, "timm's networks: stochastic depth, the probability that the last block is skipped (drop_path_rate); "
+        "0: the network's own", low=0, high=0.999999,
+    )  # fmt: skip
+    dropout: float = option(
+        0.0, "timm's networks: dropout, mostly before the classifier (drop_rate); 0: the network's own",
+        low=0, high=0.999999,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,7 @@ class Optim:
     name: str = option("sgd", "sgd (fused), or one of timm's optimizers, such as adamw, lamb, lion or muon")
     lr: float = option(0.1, "peak learning rate (of the head, where backbone_lr is set)", low=0)
     backbone_lr: float = option(0.0, "peak learning rate of all but the classifier; 0: the same as lr", low=0)
+    min_lr: float = option(0.0, "schedule=cosine: learning rate that it falls to, of what has the peak rate lr", low=0)
     layer_decay: float = option(
         1.0, "fine-tuning: factor of the peak learning rate from each layer to the one before it; 1: none",
         low=1e-3, high=1,

@@ -23,7 +23,7 @@ from fastlsr.runs import RunFolder
 
 # A network of ours, and one of timm's that is built for one size of images; the average is not the last weights.
 RUNS = {"ours": {"model.name": "resnet8"}, "timm": {"model.name": "timm/test_vit", "data.resolution": 32,
-        "data.augment": "resized_crop"}}  # fmt: skip
+        "data.augment": "resized_crop", "model.drop_path": 0.2, "model.dropout": 0.1}}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=RUNS)

@@ -134,7 +134,8 @@ def read_teacher(
 def build_network(config: Config, classes: int, resolution: int, *, pretrained: str) -> nn.Module:
     """The configured network, seeded, for square images of `resolution` pixels; `pretrained` as in `build_model`."""
     torch.manual_seed(config.train.seed)
-    return build_model(config.model.name, classes=classes, pretrained=pretrained, resolution=resolution)
+    drops = {"drop_path": config.model.drop_path, "dropout": config.model.dropout}
+    return build_model(config.model.name, classes=classes, pretrained=pretrained, resolution=resolution, **drops)
 
 
 def classifier_of(model: nn.Module, decided: State, config: Config) -> Classifier:

@@ -114,6 +114,7 @@ def download(name: str, *, classes: int, **options: Any) -> nn.Module:
     Raises:
         InputError: if timm has no weights for the name, or they cannot be downloaded; without a network this takes
             about 50 seconds, the retries of the Hugging Face client.
+        TypeError: for an option that the model does not take.
     """
     import timm
 
@@ -123,6 +124,8 @@ def download(name: str, *, classes: int, **options: Any) -> nn.Module:
     try:
         with _socket_timeout(DOWNLOAD_SILENCE_SECONDS):
             return timm.create_model(name, pretrained=True, num_classes=classes, **options)
+    except TypeError:
+        raise
     except Exception as error:  # DNS, HTTP, disk, checksum: each library has its own exceptions
         raise InputError(
             f"model.pretrained=timm: no weights for {name}: {plain_line(error)} "
