@@ -135,7 +135,7 @@ def test_what_was_scaled_is_told_and_a_drop_that_is_not_reached_warned_of():
     assert lines == ["method.drop_epoch=2 of train.epochs=2: nothing is dropped"]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(-1, 400))
 def test_scaling_to_the_epochs_there_are_changes_nothing_and_is_done_once(epochs, to, drop):
     given = {"train.epochs": epochs, "method.drop_epoch": drop}

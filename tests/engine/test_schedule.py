@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlsr.config import Optim
@@ -33,7 +33,6 @@ def test_cosine_starts_at_the_peak_and_ends_near_zero():
     assert schedule.factor(69) == pytest.approx(0.5 * (1 + math.cos(math.pi * 69 / 70)))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 9), st.floats(0, 9))
 def test_a_least_rate_of_zero_is_the_plain_cosine_to_the_bit(epochs, per_epoch, warmup):
     schedule = Schedule(Optim(schedule="cosine", warmup_epochs=warmup, min_lr=0.0), epochs, per_epoch)
@@ -42,7 +41,6 @@ def test_a_least_rate_of_zero_is_the_plain_cosine_to_the_bit(epochs, per_epoch, 
         assert schedule.factor(step) == rising * (0.5 * (1 + math.cos(math.pi * (step / per_epoch) / epochs)))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 99), st.integers(1, 9), st.floats(1e-5, 10), st.floats(0, 1))
 def test_cosine_falls_from_the_peak_to_the_least_rate_and_never_below(epochs, per_epoch, lr, share):
     least = lr * share

@@ -365,7 +365,7 @@ def below(prefix, state):
     return {f"{prefix}.{name}": value for name, value in state.items()}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     wrappers=st.lists(st.sampled_from(WRAPPERS), min_size=1, max_size=4),
     extras=st.lists(st.sampled_from(EXTRAS), unique_by=lambda extra: extra[0]),
@@ -379,7 +379,7 @@ def test_the_network_is_found_below_any_prefix_beside_any_other_tensors(wrappers
     assert found.keys() == own.keys() and not differing(own, found)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.sampled_from(["student", "teacher", "model", "ema_model", "_orig_mod"]), min_size=1,
                          max_size=3).map(".".join), min_size=2, max_size=3, unique=True))  # fmt: skip
 def test_of_several_parts_that_fit_all_are_named_and_none_is_taken(prefixes):
