@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import nn
 
 from fastlsr.config import load
@@ -144,9 +145,39 @@ def test_the_number_of_threads_is_as_before_after_a_failure():
     assert torch.get_num_threads() == before
 
 
+class Circular(nn.Conv2d):
+    """One that torch itself pads by more than zeros."""
+
+    def __init__(self, *shape, **options):
+        super().__init__(*shape, **options, padding=1, padding_mode="circular")
+
+
+KINDS = [Conv2dSame, StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, Circular]
+
+
 @pytest.mark.parametrize("threads", [2], indirect=True)
-def test_compiled_it_is_the_same(threads, small_parts):
-    _, in_parts, images = drawn((8, 8, 9, 9), kernel_size=3, stride=2, padding=1)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_parts_are_also_of_a_module_that_computes_its_weight_or_pads(kind, threads, small_parts, monkeypatch):
+    torch.manual_seed(0)
+    whole, images = kind(8, 32, 3, stride=2).to(memory_format=torch.channels_last), torch.randn(8, 8, 9, 9)
+    parts = []
+    monkeypatch.setattr(convolutions, "gradient_in_parts", lambda *given: parts.append(1) or gradient_in_parts(*given))
+    exact = gradients(copy.deepcopy(whole).double(), images.double(), autocast=False)
+    alone, found = gradients(whole, images), gradients(InParts(copy.deepcopy(whole)), images)
+    assert parts
+    assert torch.equal(found[0], alone[0]) and torch.equal(found[1], alone[1])
+    for one, other, true in zip(found[2:], alone[2:], exact[2:], strict=True):
+        assert one.dtype == other.dtype == torch.float32 and one.stride() == other.stride()
+        rounding = (other - true).norm()  # also of the output's gradient and of the weight, both ways alike
+        assert (one - true).norm() <= rounding + BF16 * true.norm()
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_compiled_it_is_one_graph_that_gives_the_same(threads, small_parts):
+    torch.manual_seed(0)
+    layers = [kind(32, 32, 3, stride=2) for kind in KINDS]
+    in_parts = InParts(nn.Sequential(nn.Conv2d(8, 32, 3, padding=1), *layers).to(memory_format=torch.channels_last))
+    images = torch.randn(8, 8, 65, 65).contiguous(memory_format=torch.channels_last)
     traced = torch.compile(copy.deepcopy(in_parts), backend="aot_eager", fullgraph=True)
     for one, other in zip(gradients(traced, images), gradients(in_parts, images), strict=True):
         assert torch.equal(one, other) and one.stride() == other.stride()
