@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastlsr import analysis
-from fastlsr.cli import as_started, exit_on_input_error, read_arguments, wants_help
+from fastlsr.cli import exit_on_input_error, print_help, read_arguments, wants_help
 from fastlsr.config import PLACES, check_places
 from fastlsr.data.splits import naming_data_dir
 from fastlsr.errors import InputError, unknown
 from fastlsr.files import check_can_be_written
 from fastlsr.plugins import load_named
-from fastlsr.runs import has_begun, runs_below
+from fastlsr.runs import RunFolder, has_begun, runs_below
 
 if TYPE_CHECKING:
     from fastlsr.engine.trained import TrainedRun
@@ -48,16 +48,17 @@ def kinds() -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Prints and writes what an analysis finds; returns the exit code."""
     with exit_on_input_error():
-        words = load_named(sys.argv[1:] if arguments is None else arguments)
+        typed = sys.argv[1:] if arguments is None else arguments
+        words = load_named(typed)
         if wants_help(words):
-            print(as_started(_help(words[0]) if words[0] in kinds() else f"{__doc__}\n{_overview()}"))
+            print_help(_help(words[0]) if words[0] in kinds() else f"{__doc__}\n{_overview()}")
             return 0
         if not words or words[0].startswith("-"):
             raise InputError(f"usage: python -m fastlsr.analyze KIND [RUN ...]; kinds: {', '.join(kinds())}")
         if words[0] not in kinds():
             raise InputError(unknown("kind of analysis", words[0], kinds()))
         given, options, places = _arguments(words[1:])
-        run_analysis(words[0], given, options, places)
+        run_analysis(words[0], given, options, places, typed)
     return 0
 
 
@@ -100,18 +101,21 @@ def _function(kind: str) -> Callable[..., analysis.Finding]:
     return analysis.OWN_KINDS.get(kind) or importlib.import_module(f"fastlsr.analysis.{kind}").analyze
 
 
-def run_analysis(kind: str, given: Sequence[Path], options: dict[str, str], places: Mapping[str, str]) -> None:
+def run_analysis(
+    kind: str, given: Sequence[Path], options: dict[str, str], places: Mapping[str, str], typed: Sequence[str]
+) -> None:
     """Runs one analysis, prints what it finds and writes its files.
 
     Args:
         given: runs and folders of runs.
         options: of the analysis, and `out`, as they were typed.
         places: `section.key` to value of `config.PLACES`.
+        typed: the words of the command line, for the record.
 
     Raises:
         InputError: for runs or options that do not fit; nothing is written then.
     """
-    out, paths = options.pop("out", ""), [path for each in given for path in _runs_in(each)]
+    out, paths = options.pop("out", ""), _with_weights([path for each in given for path in _runs_in(each)])
     # Imported after the arguments were looked at: it takes seconds.
     from fastlsr.engine.trained import open_run
     from fastlsr.logs.wandb_log import log_finding
@@ -132,10 +136,8 @@ def run_analysis(kind: str, given: Sequence[Path], options: dict[str, str], plac
     with naming_data_dir():
         finding = analyze(*([runs] if first == "runs" else runs), **chosen)
     print(finding.text)
-    words = ["python", "-m", "fastlsr.analyze", kind, *map(str, given)]
-    words += [f"--{name}={value}" for name, value in {**options, **places}.items()]
     about = _sentence(kind) + (f" {_of_runs(runs)}" if runs else "")
-    files = write(finding, folder / kind, shlex.join(words), about)
+    files = write(finding, folder / kind, shlex.join(["python", "-m", "fastlsr.analyze", *typed]), about)
     print(f"written: {', '.join(map(str, files))}")
     for run in runs:
         if run_id := run.state.get("wandb_id"):
@@ -161,6 +163,16 @@ def _arguments(words: Sequence[str]) -> tuple[list[Path], dict[str, str], dict[s
 def _runs_in(path: Path) -> list[Path]:
     """The run, or the runs of a folder; what else lies there is none of theirs."""
     return [each for each in runs_below(path) if each == path or has_begun(each)]
+
+
+def _with_weights(paths: list[Path]) -> list[Path]:
+    """Those of several paths that may be opened; the others are reported. If there are none, all of them."""
+    checkpoints = (RunFolder(path).newest_checkpoint for path in paths)
+    opened = [path for path, newest in zip(paths, checkpoints, strict=True) if path.is_file() or newest.exists()]
+    for path in paths if opened else ():
+        if path not in opened:
+            print(f"note: {path} holds no checkpoint, and is left out", file=sys.stderr)
+    return opened or paths
 
 
 def _check_runs(kind: str, first: str, paths: Sequence[Path]) -> None:

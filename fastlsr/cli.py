@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 from fastlsr.errors import InputError
 
+PLUGIN_HELP = "code of your own, loaded first; repeatable (docs/plugins.md)"
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises `InputError` where argparse would print its usage and exit.
@@ -30,6 +32,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises InputError."""
         raise InputError(f"{message}; --help lists the options")
+
+    def add_plugin(self) -> None:
+        """Lists `--plugin`, which `plugins.load_named` has taken from the words before."""
+        self.add_argument("--plugin", action="append", metavar="FILE.py", help=PLUGIN_HELP)
 
     def print_help(self, file: Any = None) -> None:
         """Prints the help, and raises BrokenPipeError if nobody reads it, which argparse ignores."""
@@ -50,6 +56,11 @@ def as_started(text: str) -> str:
 def _is_console_script() -> bool:
     """Whether this process is the script `fastlsr` that pip installs, not `python -m fastlsr...`."""
     return len(sys.orig_argv) > 1 and os.path.basename(sys.orig_argv[1]) == "fastlsr"
+
+
+def print_help(text: str) -> None:
+    """Prints the help of a command that reads `section.key` options."""
+    print(as_started(f"{text.rstrip()}\n\n--plugin FILE.py  {PLUGIN_HELP}"))
 
 
 def wants_help(arguments: Sequence[str]) -> bool:

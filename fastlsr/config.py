@@ -100,15 +100,24 @@ class Model:
         "weights to start from: a file (FILE#KEY where it holds several state dicts), a run, `timm` for timm's own "
         "download, or nothing",
     )
+    drop_path: float = option(
+        0.0, "timm's networks: stochastic depth, the probability that the last block is skipped (drop_path_rate); "
+        "0: the network's own", low=0, high=0.999999,
+    )  # fmt: skip
+    dropout: float = option(
+        0.0, "timm's networks: dropout, mostly before the classifier (drop_rate); 0: the network's own",
+        low=0, high=0.999999,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Optim:
     """The optimizer, and the learning rate as a function of the step."""
 
-    name: str = option("sgd", "sgd, fused, or one of timm's optimizers, such as adamw, lamb, lion or muon")
+    name: str = option("sgd", "sgd (fused), or one of timm's optimizers, such as adamw, lamb, lion or muon")
     lr: float = option(0.1, "peak learning rate (of the head, where backbone_lr is set)", low=0)
     backbone_lr: float = option(0.0, "peak learning rate of all but the classifier; 0: the same as lr", low=0)
+    min_lr: float = option(0.0, "schedule=cosine: learning rate that it falls to, of what has the peak rate lr", low=0)
     layer_decay: float = option(
         1.0, "fine-tuning: factor of the peak learning rate from each layer to the one before it; 1: none",
         low=1e-3, high=1,
@@ -302,6 +311,7 @@ def is_incidental(key: str) -> bool:
 
 
 # What may differ where a trained run is opened again: where its data is, and what computes.
+FOLDS = ("data.folds", "data.fold")
 PLACES = ("data.dataset", "data.dir", "data.train", "data.val", "data.batch_size", "data.workers", "data.os_cache",
           "train.device")  # fmt: skip
 
@@ -485,6 +495,16 @@ def _scaled_options(part: Any, factor: float) -> dict[str, Any]:
     """The options of a section that count epochs, times `factor`; whole ones above 0 stay whole and above 0."""
     values = {item.name: getattr(part, item.name) for item in fields(part) if item.metadata["scales"]}
     return {name: _scaled_value(value, factor) for name, value in values.items()}
+
+
+def scaled_by_recipe(config: Config) -> dict[str, Any]:
+    """`section.key` to value of the options that `train.scale_to` has scaled; empty without it."""
+    if "train.scale_to" not in config.given:
+        return {}
+    parts = {section: _scaled_options(part, 1.0) for section, part in vars(config).items() if section in SECTIONS}
+    return {
+        f"{section}.{name}": value for section, options in parts.items() for name, value in options.items() if value
+    }
 
 
 def _scaled_value(value: Any, factor: float) -> Any:

@@ -101,7 +101,7 @@ class Probe:
     problem: str = ""
 
 
-def probe(code: str, *arguments: str, seconds: float) -> Probe:
+def in_new_process(code: str, *arguments: str, seconds: float) -> Probe:
     """The JSON object on the last line that `code` prints, run in a subprocess for at most so many seconds."""
     command = [sys.executable, "-c", code, *arguments]
     try:
@@ -161,7 +161,7 @@ def _release(version: str) -> tuple[int, ...]:
 
 def torch_and_cuda() -> Iterator[Finding]:
     """Whether torch and torchvision can be imported together, and the CUDA devices they find."""
-    done = probe(_TORCH, seconds=_PROBE_SECONDS)
+    done = in_new_process(_TORCH, seconds=_PROBE_SECONDS)
     if done.problem:
         yield Finding("import torch", "fails", done.problem, _INSTALL)
         return
@@ -178,7 +178,7 @@ def _why_no_device() -> str:
 
 def ffcv_extension() -> Iterator[Finding]:
     """Whether FFCV and its compiled extension can be imported."""
-    done = probe(_FFCV, seconds=_PROBE_SECONDS)
+    done = in_new_process(_FFCV, seconds=_PROBE_SECONDS)
     if done.problem:
         yield Finding("import ffcv", "fails", done.problem, _ffcv_fix())
     else:
@@ -216,7 +216,7 @@ def _install_missing() -> tuple[str, ...]:
 
 def threading_layer() -> Iterator[Finding]:
     """The threading layer that numba uses; with `workqueue`, two loaders cannot be read at once."""
-    done = probe(_THREADS, seconds=_PROBE_SECONDS)
+    done = in_new_process(_THREADS, seconds=_PROBE_SECONDS)
     if done.problem:
         yield Finding("numba threads", "fails", done.problem, _INSTALL)
         return
@@ -245,7 +245,7 @@ def tools() -> Iterator[Finding]:
 def write_read_train() -> Iterator[Finding]:
     """Whether `self_check`, in a subprocess, writes and reads a `.beton` and lowers the loss on it."""
     with tempfile.TemporaryDirectory() as folder:
-        done = probe(_SELF_CHECK, folder, seconds=_SELF_CHECK_SECONDS)
+        done = in_new_process(_SELF_CHECK, folder, seconds=_SELF_CHECK_SECONDS)
     if done.problem:
         yield Finding("self-check", "fails", done.problem)
         return

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastlsr.cli import as_started, exit_on_input_error, read_arguments, wants_help
-from fastlsr.config import PLACES, TEST, Config, check_places, from_dict
+from fastlsr.cli import exit_on_input_error, print_help, read_arguments, wants_help
+from fastlsr.config import FOLDS, PLACES, TEST, Config, check_places, from_dict
 from fastlsr.data.splits import naming_data_dir, places_of_run
 from fastlsr.errors import InputError
 from fastlsr.plugins import load_named
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     with exit_on_input_error():
         words = load_named(sys.argv[1:] if arguments is None else arguments)
         if wants_help(words):
-            print(as_started(__doc__))
+            print_help(str(__doc__))
             return 0
         run, path_of_config, overrides = _read(words)
         print(json.dumps(evaluate_run(run, overrides, path_of_config), indent=2))
@@ -53,13 +53,13 @@ def evaluate_run(path: Path, overrides: Mapping[str, str], path_of_config: str =
 
     Args:
         path: the run's folder, or one of its checkpoints.
-        overrides: options to change: only where the data is and what computes.
+        overrides: options to change: only where the data is and what computes. Folds have to be the run's.
         path_of_config: a config file that has other places.
 
     Raises:
         InputError: if there is no checkpoint, the data has other classes, or an option may not change.
     """
-    check_places(overrides)
+    check_places({key: value for key, value in overrides.items() if key not in FOLDS})
     if not path.exists():
         near = Path(Config().run.dir) / path
         raise InputError(f"{path} is not the folder of a run" + (f"; did you mean {near}?" if near.exists() else ""))

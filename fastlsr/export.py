@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fastlsr.cli import as_started, check_out, exit_on_input_error, interrupts_raised, read_arguments, wants_help
+from fastlsr.cli import check_out, exit_on_input_error, interrupts_raised, print_help, read_arguments, wants_help
 from fastlsr.config import PLACES
 from fastlsr.errors import InputError, unknown
 from fastlsr.plugins import load_named
@@ -30,27 +30,30 @@ def main(arguments: list[str] | None = None) -> int:
     with exit_on_input_error():
         words = load_named(sys.argv[1:] if arguments is None else arguments)
         if wants_help(words):
-            print(as_started(__doc__))
+            print_help(str(__doc__))
             return 0
         if not words or words[0].startswith("-"):
             raise InputError("usage: python -m fastlsr.export RUN --out FILE; or --help")
         path_of_config, options, _ = read_arguments(words[1:])
         if path_of_config:
             raise InputError("--cfg is no option here: a run has its own")
-        check_known(options)
+        check_export_options(options)
         out, which, weights = (options.pop(name, "") for name in OWN)
         check_out(Path(out), ".safetensors", ".onnx")
         checkpoint = checkpoint_of(Path(words[0]), which)
         # Imported after these checks: it takes seconds.
         from fastlsr.engine.trained import open_run
-        from fastlsr.inference.exporting import export
+        from fastlsr.inference.exporting import check_is_best, export
 
+        run = open_run(checkpoint, options)
+        if which == "best":
+            check_is_best(run)
         with interrupts_raised():
-            print(export(open_run(checkpoint, options), Path(out), weights))
+            print(export(run, Path(out), weights))
     return 0
 
 
-def check_known(options: dict[str, str]) -> None:
+def check_export_options(options: dict[str, str]) -> None:
     """Checks the options' names, and the values of `--which` and `--weights`.
 
     Raises:

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import sys
 import threading
 import traceback
@@ -30,7 +31,7 @@ class Plugin(NamedTuple):
     """A plugin of a run.
 
     Attributes:
-        name: its file, or its entry point.
+        name: its file, with all its folders, or its entry point.
         digest: sha256, in hexadecimal, of the file; of a package that of all its files.
     """
 
@@ -93,7 +94,7 @@ def register(registry: MutableMapping[str, Value], what: str, name: str, value: 
 
 
 def _found(name: str) -> Plugin:
-    return Plugin(name, _digest(name))
+    return Plugin(os.path.abspath(name) if _is_file(name) else name, _digest(name))
 
 
 def _unchanged(plugin: Plugin) -> Plugin:
@@ -165,10 +166,15 @@ def _run(plugin: Plugin) -> None:
         else:
             importlib.import_module(_entry_point(plugin.name).module)
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == plugin.name]
-        where = f", line {lines[-1]}" if lines else ""
-        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        raise InputError(f"plugin {plugin.name}{where}: {kind}{' '.join(str(error).split())}") from error
+        raise InputError(f"plugin {plugin.name}{failure(error, plugin.name)}") from error
+
+
+def failure(error: Exception, file: str) -> str:
+    """The end of an error line: the last line of a plugin's `file` that the error went through, and the error."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    where = f", line {lines[-1]}" if lines else ""
+    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    return f"{where}: {kind}{' '.join(str(error).split())}"
 
 
 def _import_file(path: Path, name: str) -> ModuleType:

@@ -19,15 +19,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from fastlsr.cli import as_started, check_out, exit_on_input_error, interrupts_raised, read_arguments
-from fastlsr.config import PLACES, Config, from_dict, load
+from fastlsr.cli import check_out, exit_on_input_error, interrupts_raised, print_help, read_arguments
+from fastlsr.config import FOLDS, PLACES, Config, from_dict, load
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import naming_data_dir, places_of_run, split_paths
 from fastlsr.errors import InputError, unknown
 from fastlsr.plugins import load_named
 
 OWN = ("model", "checkpoint", "out")
-OF_ANY = (*PLACES, "data.folds", "data.fold")
+OF_ANY = (*PLACES, *FOLDS)
 OF_MODEL = ("data.resolution", "model.pretrained", "train.precision", "train.channels_last", "train.deterministic")
 
 
@@ -38,10 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
             load_named(sys.argv[1:] if arguments is None else arguments), flags=("help",)
         )
         if "help" in flags:
-            print(as_started(__doc__))
+            print_help(str(__doc__))
             return 0
         model, run, out = (options.pop(name, "") for name in OWN)
-        check_known(options, from_run=bool(run))
+        check_teacher_options(options, from_run=bool(run))
         if not out or not (model or run):
             raise InputError("usage: python -m fastlsr.teach --cfg FILE --model NAME (or --checkpoint RUN) --out FILE")
         check_out(Path(out), ".safetensors")
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def check_known(options: Iterable[str], *, from_run: bool) -> None:
+def check_teacher_options(options: Iterable[str], *, from_run: bool) -> None:
     """Checks the names of the options.
 
     Raises:

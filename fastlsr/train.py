@@ -13,8 +13,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 
-from fastlsr.cli import as_started, exit_on_input_error, interrupts_raised, read_arguments, to_stderr
-from fastlsr.config import Config, differences, load, usage
+from fastlsr.cli import exit_on_input_error, interrupts_raised, print_help, read_arguments, to_stderr
+from fastlsr.config import Config, differences, load, scaled_by_recipe, usage
 from fastlsr.data.manifest import NoSuchData
 from fastlsr.data.splits import data_digests
 from fastlsr.engine.schedule import Schedule
@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         path, overrides, flags = read_arguments(words, flags=("dry-run", "find-lr", "help"))
         if "help" in flags:
             load_named(words)
-            print(as_started(f"{__doc__}\nMethods, with their options:\n{overview()}\n"))
+            print_help(str(__doc__))
+            print(f"\nMethods, with their options:\n{overview()}\n")
             print(f"Options, with their defaults:\n{usage()}\n")
             print(f"Configs that come with fastlsr, for --cfg NAME, in {CONFIGS}:\n  {' '.join(names(CONFIGS))}")
             return 0
@@ -57,6 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not read_ranks().rank:
             for warning in warnings(config, overrides):
                 print(f"warning: {warning}", file=sys.stderr)
+            if scaled := scaled_by_recipe(config):
+                used = [f"{key}={value}" for key, value in scaled.items() if is_used(key, config)]
+                print(f"scaled to train.epochs={config.train.epochs}: {', '.join(used)}")
             print("loading torch, FFCV and W&B", flush=True)
         try:
             # Imported after these checks: it takes seconds.
@@ -122,15 +126,22 @@ def warnings(config: Config, overrides: Mapping[str, str]) -> Iterator[str]:
     Args:
         overrides: the options of the command line; what the config has for other methods is no mistake.
     """
-    used = {"method.name", *(f"method.{name}" for name in options_of(config.method.name))}
     changed = differences(config, Config())
-    unused = [key for key in changed if key in overrides and key.startswith("method.") and key not in used]
+    unused = [key for key in changed if key in overrides and not is_used(key, config)]
     if unused:
         yield f"method {config.method.name} does not use {', '.join(unused)}"
     if config.optim.warmup_epochs > config.train.epochs:
         epochs = f"optim.warmup_epochs={config.optim.warmup_epochs:g} of train.epochs={config.train.epochs}"
         yield f"the learning rate never reaches optim.lr={config.optim.lr:g}: {epochs}"
+    if is_used("method.drop_epoch", config) and config.method.drop_epoch >= config.train.epochs:
+        yield f"method.drop_epoch={config.method.drop_epoch} of train.epochs={config.train.epochs}: nothing is dropped"
     yield from _turns_not_reached(config)
+
+
+def is_used(key: str, config: Config) -> bool:
+    """Whether `section.key` is no option of methods, or one of the configured method."""
+    section, _, name = key.partition(".")
+    return section != "method" or name in ("name", *options_of(config.method.name))
 
 
 def _turns_not_reached(config: Config) -> Iterator[str]:
@@ -140,10 +151,9 @@ def _turns_not_reached(config: Config) -> Iterator[str]:
     if late := [turn for turn in turns if turn >= epochs]:
         never = "never turns" if late == turns else "does not turn again"
         option = "optim.step_epochs" if config.optim.schedule == "step" else "optim.milestones"
-        yield (
-            f"the learning rate {never}: {option} has {', '.join(map(str, late))}, train.epochs={epochs}; "
-            f"--train.scale_to={epochs} instead of --train.epochs={epochs} scales a whole recipe"
-        )
+        line = f"the learning rate {never}: {option} has {', '.join(map(str, late))}, train.epochs={epochs}"
+        scales = f"; --train.scale_to={epochs} instead of --train.epochs={epochs} scales a whole recipe"
+        yield line + ("" if "train.scale_to" in config.given else scales)
 
 
 if __name__ == "__main__":

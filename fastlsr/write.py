@@ -66,7 +66,7 @@ def parser() -> Parser:
     made.add_argument("--smart-threshold", type=_number(int, 0), metavar="BYTES", help="of an image's raw pixels")
     made.add_argument("--seed", type=_number(int, 0, _LARGEST_SEED), help="of --subset and proportion (0)")
     made.add_argument("--workers", type=_number(int, 0), default=0, help="threads; 0, the default: one a core")
-    made.add_argument("--plugin", action="append", metavar="FILE", help="a file of yours with a data set; repeatable")
+    made.add_plugin()
     made.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and list them")
     return made
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from fastlsr import plugins, train
@@ -18,6 +19,9 @@ from fastlsr.labels.methods import METHODS
 from fastlsr.metrics import METRICS
 from fastlsr.models.registry import OWN_NETWORKS
 
+# No test is timed: the machine may be busy.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
 

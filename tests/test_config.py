@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastlsr import train
 from fastlsr.cli import read_arguments
-from fastlsr.config import Config, differences, from_dict, is_incidental, load
+from fastlsr.config import Config, differences, from_dict, is_incidental, load, scaled_by_recipe
 from fastlsr.errors import InputError
 
 
@@ -126,7 +127,15 @@ def test_a_recipe_in_other_epochs_keeps_its_shape():
     assert load(overrides=[*words, "--train.scale_to=2"]).optim.step_epochs == 1
 
 
-@settings(deadline=None, max_examples=20)
+def test_what_was_scaled_is_told_and_a_drop_that_is_not_reached_warned_of():
+    words = {"train.epochs": "200", "method.name": "tsla", "method.drop_epoch": "180", "train.scale_to": "2"}
+    made = load(overrides=words)
+    assert scaled_by_recipe(made)["method.drop_epoch"] == 2 and scaled_by_recipe(load()) == {}
+    lines = list(train.warnings(made, words))
+    assert lines == ["method.drop_epoch=2 of train.epochs=2: nothing is dropped"]
+
+
+@settings(max_examples=20)
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(-1, 400))
 def test_scaling_to_the_epochs_there_are_changes_nothing_and_is_done_once(epochs, to, drop):
     given = {"train.epochs": epochs, "method.drop_epoch": drop}

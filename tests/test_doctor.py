@@ -53,11 +53,11 @@ def test_the_self_check_learns_from_a_file_that_it_wrote(tmp_path):
     ],
 )
 def test_a_probe_reports_what_would_otherwise_take_the_doctor_down(code, problem):
-    assert doctor.probe(code, seconds=1 if "while" in code else 60).problem == problem
+    assert doctor.in_new_process(code, seconds=1 if "while" in code else 60).problem == problem
 
 
 def test_a_probe_returns_the_last_line_printed():
-    found = doctor.probe("import sys; print('noise'); print('{\"a\": \"%s\"}' % sys.argv[1])", "b", seconds=60)
+    found = doctor.in_new_process("import sys; print('noise'); print('{\"a\": \"%s\"}' % sys.argv[1])", "b", seconds=60)
     assert found == doctor.Probe({"a": "b"})
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,15 +23,15 @@ from fastlsr.runs import RunFolder
 
 # A network of ours, and one of timm's that is built for one size of images; the average is not the last weights.
 RUNS = {"ours": {"model.name": "resnet8"}, "timm": {"model.name": "timm/test_vit", "data.resolution": 32,
-        "data.augment": "resized_crop"}}  # fmt: skip
+        "data.augment": "resized_crop", "model.drop_path": 0.2, "model.dropout": 0.1}}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=RUNS)
 def run(request, train_digits, tmp_path_factory):
-    """A run of two epochs with a moving average; its best checkpoint is that of the first."""
-    options = RUNS[request.param] | {"train.ema": 0.9, "run.keep": 1}
+    """A run of two epochs with a moving average; the first is the best: near a new network's uniform predictions."""
+    options = RUNS[request.param] | {"train.ema": 0.9, "train.best_by": "ece", "run.keep": 1, "run.keep_best": True}
     folder = RunFolder(train_digits(tmp_path_factory.mktemp("runs") / request.param, options))
-    shutil.copy(folder.kept_checkpoint(1), folder.best_checkpoint)
+    assert folder.read_summary()["best"]["epoch"] == 1
     return folder
 
 
@@ -84,13 +85,26 @@ def test_the_metadata_tells_the_checkpoint_and_how_to_use_it(run, digits_dir, tm
     assert (told["epoch"], told["test_top1"]) == (row["epoch"], row["test/top1"])
     assert (told["mean"], told["std"]) == (list(manifest.mean), list(manifest.std))
     assert told["classes"] == list(manifest.classes) and told["dataset"] == "digits"
-    assert told["run"] == run.path.name and told["model"] == run.read_config().model.name
+    assert told["run"] == run.path.name and told["batches"] == 0 and told["fastlsr"] == fastlsr.__version__
+    documented = Path(__file__).parents[1] / "docs" / "models.md"
+    assert not [key for key in told if f"`{key}`" not in documented.read_text(encoding="utf-8")]
+    assert told["model"] == run.read_config().model.name
 
 
 def test_the_best_checkpoint_s_weights_are_another_epoch_s(run, tmp_path):
     best = load_file(exported(run, tmp_path / "best.safetensors", "--which=best"))
     assert same(best, open_run(run.kept_checkpoint(1)).state["ema"])
     assert not same(best, load_file(exported(run, tmp_path / "last.safetensors")))
+
+
+def test_a_best_checkpoint_of_another_epoch_than_the_best_row_s_is_an_error(run, tmp_path, capsys):
+    """As it stays behind where a run with run.keep_best is resumed without it."""
+    stale, out = RunFolder(tmp_path / "run"), tmp_path / "w.safetensors"
+    shutil.copytree(run.path, stale.path)
+    shutil.copy(run.kept_checkpoint(2), stale.best_checkpoint)
+    line = error_of([stale.path, "--out", out, "--which=best"], capsys)
+    assert "best.pt is of epoch 2, but the best is 1" in line and not out.exists()
+    exported(stale, out)  # the last one, which the line does not concern
 
 
 def test_an_export_is_what_a_new_run_can_start_from_with_its_normalisation(run, tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
@@ -101,7 +101,6 @@ def test_equal_logits_are_in_the_bin_that_ends_at_their_confidence(classes):
 
 
 @pytest.mark.parametrize("name", METRICS)
-@settings(deadline=None)
 @given(cuts=st.lists(st.integers(0, 257), max_size=6), seed=st.integers(0, 99))
 def test_the_sums_of_parts_add_up_to_those_of_the_whole(name, cuts, seed):
     logits, labels = problem(seed=seed)

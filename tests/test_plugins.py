@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ from fastlsr.plugins import Plugin, load_named, load_plugins, named_plugins
 from fastlsr.report import __main__ as report
 from fastlsr.runs import RunFolder, keys
 from fastlsr.sweep import __main__ as sweep
+from fastlsr.sweep.file import read_sweep
+from fastlsr.sweep.overrides import override
+from fastlsr.sweep.plan import plan_trials, trainer_config
 
 pytestmark = pytest.mark.usefixtures("registries")
 
@@ -52,6 +56,12 @@ def epochs_of(run, *, times: int = 1) -> Finding:
 """
 
 
+MORE = """
+from fastlsr.config import add_option, option
+add_option("train", "more", int, option(0, "more", low=0))
+"""
+
+
 @pytest.fixture
 def ideas(tmp_path):
     path = tmp_path / "ideas.py"
@@ -73,7 +83,8 @@ def test_what_a_plugin_registers_is_trained_evaluated_and_analysed_and_other_cod
     figures = evaluate.evaluate_run(run, {})
     assert figures["test/zeros"] == row["test/zeros"] and figures["test/nll"] == row["test/nll"]
     assert analyze.main(["epochs_of", str(run), "--times=4", "--plugin", str(ideas)]) == 0
-    assert json.loads((run / "analysis" / "epochs_of.json").read_text())["epochs"] == 8
+    finding = json.loads((run / "analysis" / "epochs_of.json").read_text())
+    assert finding["epochs"] == 8 and f"--plugin {ideas}" in finding["command"]
     ideas.write_text(IDEAS + "# another line\n", encoding="utf-8")
     assert evaluate.evaluate_run(run, {}) == figures, "what was loaded is what is recorded"
     registries()
@@ -118,6 +129,31 @@ def test_a_sweep_knows_the_options_and_metrics_of_its_plugins(ideas, tmp_path, m
     lines[-1] = f"command: [python, -m, fastlsr.train, --plugin, {ideas}, '${{args}}']"
     (tmp_path / "sweep.yaml").write_text("\n".join(lines), encoding="utf-8")
     assert sweep.main(["sweep.yaml", "--method.power=3", "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("where", ["word", "two words", "parameter", "environment", "config"])
+def test_a_further_plugin_of_a_sweep_s_command_line_is_beside_the_file_s_own(
+    ideas, tmp_path, monkeypatch, registries, where
+):
+    (tmp_path / "more.py").write_text(MORE, encoding="utf-8")
+    (tmp_path / "own.yaml").write_text(f"plugin: {ideas}\n", encoding="utf-8")
+    monkeypatch.setenv("OWN", str(ideas))
+    words = {"word": [f"--plugin={ideas}"], "two words": ["--plugin", str(ideas)],
+             "environment": ["--plugin=${envvar:OWN}"], "config": ["--cfg", str(tmp_path / "own.yaml")]}  # fmt: skip
+    parameters = {"method.name": {"values": ["falling", "hard"]}}
+    if where == "parameter":
+        parameters["plugin"] = {"value": str(ideas)}
+    tree = {"method": "grid", "parameters": parameters,
+            "command": ["python", "-m", "fastlsr.train", *words.get(where, []), "${args}"]}  # fmt: skip
+    (tmp_path / "sweep.yaml").write_text(json.dumps(tree), encoding="utf-8")
+    added = {"plugin": str(tmp_path / "more.py"), "method.power": "3", "train.more": "7"}
+    planned, rejected = plan_trials(override(read_sweep(tmp_path / "sweep.yaml"), added), None)
+    assert (len(planned), rejected) == (2, [])
+    for trial in planned:
+        registries()  # a trial's process knows what its words name, and no more
+        config = trainer_config(trial.command)
+        assert [Path(plugin.name).name for plugin in config.plugins] == ["ideas.py", "more.py"]
+        assert (config.method.power, config.train.more) == (3, 7)
 
 
 def test_options_and_plugins_of_a_run_read_back_and_another_plugin_makes_another_run(ideas, tmp_path):
@@ -249,3 +285,21 @@ def test_a_network_of_a_plugin_is_checked_as_ours_are():
         build_model("linear", classes=5, resolution=8)
     with pytest.raises(InputError, match="model.name=linear does not take images of 9 pixels"):
         build_model("linear", classes=6, resolution=9)
+
+    @network
+    def broken(classes, resolution):
+        return torch.nn.Linear(classes, nothing)  # noqa: F821
+
+    line = broken.__code__.co_firstlineno + 2
+    with pytest.raises(InputError, match=f"{Path(__file__).name}, line {line}: NameError: name 'nothing' is not"):
+        build_model("broken", classes=6, resolution=8)
+
+
+def test_a_run_keeps_the_files_of_two_plugins_of_one_name(tmp_path, train_digits):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(f"NAME = {folder!r}", encoding="utf-8")
+    files = f"{tmp_path}/a/mine.py,{tmp_path}/b/mine.py"
+    run = RunFolder(train_digits(tmp_path / "run", {"train.epochs": 1, "plugin": files}))
+    kept = [run.plugin(plugin).read_text() for plugin in run.read_config().plugins]
+    assert kept == ["NAME = 'a'", "NAME = 'b'"]

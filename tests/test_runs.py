@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlsr.config import Config, Train, load
@@ -115,7 +115,6 @@ def test_what_is_written_is_read_back(tmp_path):
     assert folder.read_rows() == []
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1), st.sampled_from(sorted(METRICS)))
 def test_the_best_row_is_the_first_with_the_best_value_of_the_metric(values, metric):
     rows = [{"epoch": at, f"test/{metric}": value} for at, value in enumerate(values)]

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 from torchmetrics.classification import MulticlassCalibrationError
@@ -149,7 +149,6 @@ def test_predictions_that_round_to_certainty_keep_their_order():
 
 
 @pytest.mark.parametrize("name", SCORES)
-@settings(deadline=None)
 @given(seed=st.integers(0, 99), levels=st.sampled_from([1, 2, 4]))
 def test_no_score_depends_on_the_order_of_the_samples_or_on_what_is_added_to_a_samples_logits(name, seed, levels):
     logits, labels = problem(60, 3, seed)

@@ -257,7 +257,7 @@ def test_the_shipped_sweep_s_header_makes_the_teacher_that_it_reads(monkeypatch)
     assert command[:3] == ["python", "-m", "fastlsr.teach"]
     path, options, _ = read_arguments(command[3:])
     model, _, out = (options.pop(name, "") for name in teach.OWN)
-    teach.check_known(options, from_run=False)
+    teach.check_teacher_options(options, from_run=False)
     assert teach.config_of_model(path, options, model).model.pretrained == "timm"
     assert out == yaml.safe_load(text)["parameters"]["method.teacher"]["value"]
 

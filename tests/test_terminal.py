@@ -5,7 +5,7 @@ import io
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlsr.config import load
@@ -57,7 +57,6 @@ def test_an_epoch_of_a_usual_run_takes_two_lines_of_80(row, left):
     assert len(lines) <= 2 and lines[-1].startswith("  test ")
 
 
-@settings(deadline=None)
 @given(row_of, row_of, st.lists(name, max_size=6, unique=True), number)
 def test_the_table_of_results_fits_60_columns_and_cuts_nothing_off(tmp_path_factory, last, best, names, value):
     folder = RunFolder(tmp_path_factory.getbasetemp())

@@ -294,6 +294,8 @@ def test_a_finished_run_is_not_trained_again(colam_run, command, capsys):
         ({"train__device": "cuda:7"}, "CUDA devices"),
         ({"train__device": "tpu"}, "expected auto, cpu"),
         ({"optim__schedule": "multistep"}, "optim.milestones"),
+        ({"optim__min_lr": 1e-5}, "optim.schedule=cosine"),
+        ({"model__drop_path": 0.1}, "model.drop_path=0.1 is no option of resnet8"),
         ({"optim__nesterov": True, "optim__momentum": 0}, "optim.momentum"),
         ({"data__val": "absent.beton"}, "absent.beton"),
         ({"run__name": "../elsewhere"}, "plain name"),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlsr.config import Config, differences, load
@@ -48,7 +48,6 @@ def trial(numbers=None, folder="run", **options):
     return Trial(config, summary, RunFolder(folder))
 
 
-@settings(deadline=None)
 @given(st.lists(overrides, max_size=8))
 def test_trials_of_one_setting_differ_in_repeats_alone_and_those_of_two_in_more(chosen):
     trials = [Trial(load(overrides=each), None, RunFolder(str(at))) for at, each in enumerate(chosen)]
@@ -138,7 +137,6 @@ def test_settings_of_a_method_stand_in_the_order_of_their_options():
     assert ordered(configs) == [2, 4, 3, 0, 1]
 
 
-@settings(deadline=None)
 @given(st.lists(overrides, max_size=8))
 def test_runs_with_equal_labels_are_equal_in_all_that_decides(chosen):
     configs = [load(overrides=each) for each in chosen]
@@ -220,7 +218,6 @@ def test_the_decimals_of_a_column_can_be_given(numbers, text):
     assert mean_and_std(numbers, 2) == text
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 100), min_size=2, max_size=9))
 def test_the_deviation_is_that_of_a_sample(numbers):
     mean, std = mean_and_std(numbers).split(" ± ")

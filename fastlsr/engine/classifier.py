@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -44,6 +45,9 @@ class Classifier(nn.Module):
         mean, std: per channel, of pixels in [0, 1].
         precision: "bf16", "fp16" or "fp32".
         channels_last: memory format of images and weights.
+
+    Attributes:
+        mode: what the model computes in, besides autocast.
     """
 
     scale: Tensor
@@ -56,6 +60,7 @@ class Classifier(nn.Module):
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=self.format)
         self.dtype = AUTOCAST[precision]
+        self.mode: AbstractContextManager[object] = nullcontext()
         spread = [s or 1.0 for s in std]  # a constant channel is only shifted
         scale = [1 / (255 * s) for s in spread]
         shift = [-m / s for m, s in zip(mean, spread, strict=True)]
@@ -84,7 +89,7 @@ class Classifier(nn.Module):
 
     def _under_autocast(self, function: Callable[[Tensor], Result], images: Tensor) -> Result:
         normalised = self.normalised(images).contiguous(memory_format=self.format)
-        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32), self.mode:
             return function(normalised)
 
 

@@ -15,8 +15,12 @@ from functools import cache, partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.utils import _pair
+from torch.overrides import TorchFunctionMode
+
+from fastlsr.engine.classifier import Classifier
 
 IN_PARTS, WHOLE = "in parts", "whole"
 Where = tuple[Sequence[int], Sequence[int], Sequence[int], int]  # stride, padding, dilation and groups
@@ -29,41 +33,63 @@ def choose_weight_gradients(precision: str, device: torch.device) -> str:
     return IN_PARTS if precision == "bf16" and device.type == "cpu" else WHOLE
 
 
-def set_weight_gradients(network: nn.Module, how: str) -> None:
+def set_weight_gradients(network: Classifier, how: str) -> None:
     """Makes the network's convolutions take their weights' gradients so, where they train in bf16 on a CPU."""
-    for module in network.modules() if how == IN_PARTS else ():
-        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-            module.__class__ = _Conv2d
-            # torch.compile could not ask for it in the midst of a step.
-            cast(_Conv2d, module).threads = torch.get_num_threads()
+    if how == IN_PARTS:
+        network.mode = ConvolutionsInParts(torch.get_num_threads())
 
 
-class _Conv2d(nn.Conv2d):
-    """A convolution whose output, and the gradient of whose input, are torch's own."""
+class ConvolutionsInParts(TorchFunctionMode):
+    """A block in which convolutions that train in bf16 on a CPU take their weights' gradients in parts.
 
-    threads: int
+    So do those of modules that compute their weight first, or pad by themselves. Outputs, and the gradients of images,
+    are torch's own.
 
-    def forward(self, input: Tensor) -> Tensor:
-        trains = torch.is_grad_enabled() and self.weight.requires_grad and input.device.type == "cpu"
+    Args:
+        threads: torch's number of them, for which torch.compile could not ask in the midst of a step.
+    """
+
+    def __init__(self, threads: int):
+        super().__init__()
+        self.threads = threads
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return (self.conv2d if func is torch.conv2d else func)(*args, **(kwargs or {}))
+
+    def conv2d(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        """`torch.conv2d`."""
+        trains = torch.is_grad_enabled() and weight.requires_grad and input.device.type == "cpu"
         in_bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        if not (trains and in_bf16 and may_share_channels(self, input.shape, self.threads)):
-            return super().forward(input)
-        where = (self.stride, self.padding, self.dilation, self.groups)
-        return _Convolution.apply(input.bfloat16(), self.weight, self.bias, *where)
+        plain = weight.dtype == torch.float32 and input.dim() == 4 and not isinstance(padding, str)
+        if not (trains and in_bf16 and plain and may_share_channels(input.shape, weight, _pair(stride), self.threads)):
+            return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        where = (_pair(stride), _pair(padding), _pair(dilation), groups)
+        return cast(Tensor, _Convolution.apply(input.bfloat16(), weight, bias, *where))
 
 
-def may_share_channels(convolution: nn.Conv2d, shape: torch.Size, threads: int) -> bool:
+def may_share_channels(shape: torch.Size, weight: Tensor, stride: Sequence[int], threads: int) -> bool:
     """Whether oneDNN may give so many threads different channels of the same images, of `shape` [B, I, H, W].
 
     It estimates what each way of sharing reads and writes. Up to three threads share nothing but images if input and
     output are alike, and the weight is less than half of the output; a block of channels is never divided.
     """
-    inputs, outputs = convolution.in_channels, convolution.out_channels
+    inputs, outputs = shape[1], weight.shape[0]
     if threads == 1 or max(inputs, outputs) <= _BLOCK:
         return False
-    alike = inputs == outputs and max(convolution.stride) == 1
+    alike = inputs == outputs and max(stride) == 1
     elements = shape[0] * outputs * shape[2] * shape[3]  # of the output, where alike
-    return not (alike and threads <= 3 and 2 * convolution.weight.numel() <= elements)
+    return not (alike and threads <= 3 and 2 * weight.numel() <= elements)
 
 
 class _Convolution(torch.autograd.Function):

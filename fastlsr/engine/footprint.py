@@ -82,7 +82,7 @@ def _limits_of_groups(listed: Path, mounted: Path) -> list[tuple[int, int]]:
     return found
 
 
-def warnings(config: Config, device: torch.device, ranks: Ranks, step: int, data: int) -> Iterator[str]:
+def memory_warnings(config: Config, device: torch.device, ranks: Ranks, step: int, data: int) -> Iterator[str]:
     """Lines on what this machine's memory is too small for, with what to change.
 
     Args:

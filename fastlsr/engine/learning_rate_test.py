@@ -47,7 +47,7 @@ class RangeTest:
     """What the test has measured.
 
     Attributes:
-        rates: learning rate of each step.
+        rates: optim.lr of each step; factors of the method's first phase (first_lr) come on top.
         losses: mean training loss of each step's samples, nats, before the step.
         smoothed: their exponential moving average, without its bias towards 0.
     """
@@ -145,7 +145,7 @@ def write_range_test(measured: RangeTest, folder: Path) -> list[Path]:
     for (name, rate), line in zip(marks.items(), DASHES[1:], strict=False):
         axes.axvline(rate, color=INK, linestyle=line, linewidth=1, label=f"{name}: {rate:.2g}")
     low, high = min(measured.smoothed), measured.smoothed[0]
-    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss, nats")
+    axes.set(xscale="log", xlabel="optim.lr", ylabel="training loss, nats")
     axes.set_ylim(low - 0.2 * (high - low), high + 0.8 * (high - low))
     axes.legend(loc="upper left", ncols=2)
     return [numbers, *save_figure(figure, folder / "learning_rate")]

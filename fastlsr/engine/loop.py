@@ -23,7 +23,7 @@ from fastlsr.data.soft_labels import save_labels
 from fastlsr.data.splits import fold_name, test_path
 from fastlsr.engine import checkpoint, distributed
 from fastlsr.engine.evaluation import CollectedLogits
-from fastlsr.engine.footprint import step_bytes, warnings
+from fastlsr.engine.footprint import memory_warnings, step_bytes
 from fastlsr.engine.label_learning import LearnedLabels
 from fastlsr.engine.provenance import environment, software, source_digests
 from fastlsr.engine.runtime import choose_device, peak_memory_bytes, set_up_torch
@@ -146,7 +146,7 @@ def _train(config: Config, plan: Plan, device: torch.device, ranks: Ranks, *, st
     session = Session(config, plan, device, state=start.state, report=log.report, ranks=ranks)
     step = sum(step_bytes(session.network, session.train.resolution, session.largest_batch()))
     data = session.train.manifest.bytes + session.test.manifest.bytes
-    everyones = distributed.gather(list(warnings(config, device, ranks, step, data)))
+    everyones = distributed.gather(list(memory_warnings(config, device, ranks, step, data)))
     for line in dict.fromkeys(itertools.chain(*everyones)):
         log.report(f"warning: {line}")
     if start.state:
@@ -421,7 +421,7 @@ def train_epoch(session: Session, log: RunLog, stop: StopRequest) -> tuple[Epoch
         TrainingFailed: at a loss that is not finite.
     """
     epoch, first, every, note = session.position.epochs + 1, session.position.batches, session.config.log.every, ""
-    before, start, logged = session.position.epochs * len(session.train), time.perf_counter(), EpochTotals()
+    before, start = session.position.epochs * len(session.train), time.perf_counter()
     with log.progress(epoch, steps=len(session.train)) as advance:
         for batch in session.batches():
             stepped = session.train_batch(*batch)
@@ -431,10 +431,10 @@ def train_epoch(session: Session, log: RunLog, stop: StopRequest) -> tuple[Epoch
                 so_far = session.totals.read_late()
                 check_finite(so_far, epoch)
                 note = f"loss {so_far.loss:.4f}" if so_far.seen else ""
-                if logs and (new := so_far.since(logged)).seen:
+                if logs and (new := so_far.since(session.totals.logged)).seen:
                     figures = {"train/loss": new.loss, "lr": session.learning_rate_at(so_far.steps)}
                     log.step(before + int(so_far.steps), figures)
-                    logged = so_far
+                    session.totals.logged = so_far
             advance(done, note)
             if stepped:
                 stop.check_step()

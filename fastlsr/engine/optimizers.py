@@ -74,7 +74,7 @@ def _layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
         return {}
     matcher = getattr(model, "group_matcher", None)
     if matcher is None:
-        raise InputError(f"optim.layer_decay={decay:g}: {type(model).__name__} has no layers by name, as timm's models")
+        raise InputError(f"optim.layer_decay={decay:g}: only timm's models name their layers, and this is none of them")
     from timm.models import group_parameters
 
     layers: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
@@ -135,6 +135,8 @@ def _of_timm(groups: list[Group], optim: Optim) -> torch.optim.Optimizer:
             momentum=optim.momentum,
             **options,
         )
+    except IndexError:
+        raise InputError(f"optim.betas={optim.betas}: {optim.name} takes another number of them") from None
     except Exception as error:  # each optimizer has checks of its own; some need packages that are not here
         raise InputError(f"optim.name={optim.name}: {str(error).splitlines()[0] or type(error).__name__}") from error
 

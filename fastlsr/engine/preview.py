@@ -17,9 +17,10 @@ from fastlsr.data.manifest import Manifest, read_manifest
 from fastlsr.data.splits import split_paths, training_count
 from fastlsr.engine.compiling import timed_step
 from fastlsr.engine.convolutions import choose_weight_gradients, set_weight_gradients
-from fastlsr.engine.footprint import free_bytes, step_bytes, warnings
+from fastlsr.engine.footprint import free_bytes, memory_warnings, step_bytes
 from fastlsr.engine.loop import find_start
 from fastlsr.engine.optimizers import build_optimizer
+from fastlsr.engine.plugin_checks import check_registered
 from fastlsr.engine.runtime import choose_device, choose_precision, set_up_torch
 from fastlsr.engine.schedule import Schedule
 from fastlsr.engine.session import build_network, classifier_of, read_teacher
@@ -64,6 +65,9 @@ def preview(config: Config, plan: Plan) -> Iterator[str]:
     read_teacher(config, plan, train, torch.device("cpu"))
     training_crop(train, config.data)
     resolution, classes = input_resolution(train, config.data), len(train.classes)
+    warned = list[str]()
+    check_registered(plan, classes, warned.append)
+    yield from warned
     pretrained = "" if config.model.pretrained == "timm" else config.model.pretrained
     model = build_network(config, classes, resolution, pretrained=pretrained)
     build_optimizer(model, head_parameters(model), config.optim)
@@ -95,7 +99,7 @@ def _estimates(config: Config, plan: Plan, model: nn.Module, train: Manifest) ->
         f"momentum {_size(weights)}; free on {device}: {_size(free_bytes(device))}"
     )
     data = sum(read_manifest(path).bytes for path in split_paths(config))
-    for line in warnings(config, device, ranks, weights + saved, data):
+    for line in memory_warnings(config, device, ranks, weights + saved, data):
         yield f"warning: {line}"
     count = min(batch, max(1, _TRIED[device.type] // size**2))
     tried = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, device=device)

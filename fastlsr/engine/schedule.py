@@ -31,7 +31,7 @@ class Schedule:
         steps_per_epoch: optimizer steps in each.
 
     Raises:
-        InputError: if the milestones are none.
+        InputError: if the milestones are none, or there is no way from `lr` down to `min_lr`.
     """
 
     optim: Optim
@@ -41,6 +41,10 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.optim.schedule == "multistep":
             parse_milestones(self.optim.milestones, self.epochs)
+        if self.optim.min_lr and self.optim.schedule != "cosine":
+            raise InputError(f"optim.min_lr is an option of optim.schedule=cosine, not of {self.optim.schedule}")
+        if self.optim.min_lr > self.optim.lr:
+            raise InputError(f"optim.min_lr={self.optim.min_lr:g} lies above optim.lr={self.optim.lr:g}")
 
     def factor(self, step: int) -> float:
         """Factor in [0, 1] of the peak learning rate at 0-based optimizer step `step`."""
@@ -53,7 +57,9 @@ class Schedule:
 
     def _decay(self, epoch: float) -> float:
         if self.optim.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+            lowest = self.optim.min_lr / self.optim.lr if self.optim.min_lr else 0.0
+            # At 0 this is the cosine to the bit.
+            return lowest + (1 - lowest) * (0.5 * (1 + math.cos(math.pi * epoch / self.epochs)))
         return self.optim.gamma ** sum(epoch >= boundary for boundary in self.boundaries())
 
     def boundaries(self) -> list[int]:

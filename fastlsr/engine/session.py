@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +27,12 @@ from fastlsr.engine.convolutions import WHOLE, choose_weight_gradients, set_weig
 from fastlsr.engine.evaluation import CollectedLogits, evaluate
 from fastlsr.engine.label_learning import LabelLearner, LearnedLabels, Watch
 from fastlsr.engine.optimizers import build_optimizer, set_learning_rate
+from fastlsr.engine.plugin_checks import check_registered
 from fastlsr.engine.provenance import pretrained_source, source_digests
 from fastlsr.engine.runtime import choose_precision
 from fastlsr.engine.schedule import LearningRate, Schedule
 from fastlsr.engine.step import TrainStep
-from fastlsr.engine.totals import Totals
+from fastlsr.engine.totals import EpochTotals, Totals
 from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.labels.plan import EXTRA_PASS, FORMER_NETWORK, LEARNED, TEACHER_CLASS, TEACHER_SAMPLE, Plan
 from fastlsr.labels.targets import Targets
@@ -133,7 +134,8 @@ def read_teacher(
 def build_network(config: Config, classes: int, resolution: int, *, pretrained: str) -> nn.Module:
     """The configured network, seeded, for square images of `resolution` pixels; `pretrained` as in `build_model`."""
     torch.manual_seed(config.train.seed)
-    return build_model(config.model.name, classes=classes, pretrained=pretrained, resolution=resolution)
+    drops = {"drop_path": config.model.drop_path, "dropout": config.model.dropout}
+    return build_model(config.model.name, classes=classes, pretrained=pretrained, resolution=resolution, **drops)
 
 
 def classifier_of(model: nn.Module, decided: State, config: Config) -> Classifier:
@@ -197,6 +199,7 @@ class Session:
         self._report_fold(report)
         manifest = self.train.manifest
         self.classes = len(manifest.classes)
+        check_registered(plan, self.classes, report)
         model = self._build_network("" if state else config.model.pretrained)
         check_last_batch(model, len(self.train.indices), config.data)
         self.decided: State = dict(state["decided"]) if state else self._decide(model, report)
@@ -486,6 +489,7 @@ class Session:
             **(self.learner.state_dict() if self.learner else {"means": None, "learned": None}),
             "former": former.model.state_dict() if former else None,
             "totals": self.totals.values,
+            "logged": astuple(self.totals.logged),
             "rng": own["rng"],
             "ranks": distributed.gather(own) if self.ranks.world_size > 1 else None,
         }
@@ -519,6 +523,7 @@ class Session:
             former.model.load_state_dict(state["former"])
             self._set_former(former)
         self.totals.values.copy_(state["totals"])
+        self.totals.logged = EpochTotals(*state.get("logged", ()))  # not of earlier versions
         self._set_random_state(state["rng"])
         ranks = state.get("ranks") or []
         if len(ranks) == self.ranks.world_size:

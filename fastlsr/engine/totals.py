@@ -48,6 +48,7 @@ class Totals:
         sums: float64[3]: sum of the losses, correct predictions, samples. These add up over devices.
         steps: float64[2]: steps done, and the first step whose loss was not finite, counted from 1 (0: none). These do
             not.
+        logged: the sums when figures of this epoch were logged last.
     """
 
     def __init__(self, device: torch.device):
@@ -55,12 +56,13 @@ class Totals:
         self.sums, self.steps = self.values[:3], self.values[3:]
         self._host = torch.zeros(5, dtype=torch.float64, pin_memory=device.type == "cuda")
         self._copied: torch.cuda.Event | None = None
-        self._late = EpochTotals()
+        self._late = self.logged = EpochTotals()
 
     def reset(self) -> None:
         """Begins an epoch: all sums are 0."""
         self.values.zero_()
-        self._late, self._copied = EpochTotals(), None
+        self._late = self.logged = EpochTotals()
+        self._copied = None
 
     def update(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Adds a batch: float32[B] losses, logits [B, K], int64[B] labels."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastlsr import __version__
 from fastlsr.config import TEST, VAL
-from fastlsr.engine.session import build_network
+from fastlsr.engine.session import Position, build_network
 from fastlsr.engine.trained import TrainedRun
 from fastlsr.errors import InputError
 from fastlsr.files import replace_file
@@ -64,6 +64,20 @@ def export(run: TrainedRun, out: Path, weights: str = "") -> str:
     content = save(tensors, metadata={METADATA: json.dumps(about)})
     replace_file(out, lambda part: part.write_bytes(content))  # save_file's would be readable by its owner only
     return f"exported to {out}; load it by: {how_to_load(run, out)}"
+
+
+def check_is_best(run: TrainedRun) -> None:
+    """Checks that the run's kept best checkpoint, which was opened, is of its best row.
+
+    Raises:
+        InputError: if it is of another epoch, as after a resumption without `run.keep_best`.
+    """
+    best = run.folder.read_summary()["best"]["epoch"]
+    if run.position != Position(best, 0):
+        path, epoch = run.folder.best_checkpoint, run.position.epochs
+        raise InputError(
+            f"--which=best: {path} is of epoch {epoch}, but the best is {best}; run.keep_best was not on all the time"
+        )
 
 
 def chosen_weights(run: TrainedRun, weights: str) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import math
 import sys
 from pathlib import Path
 
-from fastlsr.cli import as_started, check_out, exit_on_input_error, interrupts_raised, read_arguments, wants_help
+from fastlsr.cli import check_out, exit_on_input_error, interrupts_raised, print_help, read_arguments, wants_help
 from fastlsr.config import load
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.splits import split_paths
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     with exit_on_input_error():
         words = load_named(sys.argv[1:] if arguments is None else arguments)
         if wants_help(words):
-            print(as_started(__doc__))
+            print_help(str(__doc__))
             return 0
         usage = "usage: python -m fastlsr.labels import FILE.csv --cfg FILE --out OUT.safetensors"
         if len(words) < 2 or words[0] != "import" or words[1].startswith("-"):

@@ -15,7 +15,7 @@ from fastlsr.runs import Row, RunFolder, Summary
 class Logger:
     """One such place. What a kind has no use for, it leaves as it is here.
 
-    Another kind is a subclass in a file of its own, and a word in `log.LOGGERS`.
+    Another kind is a subclass in a file of its own, and a word in `run_log.LOGGERS`.
     """
 
     @classmethod
@@ -53,7 +53,7 @@ class Logger:
 
         Args:
             step: batches trained on since the run's beginning.
-            figures: "train/loss", the mean since the figures before, and "lr".
+            figures: "train/loss", the mean since the figures before or the epoch's beginning, and "lr".
         """
 
     def soft_labels(self, epoch: int, file: Path, picture: np.ndarray | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from fastlsr.errors import InputError
 from fastlsr.models.head import head_parameters
-from fastlsr.models.weight_files import Statistics, plain_line, read_weights
+from fastlsr.models.weight_files import Statistics, file_and_key, plain_line, read_weights
 
 DOWNLOAD_SILENCE_SECONDS = 30.0
 
@@ -53,7 +54,7 @@ def load_weights(model: nn.Module, pretrained: str) -> None:
     """
     weights = read_weights(pretrained)
     try:
-        _copy(network_of(weights.state, model.state_dict()), model)
+        _copy(network_of(weights.state, model.state_dict(), file_and_key(pretrained)[1]), model)
     except InputError as error:
         of = f" (weights of {weights.model})" if weights.model else ""
         raise InputError(f"model.pretrained={pretrained}: {error}{of}") from None
@@ -63,21 +64,35 @@ def load_weights(model: nn.Module, pretrained: str) -> None:
         noted.pretrained_cfg = {**timm_config(model), "mean": mean, "std": std}
 
 
-def network_of(state: Mapping[str, Tensor], own: Collection[str]) -> Mapping[str, Tensor]:
-    """The part of a file's tensors that is the network: all, or those below a name, where they alone fit.
+def network_of(state: Mapping[str, Tensor], own: Collection[str], below: str = "") -> Mapping[str, Tensor]:
+    """The network among a file's tensors: all of them, or the one part, below a prefix, that has all of its names.
 
-    Lightning's checkpoints have the tensors of losses and metrics beside `model.`.
+    Lightning's checkpoints have the tensors of losses and metrics beside `model.`; DDP and torch.compile put `module.`
+    and `_orig_mod.` before every name. BatchNorm's counters may be missing. If no part has all names, it is the one
+    with most of them, which the error about its keys then describes.
 
     Args:
         own: the names of the network's tensors.
+        below: where in the file `state` is, for the error.
+
+    Raises:
+        InputError: if several parts have all names.
     """
-    if any(name in own for name in state):
-        return state
-    parts = {name.partition(".")[0] for name in state}
-    below = {part: {name.removeprefix(f"{part}."): value for name, value in state.items()
-                    if name.startswith(f"{part}.")} for part in sorted(parts)}  # fmt: skip
-    fitting = [tensors for tensors in below.values() if any(name in own for name in tensors)]
-    return fitting[0] if len(fitting) == 1 else state
+    needed = {name for name in own if not name.endswith("num_batches_tracked")}
+    found = Counter(prefix for name in state for prefix, rest in _splits(name) if rest in needed)
+    fitting = [prefix for prefix, names in found.items() if names == len(needed)]
+    if len(fitting) > 1:
+        parts = sorted((".".join(filter(None, (below, prefix[:-1]))) for prefix in fitting), key=bool)
+        listed = " and ".join(part or "its top level" for part in parts)
+        raise InputError(f"holds the network in {listed}: choose one, as in FILE#{parts[-1]}")
+    prefix = max(found, key=lambda prefix: found[prefix], default="")
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """("", "a.b.c"), ("a.", "b.c") and ("a.b.", "c") of "a.b.c"."""
+    starts = [0, *(at + 1 for at, letter in enumerate(name) if letter == ".")]
+    return ((name[:start], name[start:]) for start in starts)
 
 
 def _copy(state: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -99,6 +114,7 @@ def download(name: str, *, classes: int, **options: Any) -> nn.Module:
     Raises:
         InputError: if timm has no weights for the name, or they cannot be downloaded; without a network this takes
             about 50 seconds, the retries of the Hugging Face client.
+        TypeError: for an option that the model does not take.
     """
     import timm
 
@@ -108,6 +124,8 @@ def download(name: str, *, classes: int, **options: Any) -> nn.Module:
     try:
         with _socket_timeout(DOWNLOAD_SILENCE_SECONDS):
             return timm.create_model(name, pretrained=True, num_classes=classes, **options)
+    except TypeError:
+        raise
     except Exception as error:  # DNS, HTTP, disk, checksum: each library has its own exceptions
         raise InputError(
             f"model.pretrained=timm: no weights for {name}: {plain_line(error)} "

@@ -7,6 +7,7 @@ line in `SMALL_IMAGE_NETWORKS`.
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from fastlsr.models.densenet import densenet_bc
 from fastlsr.models.preact_resnet import preact_resnet, wide_resnet
 from fastlsr.models.resnet import cifar_resnet, resnet18
 from fastlsr.models.resnext import resnext29
-from fastlsr.plugins import register
+from fastlsr.plugins import failure, register
 
 # Name -> (number of classes -> network). A timm model of the same name is `timm/NAME`.
 SMALL_IMAGE_NETWORKS: Mapping[str, Callable[[int], nn.Module]] = {
@@ -36,6 +37,7 @@ SMALL_IMAGE_NETWORKS: Mapping[str, Callable[[int], nn.Module]] = {
     "wide_resnet_40x4": partial(wide_resnet, depth=40, widening=4),
 }
 FORCE_TIMM = "timm/"
+_DROPS = {"drop_path": "drop_path_rate", "dropout": "drop_rate"}  # options of `model` to timm's
 OWN_NETWORKS: dict[str, Callable[..., nn.Module]] = {}  # of plugins
 
 
@@ -52,7 +54,9 @@ def network(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return function
 
 
-def build_model(name: str, *, classes: int, pretrained: str = "", resolution: int) -> nn.Module:
+def build_model(
+    name: str, *, classes: int, pretrained: str = "", resolution: int, drop_path: float = 0.0, dropout: float = 0.0
+) -> nn.Module:
     """The network `name` for `classes` classes, in train mode, on torch's default device.
 
     Args:
@@ -62,20 +66,32 @@ def build_model(name: str, *, classes: int, pretrained: str = "", resolution: in
         pretrained: "" for random weights, "timm" for those that timm downloads, or a file or run (see
             `pretrained.load_weights`). Normalise the inputs by `expected_normalization`.
         resolution: side of the square images, in pixels.
+        drop_path: of timm's networks, the probability in [0, 1) that a sample skips the last block, less for the
+            blocks before it (stochastic depth, Huang et al. 2016); 0: the network's own.
+        dropout: of timm's networks, the probability in [0, 1) of dropout; 0: the network's own.
 
     Raises:
-        InputError: for an unknown name (with the nearest known ones), images of a size that the network does not take,
-            and weights that are not available or do not fit.
+        InputError: for an unknown name (with the nearest known ones), images of a size or a kind of dropout that the
+            network does not take, and weights that are not available or do not fit.
     """
+    drops = {key: value for key, value in (("drop_path", drop_path), ("dropout", dropout)) if value}
+    if drops and (name in OWN_NETWORKS or name in SMALL_IMAGE_NETWORKS):
+        raise _not_taken(name, drops)
     if name in OWN_NETWORKS:
         return _build_own(name, classes=classes, pretrained=pretrained, resolution=resolution)
     if name in SMALL_IMAGE_NETWORKS:
         return _build_small(name, classes=classes, pretrained=pretrained, resolution=resolution)
-    return _build_timm(name.removeprefix(FORCE_TIMM), classes=classes, pretrained=pretrained, resolution=resolution)
+    name = name.removeprefix(FORCE_TIMM)
+    return _build_timm(name, classes=classes, pretrained=pretrained, resolution=resolution, drops=drops)
 
 
 def _build_own(name: str, *, classes: int, pretrained: str, resolution: int) -> nn.Module:
-    model = OWN_NETWORKS[name](classes=classes, resolution=resolution)
+    build = OWN_NETWORKS[name]
+    try:
+        model = build(classes=classes, resolution=resolution)
+    except Exception as error:
+        file = inspect.getsourcefile(build) or ""
+        raise InputError(f"model.name={name} cannot be built: {file}{failure(error, file)}") from error
     outputs = _check_resolution(model, name, resolution).shape[1:]
     if outputs != (classes,):
         raise InputError(f"model.name={name} has {' x '.join(map(str, outputs))} outputs for {classes} classes")
@@ -100,24 +116,30 @@ def _build_small(name: str, *, classes: int, pretrained: str, resolution: int) -
     return model
 
 
-def _build_timm(name: str, *, classes: int, pretrained: str, resolution: int) -> nn.Module:
+def _build_timm(name: str, *, classes: int, pretrained: str, resolution: int, drops: Mapping[str, float]) -> nn.Module:
     import timm  # here, because it takes seconds and our own networks do not need it
 
     _check_name(name)
-    options = size_option(name, resolution)
-    if pretrained == "timm":
-        model = weights.download(name, classes=classes, **options)
-        _check_resolution(model, name, resolution)
-        return model
+    options = size_option(name, resolution) | {_DROPS[key]: value for key, value in drops.items()}
     try:
-        model = timm.create_model(name, num_classes=classes, **options)
+        if pretrained == "timm":
+            model = weights.download(name, classes=classes, **options)
+        else:
+            model = timm.create_model(name, num_classes=classes, **options)
     except (AssertionError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        if refused := {key: value for key, value in drops.items() if _DROPS[key] in str(error)}:
+            raise _not_taken(name, refused) from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"model.name={name} cannot be built for {resolution} pixels: {reason}") from error
     _check_resolution(model, name, resolution)
-    if pretrained:
+    if pretrained and pretrained != "timm":
         weights.load_weights(model, pretrained)
     return model
+
+
+def _not_taken(name: str, drops: Mapping[str, float]) -> InputError:
+    given = " ".join(f"model.{key}={value:g}" for key, value in drops.items())
+    return InputError(f"{given} is no option of {name}, but of most of timm's networks, such as {FORCE_TIMM}resnet18")
 
 
 def _check_resolution(model: nn.Module, name: str, resolution: int) -> torch.Tensor:
@@ -125,7 +147,7 @@ def _check_resolution(model: nn.Module, name: str, resolution: int) -> torch.Ten
     try:
         with torch.no_grad():  # not inference_mode: some networks cache tensors that training needs
             logits = model.eval()(torch.zeros(1, 3, resolution, resolution))
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise InputError(f"model.name={name} does not take images of {resolution} pixels: {reason}") from None
     model.train()

@@ -22,7 +22,6 @@ from fastlsr.runs import RunFolder
 Statistics = tuple[float, float, float]
 
 METADATA = "fastlsr"  # the key of a safetensors file under which a run's export describes itself, as one JSON object
-PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")  # of DDP, torch.compile, and of modules around ours
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _MOST_NAMED = 3
@@ -33,7 +32,7 @@ class Weights:
     """The weights of a file.
 
     Attributes:
-        state: names, without prefixes that all of them have, to tensors on the CPU.
+        state: names, without the KEY that they are below, to tensors on the CPU.
         normalization: (mean, std) per channel, for pixels in [0, 1], that they were trained with, where it is known.
         model: name of the network, where it is known, or "".
     """
@@ -87,7 +86,7 @@ def read_weights(pretrained: str) -> Weights:
     except Exception as error:  # damaged files make the readers raise almost anything
         raise InputError(f"model.pretrained={pretrained}: not readable as weights: {_reason(error)}") from error
     try:
-        state = _without_prefixes(_chosen(content, key))
+        state = _chosen(content, key)
     except InputError as error:
         raise InputError(f"model.pretrained={pretrained}: {error}") from None
     return Weights(state, *_origin(content, description))
@@ -144,16 +143,16 @@ def _some(names: Collection[str]) -> str:
 
 
 def _chosen(content: Any, key: str) -> dict[str, Tensor]:
-    """The state dict that a file is, or holds under `key`, or as its only one.
+    """The state dict that a file is, or holds as its only one; with a key the one of this name, or what is below it.
 
     Raises:
         InputError: if there is none, or several; the file is not named.
     """
     held = {name: value for name, value in content.items() if _is_state(value)} if isinstance(content, Mapping) else {}
+    if key in held:
+        return dict(held[key])
     if key:
-        if key not in held:
-            raise InputError(f"holds no state dict {key}" + (f"; it holds {', '.join(held)}" if held else ""))
-        return held[key]
+        return _below(content if _is_state(content) else {}, held, key)
     if _is_run(content):
         return evaluated_weights(content)
     if _is_state(content):
@@ -164,6 +163,24 @@ def _chosen(content: Any, key: str) -> dict[str, Tensor]:
         instead = f", but a {type(content).__name__}" if isinstance(content, _Unread) else ""
         raise InputError(f"holds no state dict (names of parameters and their tensors){instead}")
     return dict(*held.values())
+
+
+def _below(state: Mapping[str, Tensor], held: Mapping[str, Mapping[str, Tensor]], key: str) -> dict[str, Tensor]:
+    """The tensors whose names go on after `key`: of a file's state dict, or of those that it holds.
+
+    `NAME.PART` is PART in the state dict NAME; where only one is held, `PART` will do.
+
+    Raises:
+        InputError: if there are none.
+    """
+    for only in held.values() if len(held) == 1 else ():
+        state = only
+    within = {f"{name}.{each}": value for name, values in held.items() for each, value in values.items()} | {**state}
+    below = {name.removeprefix(f"{key}."): value for name, value in within.items() if name.startswith(f"{key}.")}
+    if not below:
+        parts = [*held, *sorted({name.partition(".")[0] for name in state})]
+        raise InputError(f"holds no state dict {key}" + (f"; it holds {', '.join(parts)}" if parts else ""))
+    return below
 
 
 def _is_state(value: Any) -> bool:
@@ -179,13 +196,6 @@ def _is_run(content: Any) -> bool:
     """Whether it is a run's checkpoint, rather than another program's with an entry of the same name."""
     keys = {"config", "decided", "model", "ema", "position"}
     return isinstance(content, Mapping) and content.keys() >= keys and _is_state(evaluated_weights(content))
-
-
-def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    bare = {name: value for name, value in state.items() if name != "n_averaged"}  # of torch's AveragedModel
-    while prefix := next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in bare)), ""):
-        bare = {name.removeprefix(prefix): value for name, value in bare.items()}
-    return bare
 
 
 def _origin(content: Any, description: Mapping[str, Any]) -> tuple[tuple[Statistics, Statistics] | None, str]:

@@ -51,6 +51,15 @@ class _About(TypedDict):
     notes: Path | None
 
 
+class _Chosen(TypedDict):
+    """What the report shows; as the arguments of `make_report`."""
+
+    only: Sequence[str]
+    planned: str
+    column: str
+    paper: str
+
+
 @dataclass(frozen=True)
 class Report:
     """All that is printed and written.
@@ -81,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.notes:
             notes_html(options.notes)  # raises before anything is computed
         about: _About = {"command": command, "notes": options.notes}
-        chosen = {"planned": options.compare, "column": options.metric, "paper": options.paper}
+        chosen = _Chosen(only=options.only, planned=options.compare, column=options.metric, paper=options.paper)
         if options.watch:
             with interrupts_raised():
                 ended = watch(options.runs, lambda to_come: _renew(options.runs, chosen, out, about, to_come))
@@ -94,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _renew(paths: Sequence[Path], chosen: Mapping[str, str], out: Path, about: _About, to_come: bool) -> bool:
+def _renew(paths: Sequence[Path], chosen: _Chosen, out: Path, about: _About, to_come: bool) -> bool:
     """Writes the report as it is now, and prints a line; returns whether a run is unfinished."""
     report = make_report(paths, **chosen, unfinished=True)
     states = Counter(each.what for each in report.collection.aside)
@@ -114,12 +123,17 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m fastlsr.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_plugin()
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder of them")
     parser.add_argument("--out", default="report", metavar="DIR", help="where files are written (default report)")
     parser.add_argument("--paper", default="", metavar="PAPER:TABLE", help="the table set beside, as tsla:2 or colam:2")
     parser.add_argument(
         "--compare", default="", metavar="A:B,...", help="planned comparisons of settings; else all pairs"
     )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="KEY=VALUE",
+        help="only finished runs with this option, as data.dataset=digits; repeatable",
+    )  # fmt: skip
     parser.add_argument("--metric", default="top1", metavar="NAME", help="the figure compared, as nll or scaled/nll")
     parser.add_argument("--notes", type=Path, metavar="FILE", help="Markdown that the page begins with")
     parser.add_argument(
@@ -129,12 +143,19 @@ def _parser() -> Parser:
 
 
 def make_report(
-    paths: Sequence[Path], *, planned: str = "", column: str = "top1", paper: str = "", unfinished: bool = False
+    paths: Sequence[Path],
+    *,
+    only: Sequence[str] = (),
+    planned: str = "",
+    column: str = "top1",
+    paper: str = "",
+    unfinished: bool = False,
 ) -> Report:
     """The report of run folders.
 
     Args:
         paths: run folders, and folders of them.
+        only: options that a finished run must have, as `collect` takes them.
         planned: comparisons, as `planned_pairs` takes them; "" for all pairs.
         column: a key of `COLUMNS`, the figure that is compared.
         paper: a table, as `paper_table` takes it; "" for none.
@@ -146,7 +167,7 @@ def make_report(
     if column not in COLUMNS:
         raise InputError("--metric=" + unknown("figure", column, list(COLUMNS)))
     table = paper_table(paper) if paper else None
-    collection = collect(paths, unfinished=unfinished)
+    collection = collect(paths, only=only, unfinished=unfinished)
     if collection.settings and not any(setting.numbers("last", column) for setting in collection.settings):
         raise InputError(f"--metric={column}: no run has it; it needs the logits of the last epoch (run.logits)")
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastlsr.config import Config, Train
+from fastlsr.config import Config, Train, load
 from fastlsr.cores import cores
 from fastlsr.errors import InputError
 from fastlsr.files import is_in_use
@@ -141,15 +141,17 @@ def load_plugins_of(folders: Iterable[Path]) -> None:
                 RunFolder(folder).read_config()
 
 
-def collect(paths: Sequence[Path], *, unfinished: bool = False) -> Collection:
+def collect(paths: Sequence[Path], *, only: Sequence[str] = (), unfinished: bool = False) -> Collection:
     """What the folders hold; what an unchanged folder gave before is not computed again.
 
     Args:
         paths: run folders, and folders of run folders.
+        only: options that a finished run must have, as "data.dataset=digits".
         unfinished: whether runs may still finish, so that there need be no finished one yet.
 
     Raises:
-        InputError: if a path does not exist, or there is neither a finished nor an unfinished run among them.
+        InputError: if a path does not exist, there is neither a finished nor an unfinished run among them, or no
+            finished one has the options.
     """
     folders = list({folder.resolve(): folder for path in paths for folder in runs_below(path)}.values())
     load_plugins_of(folders)
@@ -160,6 +162,11 @@ def collect(paths: Sequence[Path], *, unfinished: bool = False) -> Collection:
     if not (runs or unfinished or any(each.what in UNFINISHED for each in aside)):
         first = f" ({aside[0].path}: {aside[0].what}, {aside[0].reason})" if aside else ""
         raise InputError(f"there is no run in {', '.join(map(str, paths))}{first}")
+    if only:
+        chosen = choose(runs, only)
+        if runs and not chosen:
+            raise InputError(f"--only {' '.join(only)}: none of {len(runs)} runs has it")
+        runs = chosen
     settings = settings_of(run.trial for run in runs.values())
     settings = [settings[at] for at in ordered([setting.trials[0].config for setting in settings])]
     aside += [
@@ -173,6 +180,18 @@ def collect(paths: Sequence[Path], *, unfinished: bool = False) -> Collection:
     common = {key: value for key, value in (options[0] if options else {}).items()
               if (key, value) in alike and key not in REPEATS}  # fmt: skip
     return Collection(tuple(_reported(settings, runs)), tuple(aside), common, differing)
+
+
+def choose(runs: Mapping[Path, ReportedRun], only: Sequence[str]) -> dict[Path, ReportedRun]:
+    """The runs that have all of the options `only`, "section.key=value".
+
+    Raises:
+        InputError: for an option that there is not, or a value that it does not take.
+    """
+    if wrong := [each for each in only if "=" not in each]:
+        raise InputError(f"--only {wrong[0]}: expected KEY=VALUE, as data.dataset=digits")
+    wanted = {key: load(overrides={key: text}).flat()[key] for key, _, text in (each.partition("=") for each in only)}
+    return {path: run for path, run in runs.items() if wanted.items() <= run.trial.config.flat().items()}
 
 
 def _twin(copy: Trial, setting: Setting) -> Path:

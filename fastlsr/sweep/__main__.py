@@ -55,11 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with sole_use(folder, f"{folder}: this sweep, or a trial of it, is still running") as lock:
             ranks = options.devices_per_trial
             if options.jobs:
-                jobs = Jobs(*[min(options.jobs, len(planned))] * 2)
+                number = min(options.jobs, len(planned))
+                jobs = Jobs(at_once=number, shares=number)
             else:
                 jobs = choose_jobs(planned, ranks, cuda_devices())
                 print(f"trials at a time: {jobs.at_once}, each with 1/{jobs.shares} of the cores", flush=True)
             runner = Runner(sweep, planned, folder, jobs=jobs, ranks=ranks, lock=lock)
+            for repeated in planned:
+                if repeated.same:
+                    print(repeated.same_runs, flush=True)
             for trial in rejected:
                 print(f"trial {trial.number} failed: {trial.line}", flush=True)
             stopped = asyncio.run(runner.run())
@@ -84,6 +88,7 @@ def _parser() -> Parser:
         epilog=f"sweeps that come with fastlsr, in {SWEEPS}:\n  " + "\n  ".join(names(SWEEPS)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_plugin()
     parser.add_argument("file", help="a W&B sweep file, with method: grid or random; or a name of those below")
     parser.add_argument(
         "--jobs", type=_positive, metavar="N", help="trials at a time (default: one for each CUDA device or core)"

@@ -9,9 +9,9 @@ from dataclasses import replace
 from fastlsr.cli import read_arguments
 from fastlsr.config import PLUGIN, load
 from fastlsr.errors import InputError
-from fastlsr.plugins import load_named, load_plugins, named_plugins
 from fastlsr.sweep.distributions import make_distribution
 from fastlsr.sweep.file import Parameter, Sweep
+from fastlsr.sweep.plan import by_module, trainer_arguments
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -33,34 +33,36 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 def override(sweep: Sweep, overrides: Mapping[str, str]) -> Sweep:
     """The sweep whose trials all have these options, in the place of what the file has for them.
 
+    Plugins are loaded beside those of the file.
+
     Raises:
         InputError: for an option that no run has, for a value that it does not take, or where the trials of the file
             have several values.
     """
-    load_plugins_of(sweep)
+    load_plugins_of_trials(sweep)
     load(overrides=overrides)
+    given = dict(overrides)
     for parameter in sweep.parameters:
         grid = parameter.distribution.grid
         if parameter.name in overrides and (grid is None or len(grid) > 1):
             raise InputError(f"--{parameter.name}: the sweep varies {parameter.name}; change the file instead")
+        if parameter.name == PLUGIN and PLUGIN in overrides and grid:
+            given[PLUGIN] = f"{grid[0]},{given[PLUGIN]}"
     kept = [each for each in sweep.parameters if each.name not in overrides]
-    given = [Parameter(name, make_distribution({"value": text})) for name, text in overrides.items()]
-    parameters = tuple(sorted([*kept, *given], key=lambda each: each.name))
-    return replace(sweep, parameters=parameters, command=_without(sweep.command, overrides))
+    added = [Parameter(name, make_distribution({"value": text})) for name, text in given.items()]
+    parameters = tuple(sorted([*kept, *added], key=lambda each: each.name))
+    return replace(sweep, parameters=parameters, command=_without(sweep.command, overrides.keys() - {PLUGIN}))
 
 
-def load_plugins_of(sweep: Sweep) -> None:
-    """Loads the plugins that the trials' command names, itself or in its config, or a parameter: options may be theirs.
+def load_plugins_of_trials(sweep: Sweep) -> None:
+    """Loads the plugins that a trial's command names, itself or in its config: options may be theirs.
 
     Raises:
-        InputError: as `plugins.load_plugins`.
+        InputError: as `plugins.load_plugins`, or if the command does not start the trainer.
     """
-    words = load_named(sweep.command)
-    path = next((after for word, after in itertools.pairwise(words) if word == "--cfg"), "")
-    load(path or next((word.removeprefix("--cfg=") for word in words if word.startswith("--cfg=")), ""))
-    for parameter in sweep.parameters:
-        for value in parameter.distribution.grid or () if parameter.name == PLUGIN else ():
-            load_plugins(named_plugins(value)[0])
+    for values in sweep.combinations(1):
+        path, given = trainer_arguments(by_module(sweep.command_of(values)))
+        load(path, {PLUGIN: given[PLUGIN]} if PLUGIN in given else {})
 
 
 def _without(command: Sequence[str], names: Container[str]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,27 @@ _NAMES = ("data.dir", "run.dir", "run.name")  # parameters that decide no number
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A trial that can run: its 1-based number, its values, its command, and what the trainer makes of that."""
+    """A trial that can run: its 1-based number, its values, its command, and what the trainer makes of that.
+
+    Attributes:
+        same: numbers of later trials that are this very run, and are not run again.
+    """
 
     number: int
     values: Values
     command: list[str]
     config: Config
     folder: RunFolder
+    same: list[int] = field(default_factory=list)
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in self.values.items())
+
+    @property
+    def same_runs(self) -> str:
+        """A line on the trials that are this very run."""
+        numbers = ", ".join(map(str, self.same))
+        return f"the same run as trial {self.number}, with all that its method uses: trial {numbers}"
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,8 @@ def plan_trials(sweep: Sweep, count: int | None, *, ranks: int = 1) -> tuple[lis
             rejected.append(RejectedTrial(number, str(error)))
             continue
         other = planned.setdefault(trial.folder.path, trial)
+        if other is not trial:
+            other.same.append(number)
         changed = differences(trial.config, other.config)
         if changed:
             raise InputError(
@@ -101,13 +114,23 @@ def trainer_config(command: Sequence[str]) -> Config:
     Raises:
         InputError: if there is no trainer in it, or the trainer would reject its words.
     """
+    path, overrides = trainer_arguments(command)
+    config = load(path, overrides)
+    make_plan(config.method, config.train.epochs)
+    return config
+
+
+def trainer_arguments(command: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """(config file or "", overrides) of the trainer in a command.
+
+    Raises:
+        InputError: if there is no trainer in it, or a word of its is no option.
+    """
     starts = [at + 1 for at, word in enumerate(command) if word == "fastlsr.train" or word.endswith("fastlsr/train.py")]
     if not starts:
         raise InputError(f"the command does not start fastlsr.train: {shlex.join(command)}")
     path, overrides, _ = read_arguments(command[starts[0] :])
-    config = load(path, overrides)
-    make_plan(config.method, config.train.epochs)
-    return config
+    return path, overrides
 
 
 def on_ranks(command: Sequence[str], ranks: int) -> list[str]:
@@ -171,6 +194,7 @@ def plan_text(planned: Sequence[PlannedTrial], rejected: Sequence[RejectedTrial]
         state = "finished" if summary else begun
         lines += [
             f"trial {trial.number}: {trial}",
+            *([f"  {trial.same_runs}"] if trial.same else []),
             f"  {shlex.join(trial.command)}",
             f"  {trial.folder.path} ({state})",
         ]

@@ -22,15 +22,21 @@ def test_checkpoints_of_one_run_are_analysed_into_its_folder(run, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_stands_for_the_runs_in_it(six_runs, tmp_path):
+def test_a_folder_stands_for_the_runs_in_it(six_runs, tmp_path, capsys):
     folder = next(iter(six_runs.values())).parent
     runs = tmp_path / "runs"
     shutil.copytree(folder, runs, ignore=shutil.ignore_patterns("analysis", "checkpoints", "tsla-*"))
     (runs / "sweeps").mkdir()
+    (runs / "begun").mkdir()
+    (runs / "begun" / "environment.json").touch()
     assert analyze.main(["selective", str(runs), f"--out={tmp_path}"]) == 0
+    assert f"note: {runs / 'begun'} holds no checkpoint, and is left out" in capsys.readouterr().err
     found = json.loads((tmp_path / "selective.json").read_text())
     assert {name: len(each["runs"]) for name, each in found["settings"].items()} == {"hard": 2, "lsr": 2}
-    assert found["command"] == f"python -m fastlsr.analyze selective {runs}" and "4 runs of digits" in found["about"]
+    assert (
+        found["command"] == f"python -m fastlsr.analyze selective {runs} --out={tmp_path}"
+        and "4 runs of digits" in found["about"]
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_computed(run, tmp_path, capsys):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlsr import analyze
@@ -64,7 +64,6 @@ def test_variation_and_separation_by_hand():
     assert found == pytest.approx((1 / 4, 1 - (1 / 4) / (5 / 8)))
 
 
-@settings(deadline=None)
 @given(seeds)
 def test_variation_and_separation_are_the_sums_of_their_definition(seed):
     groups = random_clusters(seed)
@@ -105,7 +104,6 @@ def test_unequal_norms_and_angles_by_hand():
     assert (nc1, norms, angles) == pytest.approx((0, math.sqrt(2) / 2, 1 / 2), abs=1e-6)
 
 
-@settings(deadline=None)
 @given(seeds)
 def test_variability_is_the_trace_of_its_definition(seed):
     groups = [each.double().numpy() for each in random_clusters(seed)]
@@ -117,7 +115,6 @@ def test_variability_is_the_trace_of_its_definition(seed):
     assert nc1 == pytest.approx(expected, rel=1e-6)
 
 
-@settings(deadline=None)
 @given(seeds, st.floats(0.01, 100))
 def test_the_size_of_all_features_does_not_matter(seed, size):
     groups = random_clusters(seed)

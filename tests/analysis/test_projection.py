@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlsr import analyze
@@ -27,7 +27,6 @@ def test_templates_lie_with_the_first_at_the_left_and_the_third_above():
     torch.testing.assert_close(projection.plane_through(templates).coordinates(templates), expected)
 
 
-@settings(deadline=None)
 @given(seeds, st.integers(2, 9))
 def test_points_of_the_plane_keep_their_distances(seed, dimensions):
     templates = random(3, dimensions, seed=seed)
@@ -38,7 +37,6 @@ def test_points_of_the_plane_keep_their_distances(seed, dimensions):
     torch.testing.assert_close(torch.pdist(found), torch.pdist(everything), rtol=1e-6, atol=1e-9)
 
 
-@settings(deadline=None)
 @given(seeds, st.integers(3, 9))
 def test_what_is_orthogonal_to_the_plane_is_dropped(seed, dimensions):
     templates, points = random(3, dimensions, seed=seed), random(5, dimensions, seed=seed + 1)

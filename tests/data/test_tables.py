@@ -11,7 +11,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fastlsr.config import Data
@@ -74,7 +74,6 @@ def changed_fields(draw) -> dict[str, int]:
     return {field: draw(edges | st.integers(low, min(high, 10**6)) | st.integers(low, high))}
 
 
-@settings(deadline=None)
 @given(changes=changed_fields(), row=st.integers(0, 358))
 def test_any_other_value_in_a_raw_file_is_an_input_error(digits_dir, changes, row):
     with altered(digits_dir / "digits_test.beton", changes, row) as beton, pytest.raises(InputError) as error:
@@ -89,7 +88,6 @@ def photographs(small_photos_dir):
     return beton, pictures(beton)
 
 
-@settings(deadline=None)
 @given(changes=changed_fields(), row=st.integers(0, 35))
 def test_any_other_value_in_a_file_with_jpegs_is_an_input_error_or_changes_no_pixel(photographs, changes, row):
     """A JPEG's end is in its data: a size that is too large is harmless."""

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import nn
 
 from fastlsr.config import load
@@ -11,10 +12,10 @@ from fastlsr.engine import convolutions
 from fastlsr.engine.convolutions import (
     IN_PARTS,
     WHOLE,
+    ConvolutionsInParts,
     choose_weight_gradients,
     gradient_in_parts,
     may_share_channels,
-    set_weight_gradients,
 )
 from fastlsr.engine.session import Session
 from fastlsr.labels.methods import make_plan
@@ -49,16 +50,27 @@ def gradients(network, images, *, autocast=True):
     return [output.detach(), images.grad, *(parameter.grad for parameter in network.parameters())]
 
 
+class InParts(nn.Module):
+    """A network that takes its convolutions' weight gradients in parts."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.mode = network, ConvolutionsInParts(torch.get_num_threads())
+
+    def forward(self, images):
+        with self.mode:
+            return self.network(images)
+
+
 def drawn(shape, *, layout=torch.channels_last, **options):
     """(network of one convolution, the same in parts, images that bf16 has)."""
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(shape[1], 32, **options)).to(memory_format=layout)
-    in_parts = copy.deepcopy(network)
-    set_weight_gradients(in_parts, IN_PARTS)
+    network = nn.Conv2d(shape[1], 32, **options).to(memory_format=layout)
     with torch.no_grad():
-        for parameter in (*network.parameters(), *in_parts.parameters()):
+        for parameter in network.parameters():
             parameter.copy_(parameter.bfloat16())
-    return network, in_parts, torch.randn(shape).bfloat16().float().contiguous(memory_format=layout)
+    images = torch.randn(shape).bfloat16().float().contiguous(memory_format=layout)
+    return network, InParts(copy.deepcopy(network)), images
 
 
 @pytest.mark.parametrize(
@@ -81,7 +93,7 @@ def test_a_weight_s_gradient_in_parts_is_that_of_float64_and_all_else_is_torch_s
     monkeypatch.setattr(convolutions, "gradient_in_parts", lambda *given: parts.append(1) or gradient_in_parts(*given))
     exact = gradients(copy.deepcopy(network).double(), images.double(), autocast=False)
     whole, found = gradients(network, images), gradients(in_parts, images)
-    assert (parts != []) == may_share_channels(in_parts[0], images.shape, threads)
+    assert (parts != []) == may_share_channels(images.shape, network.weight, network.stride, threads)
     assert torch.equal(found[0], whole[0]) and torch.equal(found[1], whole[1])
     assert found[2].stride() == whole[2].stride()
     for one, other in zip(found[2:], exact[2:], strict=True):
@@ -133,9 +145,39 @@ def test_the_number_of_threads_is_as_before_after_a_failure():
     assert torch.get_num_threads() == before
 
 
+class Circular(nn.Conv2d):
+    """One that torch itself pads by more than zeros."""
+
+    def __init__(self, *shape, **options):
+        super().__init__(*shape, **options, padding=1, padding_mode="circular")
+
+
+KINDS = [Conv2dSame, StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, Circular]
+
+
 @pytest.mark.parametrize("threads", [2], indirect=True)
-def test_compiled_it_is_the_same(threads, small_parts):
-    _, in_parts, images = drawn((8, 8, 9, 9), kernel_size=3, stride=2, padding=1)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_parts_are_also_of_a_module_that_computes_its_weight_or_pads(kind, threads, small_parts, monkeypatch):
+    torch.manual_seed(0)
+    whole, images = kind(8, 32, 3, stride=2).to(memory_format=torch.channels_last), torch.randn(8, 8, 9, 9)
+    parts = []
+    monkeypatch.setattr(convolutions, "gradient_in_parts", lambda *given: parts.append(1) or gradient_in_parts(*given))
+    exact = gradients(copy.deepcopy(whole).double(), images.double(), autocast=False)
+    alone, found = gradients(whole, images), gradients(InParts(copy.deepcopy(whole)), images)
+    assert parts
+    assert torch.equal(found[0], alone[0]) and torch.equal(found[1], alone[1])
+    for one, other, true in zip(found[2:], alone[2:], exact[2:], strict=True):
+        assert one.dtype == other.dtype == torch.float32 and one.stride() == other.stride()
+        rounding = (other - true).norm()  # also of the output's gradient and of the weight, both ways alike
+        assert (one - true).norm() <= rounding + BF16 * true.norm()
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_compiled_it_is_one_graph_that_gives_the_same(threads, small_parts):
+    torch.manual_seed(0)
+    layers = [kind(32, 32, 3, stride=2) for kind in KINDS]
+    in_parts = InParts(nn.Sequential(nn.Conv2d(8, 32, 3, padding=1), *layers).to(memory_format=torch.channels_last))
+    images = torch.randn(8, 8, 65, 65).contiguous(memory_format=torch.channels_last)
     traced = torch.compile(copy.deepcopy(in_parts), backend="aot_eager", fullgraph=True)
     for one, other in zip(gradients(traced, images), gradients(in_parts, images), strict=True):
         assert torch.equal(one, other) and one.stride() == other.stride()
@@ -158,7 +200,9 @@ def test_compiled_it_is_the_same(threads, small_parts):
 )
 def test_only_what_may_share_channels_is_divided(convolution, shape, by_threads):
     """By hand, from oneDNN's estimate; those that stall on a busy machine with two threads are among them."""
-    assert [threads for threads in (1, 2, 3, 4, 16) if may_share_channels(convolution, shape, threads)] == by_threads
+    weight, stride = convolution.weight, convolution.stride
+    found = [threads for threads in (1, 2, 3, 4, 16) if may_share_channels(torch.Size(shape), weight, stride, threads)]
+    assert found == by_threads
 
 
 @pytest.mark.parametrize("threads", [3], indirect=True)
@@ -174,9 +218,9 @@ def test_only_bf16_on_a_cpu_is_in_parts():
     assert choose_weight_gradients("fp32", CPU) == choose_weight_gradients("fp16", CPU) == WHOLE
 
 
-def kinds(session):
-    """The types of a session's convolutions."""
-    return {type(module) for module in session.network.modules() if isinstance(module, nn.Conv2d)}
+def in_parts(session):
+    """Whether a session's network takes them in parts."""
+    return isinstance(session.network.mode, ConvolutionsInParts)
 
 
 def test_a_run_keeps_how_it_takes_gradients_and_one_begun_before_there_were_parts_goes_on_whole(digits_dir):
@@ -191,7 +235,7 @@ def test_a_run_keeps_how_it_takes_gradients_and_one_begun_before_there_were_part
     begun = session()
     state = begun.state_dict()
     assert begun.decided["weight_gradients"] == IN_PARTS
-    assert kinds(begun) == kinds(session(state)) == {convolutions._Conv2d}
+    assert in_parts(begun) and in_parts(session(state))
     former = {name: value for name, value in state["decided"].items() if name != "weight_gradients"}
     resumed = session({**state, "decided": former})
-    assert kinds(resumed) == {nn.Conv2d} and resumed.decided == former
+    assert not in_parts(resumed) and resumed.decided == former

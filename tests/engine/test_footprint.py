@@ -31,7 +31,7 @@ def free(monkeypatch):
 
 def lines(step, data, ranks=ALONE, device=CPU, **options):
     overrides = {name.replace("__", "."): str(value) for name, value in options.items()}
-    return list(footprint.warnings(load(overrides=overrides), device, ranks, step * GIB, data * GIB))
+    return list(footprint.memory_warnings(load(overrides=overrides), device, ranks, step * GIB, data * GIB))
 
 
 def test_what_fits_is_not_warned_of(free):

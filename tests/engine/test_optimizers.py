@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import timm
+import timm.optim
 import torch
 
 from fastlsr.config import Optim
@@ -54,6 +55,16 @@ def test_a_checkpoint_holds_all_of_an_optimizer(name):
         restored.load_state_dict(state)
         torch.set_rng_state(draws)
         assert all(map(torch.equal, take_steps(other, restored, 3), expected))
+
+
+@pytest.mark.filterwarnings("ignore")  # timm's own, on what is experimental
+def test_every_optimizer_of_timm_is_built_but_those_of_cuda_and_of_second_derivatives():
+    for name in map(str, timm.optim.list_optimizers()):
+        if timm.optim.get_optimizer_info(name).second_order:
+            with pytest.raises(InputError, match="second derivatives"):
+                built(name=name)
+        elif not name.startswith(("bnb", "fused")):  # those of packages for CUDA
+            built(name=name)
 
 
 def test_nesterov_without_momentum_is_an_error():

@@ -9,7 +9,7 @@ import torch
 
 from fastlsr.config import load
 from fastlsr.engine.runtime import set_up_torch
-from fastlsr.engine.session import Session, training_loader
+from fastlsr.engine.session import Position, Session, training_loader
 from fastlsr.errors import InputError
 from fastlsr.labels.methods import METHODS, make_plan
 from fastlsr.labels.plan import IN_PASS, LEARNED, Phase
@@ -48,6 +48,17 @@ def flat(tree, prefix=""):
     return {prefix: tree}
 
 
+def differing(one, other):
+    """The names of what differs between two states, to the bit."""
+    one, other = flat(one), flat(other)
+    assert one.keys() == other.keys()
+    return [
+        name
+        for name in one
+        if not (torch.equal(one[name], other[name]) if torch.is_tensor(one[name]) else one[name] == other[name])
+    ]
+
+
 COLAM_2 = {"method.name": "colam", "method.stages": 2}
 PEERS = {"method.name": "colam", "method.stages": 4, "method.peers": 20, "train.ema": 0.9, "optim.accumulate": 2}
 EXTRA = {**COLAM_2, "method.label_pass": "extra"}
@@ -75,14 +86,7 @@ def test_a_restored_session_goes_on_to_the_same_bits(digits_dir, options, stop):
     whole = uninterrupted(config)
     state = copy.deepcopy(run(started(config), stop).state_dict())
     resumed = run(started(config, state), 22 - stop).state_dict()
-    one, other = flat(whole), flat(resumed)
-    assert one.keys() == other.keys()
-    different = [
-        name
-        for name in one
-        if not (torch.equal(one[name], other[name]) if torch.is_tensor(one[name]) else one[name] == other[name])
-    ]
-    assert different == []
+    assert differing(whole, resumed) == []
 
 
 def test_the_last_batches_of_an_epoch_are_a_step_of_their_own_over_their_own_samples(digits_dir):
@@ -114,6 +118,35 @@ def test_the_extra_label_pass_is_a_plain_evaluation_of_every_training_image(digi
         logits = torch.cat([session.network.eval()(part) for part in images])
     means = torch.stack([logits[torch.cat(labels) == label].mean(0) for label in range(10)])
     torch.testing.assert_close(learned.soft_labels, (means / 2).softmax(1), rtol=1e-4, atol=1e-5)
+
+
+def session_with_drops(folder, state=None, **method):
+    """Of a transformer with stochastic depth and dropout, 45 batches an epoch."""
+    options = {"data.dataset": "digits", "data.dir": str(folder), "data.batch_size": 32, "data.resolution": 32,
+               "data.augment": "resized_crop", "model.name": "timm/test_vit", "model.drop_path": 0.4,
+               "model.dropout": 0.2, "train.epochs": 1, "train.precision": "fp32", "train.compile": "off"}  # fmt: skip
+    return started(load(overrides=options | {f"method.{name}": value for name, value in method.items()}), state)
+
+
+@pytest.mark.parametrize("method", [{"name": "colam", "stages": 1}, {"name": "tsla", "drop_epoch": 1}])
+def test_a_restored_session_draws_the_dropout_that_it_would_have_drawn(digits_dir, method):
+    whole = run(session_with_drops(digits_dir, **method), 6).state_dict()
+    state = copy.deepcopy(run(session_with_drops(digits_dir, **method), 3).state_dict())
+    resumed = run(session_with_drops(digits_dir, state, **method), 3).state_dict()
+    assert differing(whole, resumed) == []
+
+
+def test_nothing_is_dropped_where_the_network_is_evaluated_or_teaches(digits_dir):
+    session = run(session_with_drops(digits_dir, name="label_refinery"), 3)
+    images = next(iter(training_loader(session.config, CPU, plain=True).epoch(0))).images.clone()
+    with torch.no_grad():
+        assert not torch.equal(session.network(images), session.network(images))
+    before = torch.get_rng_state()
+    session.evaluate()
+    assert session.network.training and torch.equal(torch.get_rng_state(), before), "nothing is drawn"
+    session.position = Position(epochs=1)
+    session.batches().close()  # enters the second generation
+    assert torch.equal(session.step.former(images), session.step.former(images))
 
 
 @pytest.mark.parametrize("peers", [0, 5])

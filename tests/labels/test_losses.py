@@ -42,7 +42,7 @@ def test_two_classes_by_hand():
     torch.testing.assert_close(gradients, torch.tensor([[0.25 - 0.1, 0.75 - 0.9]]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     batch=st.integers(1, 9),
     classes=st.integers(2, 40),

@@ -1,6 +1,7 @@
 """W&B and TensorBoard: each has the rows, the figures inside epochs and the soft labels of a run, once each."""
 
 import shutil
+import signal
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlsr.config import load
+from fastlsr.engine.loop import Stopped, StopRequest
 from fastlsr.engine.totals import EpochTotals
 from fastlsr.logs.run_log import check_loggers
 from fastlsr.logs.wandb_log import with_project
@@ -142,3 +144,23 @@ def test_the_means_since_the_figures_before_add_up_to_that_of_the_epoch(batches,
     parts = [new.since(former) for former, new in zip([EpochTotals(), *totals], totals, strict=False)]
     assert sum(each.loss * each.seen for each in parts) == pytest.approx(totals[-1].loss_sum)
     assert sum(each.steps for each in parts) == len(batches)
+
+
+def test_figures_inside_an_epoch_are_those_of_a_run_that_was_not_stopped_there(train_colam, tmp_path, monkeypatch):
+    options = {"log__tensorboard": "true", "log__every": 4}
+    whole = train_colam(tmp_path / "whole", **options)
+    stops = iter([False] * 8 + [True])  # after the third batch of the second epoch, which is in no figure yet
+
+    def check_step(request):
+        if next(stops, False):
+            request.signal = signal.SIGTERM
+            raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "check_step", check_step)
+        with pytest.raises(AssertionError):  # exit code 143
+            train_colam(tmp_path / "stopped", **options)
+    stopped = train_colam(tmp_path / "stopped", **options)
+    one, other = (events(folder, "steps").Scalars("train/loss") for folder in (whole, stopped))
+    assert [each.step for each in one] == [each.step for each in other]
+    assert [each.value for each in one] == [each.value for each in other]

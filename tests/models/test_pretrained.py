@@ -13,11 +13,14 @@ import pytest
 import timm
 import torch
 import torchvision
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from fastlsr.engine import checkpoint
 from fastlsr.errors import InputError
 from fastlsr.models import build_model, expected_normalization
+from fastlsr.models.pretrained import network_of
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HEAD = {"fc.weight", "fc.bias"}
@@ -348,17 +351,79 @@ def test_no_network_is_one_line_and_no_random_weights(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_what_lies_beside_the_network_in_a_checkpoint_is_left_alone(tmp_path):
-    """As the tensors of a loss in Lightning's; a file with two networks fits neither."""
-    torch.manual_seed(3)
-    source = build_model("resnet8", classes=4, resolution=8)
-    inside = {f"backbone.{name}": value for name, value in source.state_dict().items()}
-    for extra in ({"criterion.weight": torch.ones(4)}, {"metric.total": torch.zeros(())}):
-        torch.save({"state_dict": inside | extra}, tmp_path / "x.ckpt")
-        made = build_model("resnet8", classes=4, resolution=8, pretrained=str(tmp_path / "x.ckpt"))
-        assert all(map(torch.equal, made.state_dict().values(), source.state_dict().values()))
-    torch.save(
-        inside | {name.replace("backbone", "teacher"): value for name, value in inside.items()}, tmp_path / "y.pt"
-    )
-    with pytest.raises(InputError, match="its keys are not the model's"):
-        build_model("resnet8", classes=4, resolution=8, pretrained=str(tmp_path / "y.pt"))
+WRAPPERS = ["module", "_orig_mod", "model", "net", "backbone", "0"]
+EXTRAS = [
+    ("arcface.fc.weight", torch.ones(4, 4)),  # a name of the network below another prefix
+    ("fc.weight", torch.ones(4, 4)),
+    ("criterion.weight", torch.ones(4)),
+    ("model.criterion.fc.bias", torch.ones(4)),
+    ("n_averaged", torch.zeros((), dtype=torch.int64)),
+]
+
+
+def below(prefix, state):
+    return {f"{prefix}.{name}": value for name, value in state.items()}
+
+
+@settings(max_examples=50)
+@given(
+    wrappers=st.lists(st.sampled_from(WRAPPERS), min_size=1, max_size=4),
+    extras=st.lists(st.sampled_from(EXTRAS), unique_by=lambda extra: extra[0]),
+    first=st.booleans(),
+)
+def test_the_network_is_found_below_any_prefix_beside_any_other_tensors(wrappers, extras, first):
+    own = small().state_dict()
+    inside, others = below(prefix := ".".join(wrappers), own), dict(extras)
+    assume(not any(name.startswith(f"{prefix}.") for name in others))  # which would be the network's own
+    found = network_of(others | inside if first else inside | others, own)
+    assert found.keys() == own.keys() and not differing(own, found)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.lists(st.sampled_from(["student", "teacher", "model", "ema_model", "_orig_mod"]), min_size=1,
+                         max_size=3).map(".".join), min_size=2, max_size=3, unique=True))  # fmt: skip
+def test_of_several_parts_that_fit_all_are_named_and_none_is_taken(prefixes):
+    own = small().state_dict()
+    state = {name: value for prefix in prefixes for name, value in below(prefix, own).items()}
+    with pytest.raises(InputError) as caught:
+        network_of(state, own)
+    assert str(caught.value) == f"holds the network in {' and '.join(prefixes)}: choose one, as in FILE#{prefixes[-1]}"
+
+
+def test_the_key_chooses_a_part_of_a_checkpoint_s_only_state_dict_or_of_a_named_one(tmp_path):
+    """Its part may be wrapped, too: `FILE#model` of `model._orig_mod.`."""
+    one, other = trained_state(), {name: value + 1 for name, value in trained_state().items()}
+    parts = below("model._orig_mod", one) | below("ema_model.module", other) | {"ema_model.n_averaged": torch.ones(())}
+    for content, under in ((parts, ""), ({"state_dict": parts}, ""), ({"a": parts, "b": one}, "a."),
+                           ({"state_dict": below("net", parts)}, "net.")):  # fmt: skip
+        path = write(tmp_path / "w.ckpt", content)
+        for key, state in (("model", one), ("model._orig_mod", one), ("ema_model", other)):
+            assert not differing(state, small(pretrained=f"{path}#{under}{key}").state_dict())
+        whole = f"{path}#{under}".rstrip("#.")
+        line = error_of(whole) if whole else ""
+        assert line.endswith(f"{under}model._orig_mod and {under}ema_model.module: choose one, as in "
+                             f"FILE#{under}ema_model.module")  # fmt: skip
+        assert "holds no state dict other; it holds " in error_of(f"{path}#other")
+
+
+def test_a_network_beside_its_own_copy_is_not_taken_silently(tmp_path):
+    state = trained_state()
+    path = write(tmp_path / "w.pt", below("ema", state) | state)
+    assert "in its top level and ema: choose one, as in FILE#ema" in error_of(path)
+    assert not differing(state, small(pretrained=f"{path}#ema").state_dict())
+
+
+def test_of_no_part_that_fits_the_nearest_one_s_keys_are_named(tmp_path):
+    state = trained_state()
+    del state["features.stem.0.weight"]
+    path = write(tmp_path / "w.ckpt", {"state_dict": below("net.backbone", state) | {"loss.fc.weight": torch.ones(3)}})
+    assert error_of(path).endswith("its keys are not the model's: 1 missing (features.stem.0.weight)")
+
+
+@pytest.mark.parametrize("extra", ["criterion.weight", "metric.fc.weight"])
+def test_a_lightning_checkpoint_loads_with_a_loss_beside_the_compiled_network(tmp_path, extra):
+    """Of another number of classes, and without BatchNorm's counters."""
+    state = {name: value for name, value in trained_state(classes=4).items() if "num_batches" not in name}
+    inside = below("model._orig_mod", state) | {extra: torch.ones(4)}
+    loaded = small(pretrained=write(tmp_path / "w.ckpt", {"state_dict": inside, "epoch": 3})).state_dict()
+    assert differing(state, loaded) == HEAD

@@ -9,9 +9,9 @@ from fastlsr.models.registry import SMALL_IMAGE_NETWORKS
 from fastlsr.models.small import SmallImageNetwork
 
 
-def error_of(name, *, classes=10, resolution=32, pretrained=""):
+def error_of(name, *, classes=10, resolution=32, pretrained="", **drops):
     with pytest.raises(InputError) as caught:
-        build_model(name, classes=classes, resolution=resolution, pretrained=pretrained)
+        build_model(name, classes=classes, resolution=resolution, pretrained=pretrained, **drops)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -98,3 +98,38 @@ def test_images_too_small_for_a_model_are_one_line(name, resolution):
 @pytest.mark.parametrize(("name", "resolution"), [("xcit_nano_12_p8_224", 100), ("gcvit_xxtiny", 8)])
 def test_a_size_that_a_model_cannot_take_is_one_line(name, resolution):
     assert f"cannot be built for {resolution} pixels" in error_of(name, resolution=resolution)
+
+
+@pytest.mark.parametrize("name", ["timm/test_vit", "timm/test_convnext"])
+@pytest.mark.parametrize("drop", ["drop_path", "dropout"])
+def test_what_is_dropped_is_drawn_anew_in_training_and_nothing_is_in_evaluation(name, drop):
+    torch.manual_seed(0)
+    images = torch.randn(8, 3, 32, 32)
+    model = build_model(name, classes=3, resolution=32, **{drop: 0.5})
+    with torch.no_grad():
+        for parameter in model.parameters():  # scales of layers that begin near 0 would hide what is dropped
+            parameter.normal_(std=0.3)
+        assert not torch.equal(model(images), model(images))
+        assert torch.equal(model.eval()(images), model(images))
+
+
+@pytest.mark.parametrize("name", ["timm/test_vit", "timm/resnet18"])
+def test_drops_neither_change_the_weights_nor_their_names(name):
+    states = []
+    for drops in ({}, {"drop_path": 0.0, "dropout": 0.0}, {"drop_path": 0.2, "dropout": 0.1}):
+        torch.manual_seed(0)
+        states.append(build_model(name, classes=3, resolution=32, **drops).state_dict())
+    for other in states[1:]:
+        assert list(other) == list(states[0]) and all(torch.equal(other[key], states[0][key]) for key in other)
+
+
+@pytest.mark.parametrize("pretrained", ["", "timm"])
+@pytest.mark.parametrize("name", ["timm/vgg11_bn.tv_in1k", "timm/densenet121.tv_in1k"])
+def test_a_drop_that_timm_s_network_does_not_take_is_one_line_before_any_download(name, pretrained):
+    line = error_of(name, resolution=64, pretrained=pretrained, drop_path=0.1, dropout=0.2)
+    assert line.startswith("model.drop_path=0.1 is no option of ") and "dropout" not in line
+
+
+@pytest.mark.parametrize("drop", ["drop_path", "dropout"])
+def test_a_drop_is_no_option_of_our_networks(drop):
+    assert error_of("resnet8", **{drop: 0.1}).startswith(f"model.{drop}=0.1 is no option of resnet8")

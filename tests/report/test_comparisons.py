@@ -55,7 +55,7 @@ def test_one_seed_less_could_not_decide_even_if_all_differences_had_one_sign(com
     assert comparisons * 2 / 2**n <= ALPHA < comparisons * 2 / 2 ** (n - 1)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(2, 7).flatmap(lambda n: st.lists(st.lists(tenths, min_size=n, max_size=n), min_size=1, max_size=3)))
 def test_p_is_the_share_of_signs_that_are_as_extreme(rows):
     for row, p in zip(rows, sign_flip_p(np.array(rows)), strict=True):
@@ -129,7 +129,7 @@ def test_the_interval_is_that_of_all_resamples(sample):
     assert intervals(sample[None])[0] == pytest.approx(bca_over_all_resamples(sample), abs=0.08 * np.ptp(sample))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.integers(-20, 20), min_size=3, max_size=9), st.integers(-9, 9), st.sampled_from([0.5, 2, 8]))
 def test_a_shift_or_a_scale_of_all_differences_is_one_of_the_interval(whole, shift, scale):
     differences = np.array([whole], dtype=float)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlsr.config import load
@@ -168,7 +168,6 @@ def test_settings_of_one_method_differ_in_dashes():
     assert len(set(styles)) == 8
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["hard", "lsr", "tsla", "colam", "online"]), max_size=40))
 def test_panels_hold_every_setting_once_and_the_only_hard_one_each(methods):
     by_method = {each.config.method.name: each for each in MIXED}

@@ -73,6 +73,21 @@ def test_planned_comparisons_of_any_figure_are_made_and_no_others(decided, tmp_p
     assert (row["figure"], row["one"], row["other"]) == ("last/scaled/nll", "lsr", "hard")
 
 
+def test_runs_with_an_option_are_reported_as_if_there_were_no_others(decided, tmp_path, capsys):
+    assert main([str(decided), "--out", str(tmp_path / "out"), "--only=method.name=lsr", "--only=train.seed=2"]) == 0
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "out" / "runs.csv").read_text()))
+    assert row["run"] == str(decided / "lsr2")
+    capsys.readouterr()
+    for words, line in (
+        (["--only=method.name=tsla"], "--only method.name=tsla: none of"),
+        (["--only=method.name"], "--only method.name: expected KEY=VALUE"),
+        (["--only=method.nam=lsr"], "did you mean method.name?"),
+    ):
+        with pytest.raises(SystemExit) as exited:
+            main([str(decided), "--out", str(tmp_path / "none"), *words])
+        assert exited.value.code == 2 and line in capsys.readouterr().err
+
+
 def test_quoted_figures_are_in_every_file_of_tables(decided, tmp_path, capsys):
     assert main([str(decided), "--out", str(tmp_path / "out"), "--paper", "colam:2"]) == 0
     said = capsys.readouterr().out

@@ -58,6 +58,16 @@ def test_a_trial_that_cannot_run_is_set_apart_and_the_others_stay(sweep_file):
         assert [trial.number for trial in rejected] == [2] and rejected[0].line.startswith(line)
 
 
+def test_trials_that_scaling_makes_alike_are_named(sweep_file):
+    words = ["--train.epochs=200", "--train.scale_to=5"]
+    sweep = read_sweep(
+        sweep_file({"method.name": {"value": "tsla"}, "method.drop_epoch": {"values": [150, 160, 199]}}, words)
+    )
+    planned, rejected = plan_trials(sweep, None)
+    assert [(trial.number, trial.same) for trial in planned] == [(1, [2]), (3, [])] and not rejected
+    assert "the same run as trial 1, with all that its method uses: trial 2" in plan_text(planned, rejected)
+
+
 def test_trials_that_are_one_run_are_run_once(sweep_file):
     planned = planned_of(sweep_file({"optim.lr": {"values": [1, 1.0, 2]}}))
     assert [trial.number for trial in planned] == [1, 3]
