@@ -166,7 +166,11 @@ def step_of(model: str, method: str, batch: int) -> Capture:
     config = load(overrides={"method.name": method, **({"method.stages": "2"} if method == "colam" else {})})
     plan = make_plan(config.method, 20)
     network = Classifier(
-        build_model(model, classes=classes, resolution=side), [0.5] * 3, [0.25] * 3, precision="bf16", channels_last=True
+        build_model(model, classes=classes, resolution=side),
+        [0.5] * 3,
+        [0.25] * 3,
+        precision="bf16",
+        channels_last=True,
     )
     means = LEARNERS[next(iter(plan.learns))](classes, SAMPLES, device=CPU) if plan.learns else None
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -216,13 +220,22 @@ def rows(name: str, capture: Capture) -> Iterator[dict[str, str]]:
 
 def line(name: str, counts: list[int]) -> dict[str, str]:
     triton, others, moved_bytes, most = counts
-    return {"step": name, "triton": str(triton), "cudnn": str(others), "MB": f"{moved_bytes / 1e6:,.0f}", "passes": str(most)}
+    return {
+        "step": name,
+        "triton": str(triton),
+        "cudnn": str(others),
+        "MB": f"{moved_bytes / 1e6:,.0f}",
+        "passes": str(most),
+    }
 
 
 def captures(options: argparse.Namespace) -> Iterator[tuple[str, Capture]]:
     batch, sizes = (8, (64, 1000)) if options.tiny else (BATCH, LOSS)
     for with_table in (True, False):
-        yield f"loss {'x'.join(map(str, sizes))}, {'a' if with_table else 'no'} table", loss_of(*sizes, with_table=with_table)
+        yield (
+            f"loss {'x'.join(map(str, sizes))}, {'a' if with_table else 'no'} table",
+            loss_of(*sizes, with_table=with_table),
+        )
     for model in filter(None, options.models.split(",")):
         for method in options.methods.split(","):
             yield f"{model}, {method}", step_of(model, method, batch)
@@ -241,7 +254,9 @@ def main() -> int:
     pretend_to_have_a_gpu()
     for word in options.set:
         name, _, value = word.partition("=")
-        owner, name = (inductor.triton, name.removeprefix("triton.")) if name.startswith("triton.") else (inductor, name)
+        owner, name = (
+            (inductor.triton, name.removeprefix("triton.")) if name.startswith("triton.") else (inductor, name)
+        )
         setattr(owner, name, ast.literal_eval(value))
 
     def table() -> Iterator[dict[str, str]]:

@@ -103,7 +103,7 @@ def main() -> None:
     assumed = Assumed(**{each.name: given[each.name] for each in fields(Assumed)})
     plans = [tuple(map(int, plan.split("x"))) for plan in given["plans"].split(",")]
     print("photographs:", given["photographs"] or "none given; random ones, which take more bytes as JPEGs")
-    set_up_torch(CPU, deterministic=False)
+    set_up_torch(CPU)
     config = load(CONFIG)
     resolution, epochs = config.data.resolution, config.train.epochs
     model = build_model(config.model.name, classes=CLASSES, resolution=resolution)

@@ -314,7 +314,7 @@ def main() -> None:
     options = parser.parse_args()
     small, large = (2560, 128) if options.tiny else (50_000, 1000)
     counts = [cores()] if options.tiny else [1, cores()]
-    set_up_torch(CPU, deterministic=False)
+    set_up_torch(CPU)
     report = Report(BARS, {"small": small, "photographs": large, "rounds": options.rounds})
     with tempfile.TemporaryDirectory() as folder:
         scratch, parts = Path(folder), options.parts.split(",")

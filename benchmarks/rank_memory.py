@@ -66,7 +66,7 @@ def reduced(classes: int) -> float:
 
 def measured(words: list[str]) -> None:
     """Prints what each rank measured, from the main one."""
-    set_up_torch(CPU, deterministic=False)
+    set_up_torch(CPU)
     torch.set_num_threads(1)
     config = load(overrides=dict(word.split("=", 1) for word in words))
     with distributed.process_group(CPU) as ranks:

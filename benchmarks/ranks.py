@@ -47,7 +47,7 @@ def trained(words: list[str], folder: Path, stop: tuple[int, int] | None) -> Non
 
     At `stop` it writes a checkpoint, and the last rank kills itself while the others train on.
     """
-    set_up_torch(CPU, deterministic=False)
+    set_up_torch(CPU)
     torch.set_num_threads(int(os.environ["THREADS"]))
     config = load(overrides=dict(word.split("=", 1) for word in words))
     plan = make_plan(config.method, config.train.epochs)

@@ -19,5 +19,5 @@ def begin(
 ) -> Session:
     """A run with these options before its first step, and torch set up for it."""
     config = load(overrides=overrides)
-    set_up_torch(device, deterministic=False)
+    set_up_torch(device)
     return Session(config, make_plan(config.method, config.train.epochs), device, report=report)

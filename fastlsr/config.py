@@ -189,6 +189,7 @@ class Train:
     sync_batchnorm: bool = option(
         False, "several ranks: batch norm's statistics over the whole batch, not over each rank's part of it"
     )
+    tf32: bool = option(False, "CUDA: float32 convolutions and products in TF32, faster and with 10 bits instead of 23")
     deterministic: bool = option(False, "only deterministic kernels (slower on CUDA; the CPU always is)")
     device: str = option("auto", "auto | cpu | cuda | cuda:N")
     ema: float = option(0.0, "decay of an exponential moving average of the weights, which is then evaluated; 0: none",
@@ -209,6 +210,8 @@ class Run:
                          choices=("both", "last", "best", "none"))  # fmt: skip
     keep_best: bool = option(False, "keep the weights of the best epoch, as best.pt")
     keep: int = option(0, "keep a checkpoint for analyses every so many epochs; 0: none", low=0)
+    checkpoint_epochs: int = option(1, "epochs between the checkpoints that a run goes on from", low=1)
+    checkpoint_seconds: float = option(0.0, "seconds that lie between them at least", low=0)
 
 
 @dataclass(frozen=True)

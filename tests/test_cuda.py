@@ -17,7 +17,7 @@ def session_on(device, digits_dir, **options):
     base = {"data.dataset": "digits", "data.dir": str(digits_dir), "data.batch_size": 64, "model.name": "resnet8",
             "method.name": "colam", "method.stages": 1, "train.epochs": 1, "train.precision": "fp32"}  # fmt: skip
     chosen = base | {key.replace("__", "."): value for key, value in options.items()}
-    set_up_torch(device, deterministic=False)
+    set_up_torch(device)
     config = load(overrides=chosen)
     plan = make_plan(config.method, config.train.epochs)
     return Session(config, plan, device, report=lambda text: None)

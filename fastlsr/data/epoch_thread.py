@@ -77,6 +77,10 @@ class EpochThread(threading.Thread):
         ready.slot.hand_out()
         return ready.batch
 
+    def blocked_seconds(self) -> float:
+        """How long the thread has waited for the device, which still reads or copies what the slots hold."""
+        return sum(slot.blocked_seconds() for slot in self._pipeline.slots)
+
     def close(self) -> None:
         """Ends the thread, drops what it prepared, and waits until no copy is under way."""
         self._take_back()

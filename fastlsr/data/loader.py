@@ -47,7 +47,7 @@ class Loader:
         labels: int64[N], the label of each sample of the file, by its index.
         class_counts: int64[K], how many of the n samples each class has.
         workers: threads that decode.
-        wait_seconds: spent waiting for data in the epoch under way, or in the last one.
+        wait_seconds: spent waiting for data in the epoch under way, or in the last one; not for the device.
         first_wait_seconds: of them for the first batch, during which nothing else could be done.
 
     Raises:
@@ -133,9 +133,10 @@ class Loader:
         )
 
     def _timed_next(self, thread: EpochThread) -> Batch | None:
-        begin = time.perf_counter()
+        begin, blocked = time.perf_counter(), thread.blocked_seconds()
         batch = thread.next_batch()
-        self.wait_seconds += time.perf_counter() - begin
+        # Not where the thread itself waits for the device, which lags behind a host that runs ahead.
+        self.wait_seconds += max(0.0, time.perf_counter() - begin - (thread.blocked_seconds() - blocked))
         return batch
 
 

@@ -88,7 +88,8 @@ class Pipeline(FFCVLoader):
         # One slot is the consumer's, one is being filled, the others wait. They live as long as the loader: fresh
         # (pinned) memory for every epoch, as in FFCV, can take longer than an epoch's first batch.
         images, slots = self._most_samples() * (2 if paired else 1), _BATCHES_AHEAD + 2
-        self._memory = self.graph.allocate_memory(images, slots)
+        with _pinned_for(device):
+            self._memory = self.graph.allocate_memory(images, slots)
         self.slots = [Slot(number, device) for number in range(slots)]
 
     def batches(self, epoch: int) -> list[np.ndarray]:
@@ -135,6 +136,18 @@ def _operations(decoder: ImageDecoder, device: torch.device) -> dict[str, list]:
         "label": [ColumnDecoder(), ToTensor(), *to_device],
         "index": [ColumnDecoder(), ToTensor(), *to_device],
     }
+
+
+@contextmanager
+def _pinned_for(device: torch.device) -> Iterator[None]:
+    """Inside, FFCV allocates pinned memory only for a CUDA device: it would open a context for a CPU loader, too."""
+    if device.type != "cuda":
+        torch.Tensor.pin_memory = lambda tensor, *_: tensor
+    try:
+        yield
+    finally:
+        if device.type != "cuda":
+            del torch.Tensor.pin_memory  # the base class has the true one
 
 
 @contextmanager

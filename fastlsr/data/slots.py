@@ -1,5 +1,6 @@
 """The ring of buffers that batches pass through, and what keeps CUDA's copies and kernels from colliding in it."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ class Slot:
         self.number = number
         self._device = device
         self._cuda = device.type == "cuda"
+        self._blocked, self._blocked_since = 0.0, 0.0
         if self._cuda:
             self._stream = torch.cuda.Stream(device)
             self._copied = torch.cuda.Event(blocking=True)  # by the stream: the pinned memory is free
@@ -29,12 +31,19 @@ class Slot:
         if not self._cuda:
             yield
             return
+        self._blocked_since = time.perf_counter()
         self._copied.synchronize()
+        self._blocked, self._blocked_since = self.blocked_seconds(), 0.0
         # A new thread's device is number 0: on another, leaving the stream would open a context there, too.
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             self._stream.wait_event(self._read)
             yield
             self._copied.record(self._stream)
+
+    def blocked_seconds(self) -> float:
+        """How long `filling` has waited for the device so far, also while it does; to be read from any thread."""
+        since = self._blocked_since
+        return self._blocked + (time.perf_counter() - since if since else 0.0)
 
     def hand_out(self) -> None:
         """Lets what the consumer queues from now on run after the copy. The host does not wait."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastlsr.errors import InputError
 from fastlsr.files import check_archive, replace_file
@@ -15,6 +19,48 @@ State = dict[str, Any]
 
 # What an opened run needs of a state: not what training goes on from.
 FOR_ANALYSES = ("config", "decided", "model", "ema", "position", "targets")
+
+
+class Writer:
+    """Writes checkpoints in a thread of its own, one at a time, while training goes on.
+
+    As a context manager it waits in the end for what is under way. Until then a process that is killed leaves the
+    checkpoint before.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self.wait()
+
+    def write(self, state: State, write: Callable[[State], None]) -> None:
+        """Has `write` called with a copy of the state, which may change afterwards; first waits as `wait` does."""
+        self.wait()
+        self._last = self._thread.submit(write, on_host(state))
+
+    def wait(self) -> None:
+        """Waits until the last one is on the disk; raises what its writing raised."""
+        if self._last is not None:
+            last, self._last = self._last, None
+            last.result()
+
+
+def on_host(state: Any) -> Any:
+    """A copy of nested dictionaries, lists and tuples of tensors and plain values, with all tensors on the CPU."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        copied = copy.copy(state)  # with the versions that a module's state_dict notes of its parts
+        copied.update({key: on_host(value) for key, value in state.items()})
+        return copied
+    return type(state)(map(on_host, state)) if isinstance(state, list | tuple) else state
 
 
 def save(folder: RunFolder, state: State) -> None:

@@ -112,3 +112,14 @@ def _smaller(config: Config, ranks: int, times: float) -> str:
     if parts == 1:
         return "more ranks, a smaller data.resolution or a smaller network"
     return f"data.batch_size={size // parts} optim.accumulate={config.optim.accumulate * parts}"
+
+
+def out_of_memory(config: Config, device: torch.device) -> str:
+    """A line on what fills a CUDA device, and what to change."""
+    free, whole = torch.cuda.mem_get_info(device)
+    own = torch.cuda.max_memory_reserved(device)
+    return (
+        f"out of memory on {device}: this process took {own / _GIB:.1f} of {whole / _GIB:.1f} GiB, {free / _GIB:.1f} are "
+        f"free; a data.batch_size below {config.data.batch_size} with optim.accumulate takes the same steps, and "
+        "--dry-run estimates what one takes"
+    )

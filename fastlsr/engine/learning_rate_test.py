@@ -87,7 +87,7 @@ def find_learning_rate(config: Config, plan: Plan) -> None:
     folder = run.with_name(f"{run.name}-find-lr")
     check_can_be_written(folder)
     device = choose_device(config.train.device)
-    set_up_torch(device, deterministic=config.train.deterministic)
+    set_up_torch(device, config.train)
     measured = run_range_test(config, plan, device, print)
     print(
         f"the loss falls fastest at optim.lr={measured.steepest():.2g} and is lowest at {measured.lowest():.2g}, of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import shutil
@@ -16,14 +17,14 @@ from types import FrameType
 
 import torch
 
-from fastlsr.config import PLACES, TEST, Config, differences, from_dict
+from fastlsr.config import PLACES, TEST, Config, Run, differences, from_dict
 from fastlsr.data.loader import Batch
 from fastlsr.data.manifest import read_manifest
 from fastlsr.data.soft_labels import save_labels
 from fastlsr.data.splits import fold_name, test_path
 from fastlsr.engine import checkpoint, distributed
 from fastlsr.engine.evaluation import CollectedLogits
-from fastlsr.engine.footprint import memory_warnings, step_bytes
+from fastlsr.engine.footprint import memory_warnings, out_of_memory, step_bytes
 from fastlsr.engine.label_learning import LearnedLabels
 from fastlsr.engine.provenance import environment, software, source_digests
 from fastlsr.engine.runtime import choose_device, peak_memory_bytes, set_up_torch
@@ -124,12 +125,15 @@ def train(config: Config, plan: Plan, *, started: float) -> int:
         TrainingFailed: with the last good checkpoint kept.
     """
     device = choose_device(config.train.device)
-    set_up_torch(device, deterministic=config.train.deterministic)
+    set_up_torch(device, config.train)
     with distributed.process_group(device) as ranks:
         if distributed.remembered(distributed.STOPPED):
             raise TrainingFailed("torchrun has started again what was stopped")
         distributed.check_alike(facts(config, plan))
-        return _train(config, plan, device, ranks, started=started)
+        try:
+            return _train(config, plan, device, ranks, started=started)
+        except torch.OutOfMemoryError as error:  # of a CUDA device; of memory the system ends the process
+            raise TrainingFailed(out_of_memory(config, device)) from error
 
 
 def _train(config: Config, plan: Plan, device: torch.device, ranks: Ranks, *, started: float) -> int:
@@ -259,24 +263,32 @@ def show_finished(log: RunLog, state: State) -> int:
 
 def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
     """Runs the epochs that are left, with a row and a checkpoint after each; returns the exit code."""
-    while not are_all(log.rows, session.config, session.plan):
-        row = run_epoch(session, log, stop)
-        if row is None:
-            check_finite(session.totals.read(), session.position.epochs + 1)
-            session.check_weights()
-        elif are_all(log.rows, session.config, session.plan):
-            judge_best(session, log)
-        state = session.state_dict() | log.state_dict()
-        if distributed.is_main():
-            keep_checkpoints(session.config, log, state, row)
-        if row is None:
-            if distributed.is_main():
-                distributed.remember(distributed.STOPPED)
-            log.report(
-                f"stopped by {signal.Signals(stop.signal).name}; the same command goes on from {log.folder.path}"
-            )
-            return 128 + stop.signal
-        log.summary(finished=are_all(log.rows, session.config, session.plan))
+    with checkpoint.Writer() as writer:
+        due = CheckpointsDue(session.config.run, session.position.epochs)
+        while not are_all(log.rows, session.config, session.plan):
+            row = run_epoch(session, log, stop)
+            ended = row is not None and are_all(log.rows, session.config, session.plan)
+            if row is None:
+                check_finite(session.totals.read(), session.position.epochs + 1)
+                session.check_weights()
+            elif ended:
+                writer.wait()  # for best.pt
+                judge_best(session, log)
+            kept = kept_checkpoints(session.config, log, row)
+            if due.after(session.position.epochs, now=ended or row is None or len(kept) > 0):
+                state = session.state_dict() | log.state_dict()
+                if distributed.is_main():
+                    writer.write(state, functools.partial(write_checkpoints, log.folder, kept))
+            if ended or row is None:
+                writer.wait()
+            if row is None:
+                if distributed.is_main():
+                    distributed.remember(distributed.STOPPED)
+                log.report(
+                    f"stopped by {signal.Signals(stop.signal).name}; the same command goes on from {log.folder.path}"
+                )
+                return 128 + stop.signal
+            log.summary(finished=ended)
     if not session.finished:
         log.report(f"ended early: no better {session.config.train.best_by} in {session.config.train.patience} epochs")
     log.show_results()
@@ -288,13 +300,37 @@ def are_all(rows: Sequence[Row], config: Config, plan: Plan) -> bool:
     return is_whole(rows, config.train, epochs=plan.epochs, last_phase=plan.at(plan.epochs - 1).first)
 
 
-def keep_checkpoints(config: Config, log: RunLog, state: State, row: Row | None) -> None:
-    """Writes the newest checkpoint, and before it those that are kept of the epoch of `row`."""
+class CheckpointsDue:
+    """After which epochs the newest checkpoint is written, by `run.checkpoint_epochs` and `run.checkpoint_seconds`."""
+
+    def __init__(self, run: Run, epochs: int):
+        self._run, self._epoch, self._time = run, epochs, time.monotonic()
+
+    def after(self, epochs: int, *, now: bool) -> bool:
+        """Whether it is after so many epochs, on all ranks alike; always if `now`."""
+        due = epochs - self._epoch >= self._run.checkpoint_epochs
+        if due and self._run.checkpoint_seconds and not now:
+            due = distributed.from_main(lambda: time.monotonic() - self._time >= self._run.checkpoint_seconds)
+        if due or now:
+            self._epoch, self._time = epochs, time.monotonic()
+        return due or now
+
+
+def kept_checkpoints(config: Config, log: RunLog, row: Row | None) -> list[Path]:
+    """The files of checkpoints that are kept of the epoch of `row`."""
+    kept = []
     if row and config.run.keep_best and best_of(log.rows, config.train.best_by) is row:
-        checkpoint.keep(log.folder.best_checkpoint, state)
+        kept.append(log.folder.best_checkpoint)
     if row and config.run.keep and row["epoch"] % config.run.keep == 0:
-        checkpoint.keep(log.folder.kept_checkpoint(row["epoch"]), state)
-    checkpoint.save(log.folder, state)
+        kept.append(log.folder.kept_checkpoint(row["epoch"]))
+    return kept
+
+
+def write_checkpoints(folder: RunFolder, kept: Sequence[Path], state: State) -> None:
+    """Writes the checkpoints that are kept, and then the newest one."""
+    for path in kept:
+        checkpoint.keep(path, state)
+    checkpoint.save(folder, state)
 
 
 def run_epoch(session: Session, log: RunLog, stop: StopRequest) -> Row | None:

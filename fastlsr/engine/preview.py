@@ -83,7 +83,7 @@ def preview(config: Config, plan: Plan) -> Iterator[str]:
 def _estimates(config: Config, plan: Plan, model: nn.Module, train: Manifest) -> Iterator[str]:
     """Lines on the memory and the time that training takes here, from a trial on a few images, not compiled."""
     device, ranks = choose_device(config.train.device), read_ranks()
-    set_up_torch(device, deterministic=config.train.deterministic)
+    set_up_torch(device, config.train)
     precision = choose_precision(config.train.precision, device, report=lambda line: None)
     decided = {
         "normalization": expected_normalization(model, config.model.pretrained) or (train.mean, train.std),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from fastlsr.config import Train
 from fastlsr.cores import cores
 from fastlsr.errors import InputError
 from fastlsr.ranks import read_ranks
@@ -52,17 +53,29 @@ def threads() -> int:
     return min(share, int(limit)) if limit.isdigit() and int(limit) else share
 
 
-def set_up_torch(device: torch.device, *, deterministic: bool) -> None:
-    """Sets torch's threads, memory, the CUDA device, and determinism (without it cuDNN may pick any kernel)."""
+_DEFAULTS = Train()
+
+
+def set_up_torch(device: torch.device, train: Train = _DEFAULTS) -> None:
+    """Sets torch's threads and memory, the CUDA device, its float32 arithmetic and determinism, by the options.
+
+    With `deterministic`, cuDNN and cuBLAS take no kernel whose sums depend on timing, and inductor times none: it would
+    choose between reductions that add up in other orders.
+    """
     torch.set_num_threads(threads())
     if device.type == "cpu":
         _keep_freed_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = not deterministic
-    if deterministic:
+        torch.backends.cudnn.benchmark = not train.deterministic
+        # By default torch has TF32 in convolutions and float32 in products.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = train.tf32
+    if train.deterministic:
+        from torch._inductor import config as inductor
+
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        inductor.deterministic = True
 
 
 def _keep_freed_memory() -> None:

@@ -190,6 +190,6 @@ def opened(state: State, path: Path, overrides: Mapping[str, Any]) -> TrainedRun
     check_places(overrides)
     config = from_dict(state["config"], overrides)
     device = choose_device(config.train.device)
-    set_up_torch(device, deterministic=config.train.deterministic)
+    set_up_torch(device, config.train)
     plan = make_plan(config.method, config.train.epochs)
     return TrainedRun(config, plan, device, Position(*state["position"]), state["decided"], state, folder_of(path))

@@ -68,7 +68,7 @@ def teach(source: TrainedRun | Config, out: Path) -> None:
         config, device, train = source.config, source.device, source.plain_training_loader()
     else:
         config, device = source, choose_device(source.train.device)
-        set_up_torch(device, deterministic=config.train.deterministic)
+        set_up_torch(device, config.train)
         train = training_loader(config, device, plain=True)
     test = test_loader(config, device)
     if isinstance(source, TrainedRun):

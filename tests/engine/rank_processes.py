@@ -25,7 +25,7 @@ def _as_rank(rank, ranks, port, call):
     function, arguments = pickle.loads(call)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks),
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}  # fmt: skip
-    set_up_torch(CPU, deterministic=False)
+    set_up_torch(CPU)
     torch.set_num_threads(1)
     with process_group(CPU) as here:
         return pickle.dumps(function(here, *arguments))

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from fastlsr.engine.runtime import set_up_torch
 
-set_up_torch(torch.device("cpu"), deterministic=False)
+set_up_torch(torch.device("cpu"))
 widths = [3, 16, 16, 16, 16]
 layers = [[nn.Conv2d(*pair, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()] for pair in zip(widths, widths[1:])]
 network, images = nn.Sequential(*sum(layers, [])), torch.randn(128, 3, 32, 32)

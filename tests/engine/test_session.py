@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def started(config, state=None):
-    set_up_torch(CPU, deterministic=False)
+    set_up_torch(CPU)
     plan = make_plan(config.method, config.train.epochs)
     return Session(config, plan, CPU, state=state, report=lambda text: None)
 
