@@ -1,7 +1,7 @@
 """What would inductor launch on an H200 for a training step, or for the loss? Counted without a GPU.
 
     python benchmarks/codegen.py [--models resnet18,...] [--methods hard,...] [--set combo_kernels=True ...]
-                                 [--without] [--keep FOLDER] [--tiny]
+                                 [--keep FOLDER] [--tiny]
 
 A step is traced on the CPU by the paths for CUDA, its graphs are given CUDA tensors that hold nothing, and inductor
 generates their code, which is counted and not run. For each graph, forward and backward:
@@ -11,16 +11,16 @@ cudnn       convolutions, their backwards and matrix products; cuDNN takes one t
 MB          what the Triton kernels read and write, by inductor's own count
 passes      the most loops over a row in one of them: 1 reads its input once; 0 holds a row in registers
 
-`loss` is the loss alone, 32,768 x 1000 float32 logits, as in benchmarks/gpu.py. The optimizer is not compiled: PyTorch's
-fused SGD adds two to six launches a step. --set takes options of torch._inductor.config over those that the trainer
-sets on CUDA, and --without takes none of these. Times cannot be had so, nor what is chosen by timing. It reaches into
-torch's insides: tried with 2.15. The last line is a JSON object.
+`loss` is the loss alone, 32,768 x 1000 float32 logits, as in benchmarks/gpu.py. The optimizer is not compiled: fused
+SGD adds two to six launches a step. --set takes options of torch._inductor.config. Times cannot be had so, nor what is
+chosen by timing. It reaches into torch's insides: tried with 2.15. The last line is a JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import copy
 import functools
 import inspect
@@ -126,10 +126,8 @@ class Capture:
             outputs = list(graph.graph.nodes)[-1].args[0]
             on_cuda, its_inputs = moved(graph, inputs)
             GraphLowering.compile_to_module = GraphLowering._compile_to_module = keep
-            try:
+            with contextlib.suppress(Captured):
                 compile_fx.compile_fx_inner(on_cuda, its_inputs, is_backward=name == "backward")
-            except Captured:
-                pass
             if name != "forward":
                 raise Captured
             return make_boxed_func(lambda *_: [empty_like_node(node) for node in outputs])
@@ -165,13 +163,8 @@ def step_of(model: str, method: str, batch: int) -> Capture:
     classes, side = (1000, 224) if model.startswith("timm/") else (100, 32)
     config = load(overrides={"method.name": method, **({"method.stages": "2"} if method == "colam" else {})})
     plan = make_plan(config.method, 20)
-    network = Classifier(
-        build_model(model, classes=classes, resolution=side),
-        [0.5] * 3,
-        [0.25] * 3,
-        precision="bf16",
-        channels_last=True,
-    )
+    built = build_model(model, classes=classes, resolution=side)
+    network = Classifier(built, [0.5] * 3, [0.25] * 3, precision="bf16", channels_last=True)
     means = LEARNERS[next(iter(plan.learns))](classes, SAMPLES, device=CPU) if plan.learns else None
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     step = TrainStep(network, optimizer, Targets(classes, plan, device=CPU), means, compile=False)
@@ -220,13 +213,8 @@ def rows(name: str, capture: Capture) -> Iterator[dict[str, str]]:
 
 def line(name: str, counts: list[int]) -> dict[str, str]:
     triton, others, moved_bytes, most = counts
-    return {
-        "step": name,
-        "triton": str(triton),
-        "cudnn": str(others),
-        "MB": f"{moved_bytes / 1e6:,.0f}",
-        "passes": str(most),
-    }
+    megabytes = f"{moved_bytes / 1e6:,.0f}"
+    return {"step": name, "triton": str(triton), "cudnn": str(others), "MB": megabytes, "passes": str(most)}
 
 
 def captures(options: argparse.Namespace) -> Iterator[tuple[str, Capture]]:
@@ -254,10 +242,8 @@ def main() -> int:
     pretend_to_have_a_gpu()
     for word in options.set:
         name, _, value = word.partition("=")
-        owner, name = (
-            (inductor.triton, name.removeprefix("triton.")) if name.startswith("triton.") else (inductor, name)
-        )
-        setattr(owner, name, ast.literal_eval(value))
+        owner = inductor.triton if name.startswith("triton.") else inductor
+        setattr(owner, name.removeprefix("triton."), ast.literal_eval(value))
 
     def table() -> Iterator[dict[str, str]]:
         for name, capture in captures(options):

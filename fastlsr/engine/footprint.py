@@ -119,7 +119,7 @@ def out_of_memory(config: Config, device: torch.device) -> str:
     free, whole = torch.cuda.mem_get_info(device)
     own = torch.cuda.max_memory_reserved(device)
     return (
-        f"out of memory on {device}: this process took {own / _GIB:.1f} of {whole / _GIB:.1f} GiB, {free / _GIB:.1f} are "
-        f"free; a data.batch_size below {config.data.batch_size} with optim.accumulate takes the same steps, and "
+        f"out of memory on {device}: this process took {own / _GIB:.1f} of {whole / _GIB:.1f} GiB, {free / _GIB:.1f} "
+        f"are free; a data.batch_size below {config.data.batch_size} with optim.accumulate takes the same steps, and "
         "--dry-run estimates what one takes"
     )
