@@ -1,10 +1,19 @@
 """What only a CUDA device shows: batches that stay whole, a loop that never waits, and the CPU's numbers."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
+from torch import nn
 
-from fastlsr.config import load
+from fastlsr import train
+from fastlsr.config import Train, load
 from fastlsr.data.loader import Loader
+from fastlsr.engine.loop import Stopped, StopRequest
 from fastlsr.engine.runtime import set_up_torch
 from fastlsr.engine.session import Session
 from fastlsr.labels.methods import make_plan
@@ -64,3 +73,126 @@ def test_an_epoch_has_the_cpus_loss_and_class_means(digits_dir):
         found.append((session.totals.read().loss, session.learner.means.count.cpu()))
     assert found[0][0] == pytest.approx(found[1][0], rel=0.02)
     assert torch.equal(found[0][1], found[1][1])
+
+
+METHODS = {"lsr": {}, "colam": {"method__stages": 1}, "online": {}, "disturb_label": {"method__alpha": 0.5},
+           "confidence_penalty": {"method__beta": 0.5}, "cs_kd": {}}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_compiled_steps_are_the_cpus_eager_ones(digits_dir, method):
+    """Losses, class means and the classifier's weights, in float32 without TF32."""
+    found = []
+    for device, compile in ((torch.device("cpu"), "off"), (CUDA, "on")):
+        options = {"method__name": method, "train__compile": compile, "optim__lr": 0.01, **METHODS[method]}
+        session = session_on(device, digits_dir, **options)
+        for number, batch in enumerate(session.batches()):
+            session.train_batch(*batch)
+            if number == 1:
+                break
+        means = session.learner.means.logit_sum if session.learner else torch.zeros(1)
+        weight = session.network.model.fc.weight.detach()
+        found.append((session.totals.read(), means.cpu(), weight.cpu()))
+    (own, means, weight), (its, its_means, its_weight) = found
+    assert (own.seen, own.steps, own.bad_step) == (its.seen, its.steps, its.bad_step)
+    assert its.loss == pytest.approx(own.loss, rel=1e-4)
+    torch.testing.assert_close(its_means, means, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(its_weight, weight, rtol=1e-3, atol=1e-5)
+
+
+def run_on_cuda(folder, digits_dir, **options):
+    chosen = {"data.dataset": "digits", "data.dir": digits_dir, "data.batch_size": 200, "model.name": "resnet8",
+              "method.name": "colam", "method.stages": 2, "train.epochs": 4, "train.deterministic": "true",
+              "train.compile": "on", "train.device": "cuda", "optim.lr": 0.01, "optim.schedule": "constant",
+              "log.wandb": "disabled", "run.dir": folder.parent, "run.name": folder.name}  # fmt: skip
+    chosen |= {key.replace("__", "."): value for key, value in options.items()}
+    return [f"--{key}={value}" for key, value in chosen.items()]
+
+
+def learned_rows(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key.startswith(("train/", "test/", "target"))} for row in rows]
+
+
+@pytest.mark.parametrize("stop_after", [3, 16, 20])  # batches of 8: in the first epoch, at the stage's end, after it
+def test_a_deterministic_run_that_is_stopped_goes_on_to_the_same_rows(digits_dir, tmp_path, monkeypatch, stop_after):
+    assert train.main(run_on_cuda(tmp_path / "whole", digits_dir)) == 0
+    stops = iter([False] * (stop_after - 1) + [True])
+
+    def check_step(request):
+        if next(stops, False):
+            request.signal = signal.SIGTERM
+            raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "check_step", check_step)
+        assert train.main(run_on_cuda(tmp_path / "stopped", digits_dir)) == 128 + signal.SIGTERM
+    assert train.main(run_on_cuda(tmp_path / "stopped", digits_dir)) == 0
+    assert learned_rows(tmp_path / "stopped") == learned_rows(tmp_path / "whole")
+
+
+def test_deterministic_runs_that_are_compiled_apart_are_equal(digits_dir, tmp_path):
+    """A cache each: inductor would choose the fastest of several reductions by timing them, and the cache keep it."""
+    for name in "ab":
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / f"cache {name}")}
+        command = [sys.executable, "-m", "fastlsr.train", *run_on_cuda(tmp_path / name, digits_dir, train__epochs=2)]
+        subprocess.run(command, env=environment, check=True, timeout=300)
+    assert learned_rows(tmp_path / "a") == learned_rows(tmp_path / "b")
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_float32_is_tf32_in_convolutions_and_products_alike_or_in_neither(tf32):
+    set_up_torch(CUDA, Train(tf32=tf32))
+    torch.manual_seed(0)
+    images, weights = torch.randn(32, 64, 32, 32, device=CUDA), torch.randn(64, 64, 3, 3, device=CUDA)
+    matrix = torch.randn(512, 512, device=CUDA)
+    for operation, given in ((nn.functional.conv2d, (images, weights)), (torch.mm, (matrix, matrix))):
+        exact = operation(*(each.double() for each in given))
+        error = float((operation(*given) - exact).norm() / exact.norm())
+        assert (error > 1e-5) == tf32, operation
+    set_up_torch(CUDA)
+
+
+def test_waiting_for_a_device_that_lags_behind_is_not_waiting_for_data(digits_dir):
+    data = load(overrides={"data.batch_size": 32}).data
+    loader = Loader(digits_dir / "digits_train.beton", data, train=True, seed=0, device=CUDA)
+    burden = torch.randn(4096, 4096, device=CUDA)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    sum(1 for _ in loader.epoch(0))
+    start.record()
+    for _ in loader.epoch(1):
+        for _ in range(20):
+            burden = burden @ burden / 4096
+    end.record()
+    end.synchronize()
+    assert loader.wait_seconds < 0.1 * start.elapsed_time(end) / 1000
+
+
+def test_a_run_on_the_cpu_opens_no_context_on_the_device(digits_dir, tmp_path):
+    words = run_on_cuda(tmp_path / "run", digits_dir, train__device="cpu", train__epochs=2, train__compile="off")
+    code = (
+        f"import torch\nfrom fastlsr import train\nassert train.main({words!r}) == 0\n"
+        "assert not torch.cuda.is_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second CUDA device")
+def test_a_run_on_the_second_device_leaves_the_first_alone(digits_dir, tmp_path):
+    words = run_on_cuda(tmp_path / "run", digits_dir, train__device="cuda:1", train__epochs=2, train__compile="off")
+    code = (
+        "import torch\nfree = torch.cuda.mem_get_info(0)[0]\nfrom fastlsr import train\n"
+        f"assert train.main({words!r}) == 0\nassert torch.cuda.memory_reserved(0) == 0"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_out_of_memory_is_one_line(digits_dir, tmp_path, capsys):
+    torch.cuda.set_per_process_memory_fraction(1e-3, CUDA)
+    try:
+        assert train.main(run_on_cuda(tmp_path / "run", digits_dir, model__name="preact_resnet34", train__compile="off",
+                                      data__batch_size=1400)) == 1  # fmt: skip
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, CUDA)
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if "out of memory" in each]
+    assert line.startswith("failed: out of memory on cuda") and "data.batch_size below 1400" in line

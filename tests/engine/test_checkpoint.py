@@ -1,12 +1,18 @@
 """Checkpoints are whole or not there, fall back when damaged, and never run code."""
 
+import copy
 import pickle
+import threading
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fastlsr.engine import checkpoint
+from fastlsr.config import Run
+from fastlsr.engine import checkpoint, loop
+from fastlsr.engine.checkpoint import Writer
+from fastlsr.engine.loop import CheckpointsDue
 from fastlsr.errors import InputError
 from fastlsr.files import replace_file
 from fastlsr.runs import RunFolder
@@ -102,3 +108,65 @@ def test_a_kill_while_writing_leaves_the_former_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         replace_file(RunFolder(tmp_path).newest_checkpoint, write_and_die)
     assert checkpoint.load_newest(tmp_path)[0]["number"] == 1
+
+
+def test_what_is_written_is_the_state_at_the_call_whatever_changes_afterwards(tmp_path):
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    state = {"model": network.state_dict(), "rows": [{"epoch": 1}], "position": (1, 0), "none": None}
+    expected = copy.deepcopy(state)
+    entered, written = threading.Event(), threading.Event()
+
+    def write(kept):
+        entered.wait(60)  # until the state was changed
+        torch.save(kept, tmp_path / "kept.pt")
+        written.set()
+
+    with Writer() as writer:
+        writer.write(state, write)
+        for tensor in state["model"].values():
+            tensor.zero_()
+        state["rows"].append({"epoch": 2})
+        entered.set()
+    assert written.is_set(), "the end waits for what is under way"
+    kept = torch.load(tmp_path / "kept.pt", weights_only=True)
+    assert kept["rows"] == expected["rows"] and kept["position"] == (1, 0) and kept["none"] is None
+    assert kept["model"]._metadata == network.state_dict()._metadata
+    for name, tensor in expected["model"].items():
+        assert torch.equal(kept["model"][name], tensor)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_raised_by_the_next_or_at_the_end():
+    def fails(state):
+        raise OSError("no space left")
+
+    def again(writer):
+        writer.write({}, fails)
+        writer.write({}, lambda state: None)
+
+    for use in (lambda writer: writer.write({}, fails), again):
+        with pytest.raises(OSError, match="no space left"), Writer() as writer:
+            use(writer)
+
+
+def test_an_exception_of_training_hides_that_of_a_checkpoint():
+    def train():
+        with Writer() as writer:
+            writer.write({}, lambda state: state["missing"])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train()
+
+
+def test_checkpoints_are_due_by_epochs_and_seconds_and_whenever_they_must_be(monkeypatch):
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr(loop, "time", clock)
+    now = 0.0
+    every_third = CheckpointsDue(Run(checkpoint_epochs=3), 4)
+    assert [epoch for epoch in range(5, 15) if every_third.after(epoch, now=epoch == 12)] == [7, 10, 12]
+    slowly = CheckpointsDue(Run(checkpoint_seconds=10), 0)
+    found = []
+    for epoch in range(1, 9):
+        now = 4.0 * epoch
+        found += [epoch] if slowly.after(epoch, now=epoch == 5) else []
+    assert found == [3, 5, 8]
