@@ -1,8 +1,9 @@
 """FFCV's loader around our operations, order and storage: from sample indices to a batch in a slot's memory."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -138,16 +139,11 @@ def _operations(decoder: ImageDecoder, device: torch.device) -> dict[str, list]:
     }
 
 
-@contextmanager
-def _pinned_for(device: torch.device) -> Iterator[None]:
-    """Inside, FFCV allocates pinned memory only for a CUDA device: it would open a context for a CPU loader, too."""
-    if device.type != "cuda":
-        torch.Tensor.pin_memory = lambda tensor, *_: tensor
-    try:
-        yield
-    finally:
-        if device.type != "cuda":
-            del torch.Tensor.pin_memory  # the base class has the true one
+def _pinned_for(device: torch.device) -> AbstractContextManager[object]:
+    """Inside, FFCV allocates pinned memory only for a CUDA device: a CPU loader's would open a context there, too."""
+    if device.type == "cuda":
+        return nullcontext()
+    return mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor)
 
 
 @contextmanager

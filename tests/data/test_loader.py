@@ -379,6 +379,15 @@ def test_building_a_loader_leaves_torchs_threads_alone(small):
         torch.set_num_threads(before)
 
 
+def test_a_loader_for_the_cpu_pins_no_memory_and_leaves_pinning_as_it_was(small, monkeypatch):
+    """Pinning opens a context on a CUDA device, where there is one."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pinned.append)
+    load(small)
+    monkeypatch.undo()
+    assert pinned == [] and torch.Tensor.pin_memory is torch._C.TensorBase.pin_memory
+
+
 def test_waiting_is_counted(small):
     loader = load(small)
     epoch_of(loader)

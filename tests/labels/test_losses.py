@@ -17,6 +17,15 @@ from fastlsr.labels.methods import METHODS, make_plan
 ONE = torch.ones(())
 
 
+@pytest.fixture(params=[True, False], ids=["CPU's form", "other devices' form"], scope="module", autouse=True)
+def _form(request):
+    """The loss computes the same in another form where it is compiled for a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.param:
+            patch.setattr(losses, "on_cpu", lambda tensor: False)
+        yield
+
+
 def mix(hard=1.0, uniform=0.0, soft=0.0, temperature=1.0):
     return torch.tensor([hard, uniform, soft, 1 / temperature])
 
