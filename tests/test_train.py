@@ -512,3 +512,13 @@ def test_an_agent_that_waits_for_a_run_gets_the_rows_of_one_that_was_finished_be
 def test_soft_labels_that_say_nothing_are_a_warning(table, words, warns):
     line = loop.soft_labels_line(table, advice="longer stages?")
     assert words in line and ("warning" in line) == warns
+
+
+def test_checkpoints_are_as_far_apart_as_requested_and_the_last_epoch_has_one(train_digits, tmp_path):
+    run = RunFolder(train_digits(tmp_path / "run", {"train.epochs": 4, "run.checkpoint_epochs": 2, "run.keep": 3}))
+    kept = (run.newest_checkpoint, run.previous_checkpoint, run.kept_checkpoint(3))
+    assert [torch.load(path, weights_only=True)["position"] for path in kept] == [[4, 0], [3, 0], [3, 0]]
+    assert [row["epoch"] for row in run.read_rows()] == [1, 2, 3, 4]
+    sparse = RunFolder(train_digits(tmp_path / "sparse", {"train.epochs": 4, "run.checkpoint_seconds": 1e6}))
+    assert not sparse.previous_checkpoint.exists()
+    assert sparse.read_rows()[-1]["train/loss"] == run.read_rows()[-1]["train/loss"]
