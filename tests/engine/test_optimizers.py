@@ -166,9 +166,9 @@ def test_each_layer_before_the_last_moves_slower_by_layer_decay_and_the_classifi
         ({"name": "fusedadam"}, "optim.name=fusedadam: "),
         ({"name": "lion", "eps": 1e-6}, "optim.eps is no option of lion"),
         ({"betas": "0.9,0.99"}, "optim.betas is no option of sgd"),
-        ({"name": "adamw", "betas": "0.9"}, "optim.name=adamw: "),
+        ({"name": "adamw", "betas": "0.9"}, "optim.betas=0.9: adamw takes another number of them"),
         ({"name": "adamw", "nesterov": True}, "optim.nesterov is an option of sgd alone"),
-        ({"layer_decay": 0.5}, "optim.layer_decay=0.5: Sequential has no layers by name"),
+        ({"layer_decay": 0.5}, "optim.layer_decay=0.5: only timm's models name their layers"),
     ],
 )
 def test_an_option_that_an_optimizer_does_not_take_is_one_line(options, line):
