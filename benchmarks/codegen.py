@@ -9,7 +9,7 @@ generates their code, which is counted and not run. For each graph, forward and 
 triton      launches of Triton kernels
 cudnn       convolutions, their backwards and matrix products; cuDNN takes one to three launches for each of them
 MB          what the Triton kernels read and write, by inductor's own count
-passes      the most loops over a row in one of them: 1 reads its input once; 0 holds a row in registers
+passes      the most often that one of them goes over its input
 
 `loss` is the loss alone, 32,768 x 1000 float32 logits, as in benchmarks/gpu.py. The optimizer is not compiled: fused
 SGD adds two to six launches a step. --set takes options of torch._inductor.config. Times cannot be had so, nor what is
@@ -35,6 +35,7 @@ import torch
 import torch._inductor.config as inductor
 import torch._inductor.runtime.hints as hints
 import torch.utils._triton
+from gpu import passes
 from timing import print_tables
 from torch import Tensor, fx
 from torch._dynamo.backends.common import aot_autograd
@@ -193,18 +194,12 @@ def launches(code: str) -> tuple[list[str], list[str]]:
     return re.findall(r"(triton_\w+?)\.run\(", call), [one or two for one, two in others]
 
 
-def passes(code: str) -> int:
-    """The most loops over a row in one Triton kernel; 0 where a row, or an element, is held in registers."""
-    loops = (re.findall(r"^\s+for \w*offset\w* in ", text, re.MULTILINE) for text in code.split("@triton.jit")[1:])
-    return max(map(len, loops), default=0)
-
-
 def rows(name: str, capture: Capture) -> Iterator[dict[str, str]]:
     """A line of the table for each graph, and one for all of them."""
     total = [0, 0, 0, 0]
     for graph, code in capture.code.items():
         triton, others = launches(code)
-        counts = [len(triton), len(others), capture.bytes[graph], passes(code)]
+        counts = [len(triton), len(others), capture.bytes[graph], max(passes(code).values())]
         total = [*(a + b for a, b in zip(total[:3], counts[:3], strict=True)), max(total[3], counts[3])]
         if len(capture.code) > 1:
             yield line(f"{name}, {graph}", counts)

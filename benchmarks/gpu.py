@@ -18,6 +18,9 @@ trainer  `trainer_vs_step`: images a second of whole training epochs (loader, pr
 loader   `loader_vs_resident`: images a second of the same loop from the loader over those from batches on the device.
 means    `means_cost`: time of the step with class means over that of the step without.
 preact   `preact_compiled_vs_eager`: images a second of the step, and `preact_busy` as above.
+options  what might make the compiled step faster, one at a time: inductor's `combo_kernels` and
+         `coordinate_descent_tuning`, cuDNN's search without a limit. `best_option`: time of the step as the trainer
+         takes it over that with the best of them. None is adopted without such a figure.
 compile  seconds from a built network to the end of its first step, in a new process, with an empty cache of compiled
          code and then with the one it left.
 
@@ -410,6 +413,34 @@ def preact(bench: Bench) -> None:
         bench.report.value("preact_busy", busy(bench, session, batch, one_step))
 
 
+OPTIONS: dict[str, dict[str, object]] = {
+    "as trained": {}, "combo_kernels": {"combo_kernels": True},
+    "coordinate_descent_tuning": {"coordinate_descent_tuning": True}, "cudnn.benchmark_limit=0": {},
+}  # fmt: skip
+
+
+def step_options(bench: Bench) -> None:
+    from torch._inductor import config as inductor
+
+    session = bench.session
+    batch, limit, steps = first_batch(session), torch.backends.cudnn.benchmark_limit, {}
+    torch.compiler.reset()  # beyond some graphs of one function it would compile no more
+    for name, chosen in OPTIONS.items():
+        step = TrainStep(
+            session.network, session.optimizer, session.targets, session.learner.means, compile=bench.compiles
+        )
+        if "benchmark_limit" in name and bench.device.type == "cuda":
+            torch.backends.cudnn.benchmark_limit = 0
+        with inductor.patch(chosen):
+            take_steps(session, step, batch, 1)
+        steps[name] = step
+    torch.backends.cudnn.benchmark_limit = limit
+    seconds = compare_steps(bench, session, batch, steps)
+    best = min((name for name in OPTIONS if name != "as trained"), key=lambda name: statistics.median(seconds[name]))
+    print(f"  the best: {best}")
+    bench.report.ratio("best_option", seconds["as trained"], seconds[best])
+
+
 def compare_steps(
     bench: Bench, session: Session, batch: Batch, steps: dict[str, TrainStep], *, rounds: int = 1
 ) -> dict[str, list[float]]:
@@ -461,6 +492,7 @@ PARTS: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
     "loader": (loader, ("loader_vs_resident",)),
     "means": (means, ("means_cost",)),
     "preact": (preact, ("preact_compiled_vs_eager", "preact_busy")),
+    "options": (step_options, ("best_option",)),
     "compile": (compile_times, ("cold_compile_seconds", "warm_compile_seconds")),
 }  # fmt: skip
 

@@ -51,6 +51,21 @@ def test_a_benchmark_answers_with_every_figure_that_has_a_bar(benchmark, answer)
     assert {"device", "python", "versions", "commit"} <= set(figures)
 
 
+def test_what_a_gpu_would_launch_is_counted_without_one():
+    """The loss stays one pass and few launches; in a process of its own, since it pretends to have a GPU."""
+    pytest.importorskip("triton")
+    program = Path(timing.__file__).with_name("codegen.py")
+    command = [sys.executable, program, "--tiny", "--models=resnet8", "--methods=colam"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    (table,) = json.loads(done.stdout.splitlines()[-1])["tables"]
+    found = {row["step"]: row for row in table}
+    for name in ("loss 64x1000, a table", "loss 64x1000, no table"):
+        assert int(found[name]["triton"]) <= 3 and (found[name]["cudnn"], found[name]["passes"]) == ("0", "1")
+    parts = [found[f"resnet8, colam, {graph}"] for graph in ("forward", "backward")]
+    assert [int(part["cudnn"]) for part in parts] == [8, 9], "7 convolutions and a product; an input has no gradient"
+    assert int(found["resnet8, colam"]["triton"]) == sum(int(part["triton"]) for part in parts)
+
+
 def test_the_loader_is_held_against_the_others_on_photographs():
     """In a process of its own, for FFCV's operations are compiled in it; DALI is no requirement."""
     command = [sys.executable, loader.__file__, "--tiny", "--rounds=1", "--parts=photographs"]
