@@ -170,7 +170,8 @@ def step_of(model: str, method: str, batch: int) -> Capture:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     step = TrainStep(network, optimizer, Targets(classes, plan, device=CPU), means, compile=False)
     images = torch.zeros(batch, 3, side, side, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
-    return Capture(step._compute, images, torch.zeros(batch, dtype=torch.int64), torch.arange(batch))
+    with step.counters.added_together(1):
+        return Capture(step._compute, images, torch.zeros(batch, dtype=torch.int64), torch.arange(batch))
 
 
 def loss_of(rows: int, classes: int, *, with_table: bool) -> Capture:

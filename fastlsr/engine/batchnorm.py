@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -94,6 +96,35 @@ def _synchronised_on_cpu(norm: BatchNorm) -> SyncBatchNormOnCPU:
 def is_synchronised(model: nn.Module) -> bool:
     """Whether the model's forward pass exchanges statistics, so that all ranks must take part in it."""
     return any(isinstance(module, (SyncBatchNormOnCPU, nn.SyncBatchNorm)) for module in model.modules())
+
+
+class BatchCounters:
+    """The `num_batches_tracked` of a network's batch norms, added to by one operation a step instead of one a layer.
+
+    With a fixed momentum they decide nothing; a launch for each of them is a tenth of those of ResNet-18's step.
+    """
+
+    def __init__(self, network: nn.Module):
+        self._norms = [
+            norm for norm in network.modules()
+            if isinstance(norm, BatchNorm) and not isinstance(norm, SyncBatchNormOnCPU)
+            and norm.momentum is not None and norm.num_batches_tracked is not None
+        ]  # fmt: skip
+
+    @contextmanager
+    def added_together(self, passes: int) -> Iterator[None]:
+        """Inside, so many forward passes leave the counters alone, which are added to at the end."""
+        norms = [norm for norm in self._norms if norm.training]
+        counters = [cast(Tensor, norm.num_batches_tracked) for norm in norms]
+        for norm in norms:
+            norm.num_batches_tracked = None
+        try:
+            yield
+        finally:
+            for norm, counter in zip(norms, counters, strict=True):
+                norm.num_batches_tracked = counter
+        if counters:
+            torch._foreach_add_(counters, passes)
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:

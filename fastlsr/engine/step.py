@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastlsr.data.soft_labels import SampleLabels
 from fastlsr.engine import distributed
-from fastlsr.engine.batchnorm import is_synchronised
+from fastlsr.engine.batchnorm import BatchCounters, is_synchronised
 from fastlsr.engine.classifier import Classifier
 from fastlsr.engine.totals import Totals
 from fastlsr.labels.class_means import ClassMeans
@@ -54,6 +54,7 @@ class TrainStep:
         self._replica = distributed.replicated(network)
         self._settled = False
         self._synchronises = is_synchronised(network)
+        self.counters = BatchCounters(network)
         self.teacher, self.clip_norm = teacher, clip_norm
         self.former: Classifier | None = None
         self.label_seed = torch.zeros((), dtype=torch.int64, device=device)
@@ -113,7 +114,8 @@ class TrainStep:
             self._settle(images)
         with self._exchanging(exchange):
             if len(images) or self._synchronises:
-                logits, gradients = self.compute(images, labels, index)
+                with self.counters.added_together(2 if self.targets.plan.pairs else 1):
+                    logits, gradients = self.compute(images, labels, index)
                 logits.backward(gradients)
             else:  # the batch is too small for all ranks
                 self.totals.steps[0] += 1
