@@ -26,7 +26,7 @@ from fastlsr.plugins import load_named
 def main(arguments: list[str] | None = None) -> int:
     """Prints the metrics as one JSON object; returns the exit code."""
     with exit_on_input_error():
-        words = load_named(sys.argv[1:] if arguments is None else arguments)
+        words = load_named(arguments)
         if wants_help(words):
             print_help(str(__doc__))
             return 0

@@ -60,13 +60,16 @@ def load_plugins(names: Sequence[str], recorded: Iterable[Plugin] = ()) -> tuple
     return tuple(plugins)
 
 
-def load_named(words: Sequence[str]) -> list[str]:
+def load_named(words: Sequence[str] | None) -> list[str]:
     """Loads the plugins that a command line names, before its other words are read; returns the other words.
+
+    Args:
+        words: None for those that this process was started with.
 
     Raises:
         InputError: as `load_plugins`.
     """
-    others, names, rest = list[str](), list[str](), iter(words)
+    others, names, rest = list[str](), list[str](), iter(sys.argv[1:] if words is None else words)
     for word in rest:
         option, equals, name = word.partition("=")
         if option != "--plugin":

@@ -34,9 +34,7 @@ OF_MODEL = ("data.resolution", "model.pretrained", "train.precision", "train.cha
 def main(arguments: list[str] | None = None) -> int:
     """The exit code of the command: 0 done, 2 wrong input, 130 interrupted; then nothing was written."""
     with exit_on_input_error():
-        path, options, flags = read_arguments(
-            load_named(sys.argv[1:] if arguments is None else arguments), flags=("help",)
-        )
+        path, options, flags = read_arguments(load_named(arguments), flags=("help",))
         if "help" in flags:
             print_help(str(__doc__))
             return 0

@@ -74,7 +74,7 @@ def parser() -> Parser:
 def main(arguments: list[str] | None = None) -> None:
     """Writes what the arguments request; exits with code 2 and one line where they are wrong, 130 on Ctrl-C."""
     with exit_on_input_error():
-        words = load_named(sys.argv[1:] if arguments is None else arguments)  # one may have the data set
+        words = load_named(arguments)  # one may have the data set
         write_splits(parser().parse_args(words))
 
 

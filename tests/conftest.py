@@ -1,6 +1,9 @@
 """Data that several test files share, each built once a session by the package's own writer."""
 
+import itertools
+import signal
 import tarfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from fastlsr.config import SECTIONS
 from fastlsr.data.prepare.encoding import Encoding
 from fastlsr.data.prepare.sources import SOURCES, Dataset, read_dataset
 from fastlsr.data.prepare.writing import write_beton
+from fastlsr.engine.loop import Stopped, StopRequest
 from fastlsr.labels.losses import TERMS
 from fastlsr.labels.methods import METHODS
 from fastlsr.metrics import METRICS
@@ -79,6 +83,26 @@ def train_digits(digits_dir):
         return folder
 
     return run
+
+
+@pytest.fixture
+def stopping(monkeypatch):
+    """batches -> a context in which a run is stopped, as by SIGTERM, once it has trained on so many."""
+
+    @contextmanager
+    def stopping(batches: int):
+        left = itertools.count(batches - 1, -1)
+
+        def check_step(request: StopRequest) -> None:
+            if next(left) == 0:
+                request.signal = signal.SIGTERM
+                raise Stopped
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StopRequest, "check_step", check_step)
+            yield
+
+    return stopping
 
 
 @pytest.fixture

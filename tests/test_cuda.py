@@ -13,7 +13,6 @@ from torch import nn
 from fastlsr import train
 from fastlsr.config import Train, load
 from fastlsr.data.loader import Loader
-from fastlsr.engine.loop import Stopped, StopRequest
 from fastlsr.engine.runtime import set_up_torch
 from fastlsr.engine.session import Session
 from fastlsr.labels.methods import make_plan
@@ -115,17 +114,9 @@ def learned_rows(folder):
 
 
 @pytest.mark.parametrize("stop_after", [3, 16, 20])  # batches of 8: in the first epoch, at the stage's end, after it
-def test_a_deterministic_run_that_is_stopped_goes_on_to_the_same_rows(digits_dir, tmp_path, monkeypatch, stop_after):
+def test_a_deterministic_run_that_is_stopped_goes_on_to_the_same_rows(digits_dir, tmp_path, stopping, stop_after):
     assert train.main(run_on_cuda(tmp_path / "whole", digits_dir)) == 0
-    stops = iter([False] * (stop_after - 1) + [True])
-
-    def check_step(request):
-        if next(stops, False):
-            request.signal = signal.SIGTERM
-            raise Stopped
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "check_step", check_step)
+    with stopping(stop_after):
         assert train.main(run_on_cuda(tmp_path / "stopped", digits_dir)) == 128 + signal.SIGTERM
     assert train.main(run_on_cuda(tmp_path / "stopped", digits_dir)) == 0
     assert learned_rows(tmp_path / "stopped") == learned_rows(tmp_path / "whole")

@@ -27,7 +27,7 @@ _OF_DATA = ("data.dataset", "data.dir", "data.train")
 def main(arguments: list[str] | None = None) -> int:
     """The exit code of the command: 0 done, 2 wrong input, 130 interrupted; then nothing was written."""
     with exit_on_input_error():
-        words = load_named(sys.argv[1:] if arguments is None else arguments)
+        words = load_named(arguments)
         if wants_help(words):
             print_help(str(__doc__))
             return 0

@@ -82,7 +82,7 @@ class Report:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints and writes the report that the command line requests; returns the exit code."""
     with exit_on_input_error():
-        words = load_named(sys.argv[1:] if arguments is None else arguments)
+        words = load_named(arguments)
         options = _parser().parse_intermixed_args(words)
         out = Path(options.out)
         check_can_be_written(out)

@@ -1,7 +1,6 @@
 """W&B and TensorBoard: each has the rows, the figures inside epochs and the soft labels of a run, once each."""
 
 import shutil
-import signal
 import sys
 
 import numpy as np
@@ -10,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlsr.config import load
-from fastlsr.engine.loop import Stopped, StopRequest
 from fastlsr.engine.totals import EpochTotals
 from fastlsr.logs.run_log import check_loggers
 from fastlsr.logs.wandb_log import with_project
@@ -146,20 +144,11 @@ def test_the_means_since_the_figures_before_add_up_to_that_of_the_epoch(batches,
     assert sum(each.steps for each in parts) == len(batches)
 
 
-def test_figures_inside_an_epoch_are_those_of_a_run_that_was_not_stopped_there(train_colam, tmp_path, monkeypatch):
+def test_figures_inside_an_epoch_are_those_of_a_run_that_was_not_stopped_there(train_colam, tmp_path, stopping):
     options = {"log__tensorboard": "true", "log__every": 4}
     whole = train_colam(tmp_path / "whole", **options)
-    stops = iter([False] * 8 + [True])  # after the third batch of the second epoch, which is in no figure yet
-
-    def check_step(request):
-        if next(stops, False):
-            request.signal = signal.SIGTERM
-            raise Stopped
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "check_step", check_step)
-        with pytest.raises(AssertionError):  # exit code 143
-            train_colam(tmp_path / "stopped", **options)
+    with stopping(9), pytest.raises(AssertionError):  # exit code 143; its last batch is in no figure yet
+        train_colam(tmp_path / "stopped", **options)
     stopped = train_colam(tmp_path / "stopped", **options)
     one, other = (events(folder, "steps").Scalars("train/loss") for folder in (whole, stopped))
     assert [each.step for each in one] == [each.step for each in other]

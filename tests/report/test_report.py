@@ -81,7 +81,7 @@ def test_runs_with_an_option_are_reported_as_if_there_were_no_others(decided, tm
     for words, line in (
         (["--only=method.name=tsla"], "--only method.name=tsla: none of"),
         (["--only=method.name"], "--only method.name: expected KEY=VALUE"),
-        (["--only=method.nam=lsr"], "did you mean method.name?"),
+        (["--only=method.names=lsr"], "did you mean method.name?"),
     ):
         with pytest.raises(SystemExit) as exited:
             main([str(decided), "--out", str(tmp_path / "none"), *words])
