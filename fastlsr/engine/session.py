@@ -37,6 +37,7 @@ from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.labels.plan import EXTRA_PASS, FORMER_NETWORK, LEARNED, TEACHER_CLASS, TEACHER_SAMPLE, Plan
 from fastlsr.labels.targets import Targets
 from fastlsr.models import build_model, expected_normalization, head_parameters
+from fastlsr.models.pretrained import has_fresh_classifier
 from fastlsr.ranks import ALONE, Ranks, largest_share, share_size
 
 _ENTROPY_VALUES = 1 << 22  # of targets that are looked at together
@@ -263,6 +264,9 @@ class Session:
         manifest = self.train.manifest
         pretrained = pretrained_source(model, self.config.model.pretrained)
         distributed.check_alike({f"model.pretrained={self.config.model.pretrained}": pretrained})
+        if pretrained:
+            rest = "; its classifier begins anew" if has_fresh_classifier(model) else ""
+            report(f"weights: model.pretrained={self.config.model.pretrained}{rest}")
         expected = expected_normalization(model, self.config.model.pretrained) or (manifest.mean, manifest.std)
         precision = distributed.from_main(lambda: choose_precision(self.config.train.precision, self.device, report))
         return {

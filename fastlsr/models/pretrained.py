@@ -34,6 +34,12 @@ def expected_normalization(model: nn.Module, pretrained: str) -> tuple[Statistic
     return (tuple(source["mean"]), tuple(source["std"])) if source.keys() >= {"mean", "std"} else None
 
 
+def has_fresh_classifier(model: nn.Module) -> bool:
+    """Whether the classifier was not among the pre-trained weights that the model was built with."""
+    classes = timm_config(model).get("num_classes")
+    return bool(getattr(model, "has_fresh_classifier", classes and classes != getattr(model, "num_classes", classes)))
+
+
 def timm_config(model: nn.Module) -> dict[str, Any]:
     """What is known of the pre-trained weights of a network, as timm notes it; empty for our own without such."""
     return cast(dict[str, Any], getattr(model, "pretrained_cfg", {}))
@@ -53,14 +59,16 @@ def load_weights(model: nn.Module, pretrained: str) -> None:
             the first keys that are missing, unexpected or of another shape.
     """
     weights = read_weights(pretrained)
+    noted: Any = model  # nn.Module does not declare what we note, nor what timm's models have
     try:
-        _copy(network_of(weights.state, model.state_dict(), file_and_key(pretrained)[1]), model)
+        noted.has_fresh_classifier = _copy(
+            network_of(weights.state, model.state_dict(), file_and_key(pretrained)[1]), model
+        )
     except InputError as error:
         of = f" (weights of {weights.model})" if weights.model else ""
         raise InputError(f"model.pretrained={pretrained}: {error}{of}") from None
     if weights.normalization:
         mean, std = weights.normalization
-        noted: Any = model  # nn.Module does not declare what timm's models have
         noted.pretrained_cfg = {**timm_config(model), "mean": mean, "std": std}
 
 
@@ -95,13 +103,15 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
     return ((name[:start], name[start:]) for start in starts)
 
 
-def _copy(state: Mapping[str, Tensor], model: nn.Module) -> None:
+def _copy(state: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Copies the tensors; returns whether the classifier stays as initialised."""
     own = model.state_dict()
     fresh = _classifier_to_keep(model, state, own)
     _check_shapes({key: value for key, value in state.items() if key not in fresh}, own)
     # Not strict: only load_state_dict knows which buffers may be missing (BatchNorm's counters, in old files).
     outcome = model.load_state_dict({**state, **fresh}, strict=False)
     _check_keys(outcome.missing_keys, outcome.unexpected_keys)
+    return bool(fresh)
 
 
 def download(name: str, *, classes: int, **options: Any) -> nn.Module:
