@@ -61,9 +61,8 @@ def load_weights(model: nn.Module, pretrained: str) -> None:
     weights = read_weights(pretrained)
     noted: Any = model  # nn.Module does not declare what we note, nor what timm's models have
     try:
-        noted.has_fresh_classifier = _copy(
-            network_of(weights.state, model.state_dict(), file_and_key(pretrained)[1]), model
-        )
+        network = network_of(weights.state, model.state_dict(), file_and_key(pretrained)[1])
+        noted.has_fresh_classifier = _copy(network, model)
     except InputError as error:
         of = f" (weights of {weights.model})" if weights.model else ""
         raise InputError(f"model.pretrained={pretrained}: {error}{of}") from None

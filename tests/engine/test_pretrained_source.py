@@ -32,11 +32,13 @@ def test_a_run_notes_the_file_that_it_began_from_and_goes_on_without_it(train_di
     assert all(torch.equal(state["model"][name], again["model"][name]) for name in state["model"])
 
 
-def test_a_run_that_begins_from_another_one_is_normalised_as_that_was(train_digits, small_photos_dir, tmp_path):
+def test_a_run_that_begins_from_another_one_is_normalised_as_that_was(train_digits, small_photos_dir, tmp_path, capsys):
     first = open_run(train_digits(tmp_path / "first", {"train.epochs": 1}))
     photos = {"data.dataset": "photos", "data.dir": small_photos_dir, "data.resolution": 32, "train.epochs": 1}
     other = open_run(train_digits(tmp_path / "other", photos))
+    capsys.readouterr()
     onward = open_run(train_digits(tmp_path / "onward", photos | {"model.pretrained": first.folder.path}))
+    assert f"weights: model.pretrained={first.folder.path}; its classifier begins anew" in capsys.readouterr().out
     assert onward.decided["normalization"] == first.decided["normalization"] != other.decided["normalization"]
     assert onward.decided["pretrained"] == digest_of(first.folder.newest_checkpoint)
     assert other.decided["pretrained"] is None and len(onward.classes) == 4
