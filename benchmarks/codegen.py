@@ -11,9 +11,9 @@ cudnn       convolutions, their backwards and matrix products; cuDNN takes one t
 MB          what the Triton kernels read and write, by inductor's own count
 passes      the most often that one of them goes over its input
 
-`loss` is the loss alone, 32,768 x 1000 float32 logits, as in benchmarks/gpu.py. The optimizer is not compiled: fused
-SGD adds two to six launches a step. --set takes options of torch._inductor.config. Times cannot be had so, nor what is
-chosen by timing. It reaches into torch's insides: tried with 2.15. The last line is a JSON object.
+`loss` is the loss alone, on ROWSxCLASSES float32 logits. The optimizer is not compiled: fused SGD adds two to six
+launches a step. --set takes options of torch._inductor.config. Times cannot be had so, nor what is chosen by timing. It
+reaches into torch's insides: tried with 2.11 and 2.15. The last line is a JSON object.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import contextlib
 import copy
 import functools
 import inspect
+import itertools
 import re
 import sys
 import types
@@ -59,7 +60,7 @@ from fastlsr.models import build_model
 CPU, BATCH, SAMPLES = torch.device("cpu"), 256, 50_000
 MODELS = "resnet8,resnet18,preact_resnet34,timm/resnet50"
 METHODS = "hard,lsr,colam"
-LOSS = (32_768, 1000)
+LOSSES = ((32_768, 1000), (8192, 4096), (2048, 21_841))
 H200 = types.SimpleNamespace(
     name="H200", major=9, minor=0, multi_processor_count=132, warp_size=32, max_threads_per_multi_processor=2048,
     regs_per_multiprocessor=65536, max_threads_per_block=1024, L2_cache_size=60 << 20, total_memory=140 << 30,
@@ -214,12 +215,10 @@ def line(name: str, counts: list[int]) -> dict[str, str]:
 
 
 def captures(options: argparse.Namespace) -> Iterator[tuple[str, Capture]]:
-    batch, sizes = (8, (64, 1000)) if options.tiny else (BATCH, LOSS)
-    for with_table in (True, False):
-        yield (
-            f"loss {'x'.join(map(str, sizes))}, {'a' if with_table else 'no'} table",
-            loss_of(*sizes, with_table=with_table),
-        )
+    batch, losses = (8, ((64, 1000),)) if options.tiny else (BATCH, LOSSES)
+    for (rows, classes), with_table in itertools.product(losses, (True, False)):
+        name = f"loss {rows}x{classes}, {'a' if with_table else 'no'} table"
+        yield name, loss_of(rows, classes, with_table=with_table)
     for model in filter(None, options.models.split(",")):
         for method in options.methods.split(","):
             yield f"{model}, {method}", step_of(model, method, batch)
