@@ -22,6 +22,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import faulthandler
 import functools
 import inspect
 import itertools
@@ -57,6 +58,7 @@ from fastlsr.labels.methods import make_plan
 from fastlsr.labels.targets import Targets
 from fastlsr.models import build_model
 
+_SILENCE_SECONDS = 200  # of one step, after which something hangs
 CPU, BATCH, SAMPLES = torch.device("cpu"), 256, 50_000
 MODELS = "resnet8,resnet18,preact_resnet34,timm/resnet50"
 METHODS = "hard,lsr,colam"
@@ -234,6 +236,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     inductor.force_disable_caches = True
+    inductor.compile_threads = 1  # nothing is compiled: its pool of processes would only have to be ended
     pretend_to_have_a_gpu()
     for word in options.set:
         name, _, value = word.partition("=")
@@ -242,6 +245,7 @@ def main() -> int:
 
     def table() -> Iterator[dict[str, str]]:
         for name, capture in captures(options):
+            faulthandler.dump_traceback_later(_SILENCE_SECONDS, exit=True)
             if options.keep:
                 folder = options.keep / re.sub(r"\W+", "-", name)
                 folder.mkdir(parents=True, exist_ok=True)
