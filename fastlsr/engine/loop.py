@@ -262,7 +262,7 @@ def show_finished(log: RunLog, state: State) -> int:
 
 
 def run_epochs(session: Session, log: RunLog, stop: StopRequest) -> int:
-    """Runs the epochs that are left, with a row and a checkpoint after each; returns the exit code."""
+    """Runs the epochs that are left, with a row after each and checkpoints as they are due; returns the exit code."""
     with checkpoint.Writer() as writer:
         due = CheckpointsDue(session.config.run, session.position.epochs)
         while not are_all(log.rows, session.config, session.plan):

@@ -50,11 +50,12 @@ def derivative_error(name: str, term: Term, classes: int) -> float:
     random = torch.Generator().manual_seed(0)
     logits, peers, *directions = (torch.randn(_ROWS, classes, generator=random) for _ in range(6))
     labels = torch.randint(classes, (_ROWS,), generator=random)
+    given = peers if term.pairs else None  # as in training
     numbers = {key: torch.tensor(float(value)) for key, value in {"weight": 1.0, **term.numbers}.items()}
 
     def call(at: Tensor) -> tuple[Tensor, Tensor]:
         function, scale = TERMS[name], torch.tensor(_SCALE)
-        returned = _called(f"term {name}", function, lambda: function(at, labels, peers, scale, **numbers))
+        returned = _called(f"term {name}", function, lambda: function(at, labels, given, scale, **numbers))
         shapes = [tuple(each.shape) for each in returned] if _are_tensors(returned) else []
         if shapes != [(_ROWS,), (_ROWS, classes)]:
             raise InputError(

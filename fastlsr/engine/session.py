@@ -224,10 +224,7 @@ class Session:
             self.decided["compile"] = self._decide_to_compile(report)
         compile = self.decided["compile"]
         if config.train.sync_batchnorm and ranks.world_size > 1:
-            synchronise(self.network, device)
-            if compile and device.type == "cpu":
-                report("compile: off (batch norm that is synchronised on CPUs does not compile)")
-                compile = False
+            compile = self._synchronise(report) and compile
         self._notices = CompileNotices(compile, report)
         means = self.learner.means if self.learner else None
         self.step = TrainStep(
@@ -246,6 +243,14 @@ class Session:
             self._restore(state)
         else:
             self._draw_apart()
+
+    def _synchronise(self, report: Callable[[str], None]) -> bool:
+        """Synchronises the network's batch norms; returns whether it compiles with them."""
+        synchronise(self.network, self.device)
+        on_cpu = self.device.type == "cpu"
+        if on_cpu and self.decided["compile"]:
+            report("compile: off (batch norm that is synchronised on CPUs does not compile)")
+        return not on_cpu
 
     def _report_fold(self, report: Callable[[str], None]) -> None:
         data = self.config.data
