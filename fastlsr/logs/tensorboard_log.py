@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,13 @@ def _add_summary(writer: SummaryWriter, summary: Any) -> None:
 
 
 def _writer(folder: Path, *, first: int) -> SummaryWriter:
-    """A writer of a new file, which hides all steps of earlier files from `first` on."""
+    """A writer of a new file, which hides all steps of earlier files from `first` on.
+
+    TensorBoard reads files in the order of their names, in which the second they were made comes first: one that is made
+    in the same second as another waits for the next.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
+    while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.01)
     return SummaryWriter(str(folder), purge_step=first)
