@@ -11,12 +11,14 @@ loss     forward and backward of the compiled loss, on float32 logits that the c
          a large copy. `loss_kernels`: launches, as the profiler saw them. `loss_passes`: the most loops over a row's
          entries in the Triton source of any launch; 1 says that none goes over its input twice.
 trainer  `trainer_vs_step`: images a second of whole training epochs (loader, progress, checks of the loss) over those
-         of the compiled step alone on one batch on the device, both with optimizer and schedule. `peak_share`:
+         of the step alone on one batch on the device, as the trainer has it, with optimizer and schedule. `peak_share`:
          floating-point operations an epoch spends on convolutions and matrix products, a second, over those of a
          large bf16 product. `step_busy`: kernel time of a step over its time; what is missing is the host's.
          `peak_memory_bytes`: the most that is allocated during an epoch.
 loader   `loader_vs_resident`: images a second of the same loop from the loader over those from batches on the device.
 means    `means_cost`: time of the step with class means over that of the step without.
+graphs   `graphs_vs_launches`: time of the step that the host launches kernel by kernel over that of the same one as a
+         CUDA graph; `graphs_vs_launches_small`: of ResNet-8.
 preact   `preact_compiled_vs_eager`: images a second of the step, and `preact_busy` as above.
 options  what might make the compiled step faster, one at a time: inductor's `combo_kernels` and
          `coordinate_descent_tuning`, cuDNN's search without a limit. `best_option`: time of the step as the trainer
@@ -44,7 +46,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +63,7 @@ from fastlsr.data.loader import Batch
 from fastlsr.data.prepare.encoding import Encoding
 from fastlsr.data.prepare.sources import read_dataset
 from fastlsr.data.prepare.writing import Samples, write_beton
+from fastlsr.engine.cuda_graphs import WARM_STEPS, CudaRecorder, GraphedStep
 from fastlsr.engine.loop import StopRequest, train_epoch
 from fastlsr.engine.optimizers import set_learning_rate
 from fastlsr.engine.runtime import choose_device, peak_memory_bytes
@@ -183,12 +186,15 @@ def first_batch(session: Session) -> Batch:
     return batch
 
 
-def take_steps(session: Session, step: TrainStep, batch: Batch, count: int) -> None:
+def take_steps(session: Session, step: TrainStep | GraphedStep, batch: Batch, count: int) -> None:
     """Trains `count` times on one batch: what a training loop cannot do without."""
     for number in range(count):
         set_learning_rate(session.optimizer, session.learning_rate_factor(number))
-        step.accumulate(*batch, samples=len(batch.labels))
-        step.update()
+        if isinstance(step, GraphedStep):
+            step(*batch, samples=len(batch.labels))
+        else:
+            step.accumulate(*batch, samples=len(batch.labels))
+            step.update()
 
 
 def epoch_seconds(bench: Bench, session: Session, batches: Callable[[], Iterable[Batch]]) -> float:
@@ -218,7 +224,7 @@ def launches(bench: Bench, run: Callable[[], object]) -> list[tuple[str, float]]
 
 def busy(bench: Bench, session: Session, batch: Batch, seconds_a_step: float) -> float:
     """Share of a step's time in which a kernel runs."""
-    done = launches(bench, lambda: take_steps(session, session.step, batch, PROFILED))
+    done = launches(bench, lambda: take_steps(session, session.graphed or session.step, batch, PROFILED))
     print(f"  {len(done) / PROFILED:.0f} launches a step")
     return sum(seconds for _, seconds in done) / PROFILED / seconds_a_step
 
@@ -341,7 +347,7 @@ def trainer(bench: Bench) -> None:
         return images / speed["images_per_second"]
 
     def steps() -> float:
-        return bench.seconds(lambda: take_steps(session, session.step, batch, len(session.train)))
+        return bench.seconds(lambda: take_steps(session, session.graphed or session.step, batch, len(session.train)))
 
     epoch()
     if bench.device.type == "cuda":
@@ -402,6 +408,18 @@ def means(bench: Bench) -> None:
     bench.report.ratio("means_cost", seconds["with means"], seconds["without"])
 
 
+def graphs(bench: Bench) -> None:
+    for network, figure in ((bench.sizes.network, "graphs_vs_launches"), ("resnet8", "graphs_vs_launches_small")):
+        session = build_session(bench, network, bench.sizes.batch)
+        steps: dict[str, TrainStep | GraphedStep] = {"launched by the host": session.step}
+        if bench.device.type == "cuda":
+            steps["a CUDA graph"] = GraphedStep(session.step, CudaRecorder(bench.device), print, required=True)
+            take_steps(session, steps["a CUDA graph"], first_batch(session), WARM_STEPS + 1)
+        seconds = compare_steps(bench, session, first_batch(session), steps)
+        if bench.device.type == "cuda":
+            bench.report.ratio(figure, seconds["launched by the host"], seconds["a CUDA graph"])
+
+
 def preact(bench: Bench) -> None:
     session = build_session(bench, bench.sizes.deep_network, bench.sizes.deep_batch)
     batch = first_batch(session)
@@ -442,11 +460,11 @@ def step_options(bench: Bench) -> None:
 
 
 def compare_steps(
-    bench: Bench, session: Session, batch: Batch, steps: dict[str, TrainStep], *, rounds: int = 1
+    bench: Bench, session: Session, batch: Batch, steps: Mapping[str, TrainStep | GraphedStep], *, rounds: int = 1
 ) -> dict[str, list[float]]:
     """Contender -> seconds of each round of some steps on one batch; `rounds` times as many rounds as usual."""
 
-    def contender(step: TrainStep) -> Callable[[], float]:
+    def contender(step: TrainStep | GraphedStep) -> Callable[[], float]:
         return lambda: bench.seconds(lambda: take_steps(session, step, batch, bench.sizes.steps))
 
     contenders = {name: contender(step) for name, step in steps.items()}
@@ -491,6 +509,7 @@ PARTS: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
     "trainer": (trainer, ("trainer_vs_step", "images_per_second", "peak_share", "step_busy", "peak_memory_bytes")),
     "loader": (loader, ("loader_vs_resident",)),
     "means": (means, ("means_cost",)),
+    "graphs": (graphs, ("graphs_vs_launches", "graphs_vs_launches_small")),
     "preact": (preact, ("preact_compiled_vs_eager", "preact_busy")),
     "options": (step_options, ("best_option",)),
     "compile": (compile_times, ("cold_compile_seconds", "warm_compile_seconds")),

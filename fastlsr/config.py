@@ -185,6 +185,10 @@ class Train:
     compile: str = option(
         "auto", "torch.compile; auto takes what is faster on this device", choices=("auto", "on", "off")
     )
+    cuda_graphs: str = option(
+        "auto", "whole training steps as CUDA graphs; auto: where one repeats the step's own numbers",
+        choices=("auto", "on", "off"),
+    )  # fmt: skip
     channels_last: bool = option(True, "channels-last memory format")
     sync_batchnorm: bool = option(
         False, "several ranks: batch norm's statistics over the whole batch, not over each rank's part of it"

@@ -48,12 +48,12 @@ def test_batches_are_the_cpus_even_when_the_device_lags_behind(digits_dir):
 
 
 @pytest.mark.parametrize("options", [{"train__compile": "off"}, {"train__compile": "on"}, {"train__ema": 0.9},
-                                     {"train__precision": "fp16"}])  # fmt: skip
+                                     {"train__precision": "fp16"}, {"train__cuda_graphs": "off"}])  # fmt: skip
 def test_the_batch_loop_never_waits_for_the_device(digits_dir, options):
     session = session_on(CUDA, digits_dir, **options)
     try:
         for number, batch in enumerate(session.batches()):
-            if number == 4:  # compiled and warm
+            if number == 4:  # compiled, warm and recorded
                 torch.cuda.set_sync_debug_mode("error")
             session.train_batch(*batch)
             session.totals.read_late()
@@ -120,6 +120,22 @@ def test_a_deterministic_run_that_is_stopped_goes_on_to_the_same_rows(digits_dir
         assert train.main(run_on_cuda(tmp_path / "stopped", digits_dir)) == 128 + signal.SIGTERM
     assert train.main(run_on_cuda(tmp_path / "stopped", digits_dir)) == 0
     assert learned_rows(tmp_path / "stopped") == learned_rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("method", "compile"), [("colam", "on"), ("colam", "off"), ("tsla", "off"),
+                                                 ("label_refinery", "off")])  # fmt: skip
+def test_a_run_of_cuda_graphs_is_the_one_without(digits_dir, tmp_path, stopping, capsys, method, compile):
+    """Over a change of phase or generation and a resume, with ragged batches; its rate is one that float32 holds."""
+    options = {"method__name": method, "train__compile": compile, "train__epochs": 10, "optim__lr": 2.0**-7}
+    if method == "label_refinery":
+        options |= {"method__generations": 2, "train__epochs": 5}
+    on, off = (run_on_cuda(tmp_path / name, digits_dir, train__cuda_graphs=name, **options) for name in ("on", "off"))
+    assert train.main(off) == 0
+    with stopping(42):
+        assert train.main(on) == 128 + signal.SIGTERM
+    assert train.main(on) == 0
+    assert capsys.readouterr().out.count("are one launch from here on") == 4, "two shapes, before and after the stop"
+    assert learned_rows(tmp_path / "on") == learned_rows(tmp_path / "off")
 
 
 def test_deterministic_runs_that_are_compiled_apart_are_equal(digits_dir, tmp_path):

@@ -98,8 +98,11 @@ def choose_precision(requested: str, device: torch.device, report: Callable[[str
 
     Args:
         requested: `train.precision`.
-        report: prints a line; the choice of `auto` is printed.
+        report: prints a line; the choice of `auto` is printed, and what CUDA makes of float32.
     """
+    if device.type == "cuda" and requested == "fp32":
+        took = "TF32" if torch.backends.cuda.matmul.allow_tf32 else "float32"
+        report(f"precision: fp32, with convolutions and products in {took} (train.tf32)")
     if requested != "auto":
         return requested
     if device.type == "cuda":

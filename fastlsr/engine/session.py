@@ -24,6 +24,7 @@ from fastlsr.engine.checkpoint import State
 from fastlsr.engine.classifier import Classifier, MovingAverage
 from fastlsr.engine.compiling import CompileNotices, choose_compile
 from fastlsr.engine.convolutions import WHOLE, choose_weight_gradients, set_weight_gradients
+from fastlsr.engine.cuda_graphs import graphed_step
 from fastlsr.engine.evaluation import CollectedLogits, evaluate
 from fastlsr.engine.label_learning import LabelLearner, LearnedLabels, Watch
 from fastlsr.engine.optimizers import build_optimizer, set_learning_rate
@@ -177,6 +178,7 @@ class Session:
             "teacher" and "pretrained" (digests), "resolution" (pixels) and "classes".
         train, test: the loaders.
         network: what is trained.
+        graphed: the training step as CUDA graphs, or None.
         schedule: the learning rate; another one may take its place before the first step.
 
     Raises:
@@ -236,6 +238,7 @@ class Session:
             clip_norm=config.optim.clip_norm,
             compile=compile,
         )
+        self.graphed = graphed_step(self.step, config, device, ranks, report)
         self._evaluated = self.network if self.ema is None else self.network.around(self.ema.model)
         self._forward = torch.compile(self._evaluated, dynamic=False) if compile else self._evaluated
         self._entropies: dict[int, float] = {}
@@ -327,6 +330,8 @@ class Session:
         if self.plan.phases[number].source == FORMER_NETWORK:
             # With train.ema the average is what is evaluated, so it also teaches.
             self._set_former(copy.deepcopy(self.network if self.ema is None else self.network.around(self.ema.model)))
+        if self.graphed:
+            self.graphed.forget()
         seed = rng.derived_seed(rng.Stream.GENERATIONS, self.config.train.seed, number) % 2**31
         fresh = self._build_network(self.config.model.pretrained, seed)
         self._check_pretrained(fresh)
@@ -365,15 +370,17 @@ class Session:
         last = min(first + group, len(self.train))
         samples = self.samples_before(last) - self.samples_before(first)
         with self._notices.announced("the training step", len(images), self.step.former):
-            exchange = self.position.batches + 1 == last
-            self.step.accumulate(images, labels, index, samples=samples, exchange=exchange)
+            moves = self.position.batches + 1 == last
+            if self.graphed:
+                self.graphed(images, labels, index, samples=samples)
+            else:
+                self.step.accumulate(images, labels, index, samples=samples, exchange=moves)
+                if moves:
+                    self.step.update()
         self.position.batches += 1
-        if not exchange:
-            return False
-        self.step.update()
-        if self.ema:
+        if moves and self.ema:
             self.ema.update(self.network.model)
-        return True
+        return moves
 
     def evaluate(self, watch: Watch = iter, collect: CollectedLogits | None = None) -> dict[str, float]:
         """Figures of the network, or of its moving average where there is one, on the evaluation split.

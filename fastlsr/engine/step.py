@@ -106,9 +106,7 @@ class TrainStep:
             samples: of all ranks together, in all batches whose gradients are added up.
             exchange: whether ranks add up their gradients now, as they must before `update`.
         """
-        if samples != self._samples:
-            self._share.fill_(distributed.world_size() / samples)  # the mean over ranks divides by them
-            self._samples = samples
+        self.weigh(samples)
         self.scale.copy_(self.scaler.scale(self._share))
         if not self._settled:
             self._settle(images)
@@ -121,6 +119,12 @@ class TrainStep:
                 self.totals.steps[0] += 1
                 if exchange:
                     self._add_nothing(images)
+
+    def weigh(self, samples: int) -> None:
+        """Sets the device's share of each sample in a mean over so many, of all ranks together."""
+        if samples != self._samples:
+            self._share.fill_(distributed.world_size() / samples)  # the mean over ranks divides by them
+            self._samples = samples
 
     def _exchanging(self, exchange: bool) -> AbstractContextManager[None]:
         if exchange or not isinstance(self._replica, DistributedDataParallel):

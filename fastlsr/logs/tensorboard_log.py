@@ -105,8 +105,8 @@ def _add_summary(writer: SummaryWriter, summary: Any) -> None:
 def _writer(folder: Path, *, first: int) -> SummaryWriter:
     """A writer of a new file, which hides all steps of earlier files from `first` on.
 
-    TensorBoard reads files in the order of their names, in which the second they were made comes first: one that is made
-    in the same second as another waits for the next.
+    TensorBoard reads files in the order of their names, which begin with the second they were made in: one that would
+    be made in the same second as another waits for the next.
     """
     from torch.utils.tensorboard import SummaryWriter
 

@@ -36,6 +36,18 @@ def test_steps_after_the_first_ask_the_kernel_for_hardly_any_memory():
     assert sum(faults[4:]) < faults[0]
 
 
+@pytest.mark.parametrize("tf32", [False, True])
+def test_a_float32_run_on_cuda_says_what_its_products_are_in(tf32):
+    said, products = [], torch.backends.cuda.matmul
+    before, products.allow_tf32 = products.allow_tf32, tf32
+    try:
+        assert runtime.choose_precision("fp32", torch.device("cuda"), said.append) == "fp32"
+    finally:
+        products.allow_tf32 = before
+    assert len(said) == 1 and ("in TF32" in said[0]) == tf32 and ("in float32" in said[0]) != tf32
+    assert runtime.choose_precision("fp32", torch.device("cpu"), pytest.fail) == "fp32"
+
+
 @pytest.fixture
 def second_of_two(monkeypatch):
     """The environment of rank 5 of 8, the second of two on its machine."""
