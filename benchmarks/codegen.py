@@ -51,6 +51,7 @@ from torch._inductor.graph import GraphLowering
 from fastlsr.config import load
 from fastlsr.engine import classifier
 from fastlsr.engine.classifier import Classifier
+from fastlsr.engine.compiling import read_rows_once
 from fastlsr.engine.step import TrainStep
 from fastlsr.labels import losses
 from fastlsr.labels.class_means import LEARNERS
@@ -217,7 +218,7 @@ def line(name: str, counts: list[int]) -> dict[str, str]:
 
 
 def captures(options: argparse.Namespace) -> Iterator[tuple[str, Capture]]:
-    batch, losses = (8, ((64, 1000),)) if options.tiny else (BATCH, LOSSES)
+    batch, losses = (8, ((64, 1000), (8, 4096))) if options.tiny else (BATCH, LOSSES)
     for (rows, classes), with_table in itertools.product(losses, (True, False)):
         name = f"loss {rows}x{classes}, {'a' if with_table else 'no'} table"
         yield name, loss_of(rows, classes, with_table=with_table)
@@ -238,6 +239,7 @@ def main() -> int:
     inductor.force_disable_caches = True
     inductor.compile_threads = 1  # nothing is compiled: its pool of processes would only have to be ended
     pretend_to_have_a_gpu()
+    read_rows_once()
     for word in options.set:
         name, _, value = word.partition("=")
         owner = inductor.triton if name.startswith("triton.") else inductor

@@ -9,7 +9,8 @@ loss     forward and backward of the compiled loss, on float32 logits that the c
          `loss_vs_liger`: Liger's label smoothing over ours, where Liger is installed. `loss_bandwidth_share`: the
          least traffic, logits read once and gradients written once (8 bytes an entry), a second, over the bandwidth of
          a large copy. `loss_kernels`: launches, as the profiler saw them. `loss_passes`: the most loops over a row's
-         entries in the Triton source of any launch; 1 says that none goes over its input twice.
+         entries in the Triton source of any launch; 1 says that none goes over its input twice. `rows_again_vs_once`:
+         time of the loss on rows of 4096 as inductor would compile it, reading them again for each sum, over ours.
 trainer  `trainer_vs_step`: images a second of whole training epochs (loader, progress, checks of the loss) over those
          of the step alone on one batch on the device, as the trainer has it, with optimizer and schedule. `peak_share`:
          floating-point operations an epoch spends on convolutions and matrix products, a second, over those of a
@@ -91,6 +92,7 @@ class Sizes:
     """How large everything is that is measured."""
 
     logits: tuple[int, int] = (32_768, 1000)
+    long_rows: tuple[int, int] = (8192, 4096)
     large_bytes: int = 1 << 31  # to copy for the bandwidth, and to fill between two measurements of the loss
     matrix: int = 8192
     images: int = 50_000  # of which the trainer takes whole batches
@@ -105,8 +107,8 @@ class Sizes:
     steps: int = 50  # in a round
 
 
-TINY = Sizes(logits=(64, 10), large_bytes=1 << 12, matrix=32, images=48, side=8, classes=10, network="resnet8",
-             batch=16, deep_network="resnet8", deep_batch=8, rounds=2, calls=2, steps=2)  # fmt: skip
+TINY = Sizes(logits=(64, 10), long_rows=(8, 40), large_bytes=1 << 12, matrix=32, images=48, side=8, classes=10,
+             network="resnet8", batch=16, deep_network="resnet8", deep_batch=8, rounds=2, calls=2, steps=2)  # fmt: skip
 
 
 @dataclass
@@ -297,6 +299,31 @@ def loss(bench: Bench) -> None:
             taken = [seconds for other, seconds in done if other == name]
             print(f"  {len(taken) / PROFILED:g} x {name[:90]}: {1e6 * statistics.median(taken):.1f} us")
         bench.report.value("loss_kernels", len(done) / PROFILED)
+    long_rows(bench, target)
+
+
+def long_rows(bench: Bench, target: Tensor) -> None:
+    from torch._inductor import config as inductor
+    from torch._inductor.choices import InductorChoices
+    from torch._inductor.virtualized import V
+
+    rows, classes = bench.sizes.long_rows
+    logits = torch.randn(rows, classes, device=bench.device)
+    labels = torch.randint(classes, (rows,), device=bench.device)
+    mix, scale = torch.tensor([0.9, 0.1, 0.0, 1.0], device=bench.device), torch.full((), 1 / rows, device=bench.device)
+    # Two functions, since torch keeps what it compiled by a function's code.
+    once = bench.compiled(lambda logits: soft_target_cross_entropy(logits, labels, mix, None, scale))
+    again = bench.compiled(lambda logits: soft_target_cross_entropy(logits, labels, mix, None, scale))
+    once(logits)
+    with V.set_choices_handler(InductorChoices()), inductor.patch(force_disable_caches=True):
+        again(logits)
+    contenders = {
+        name: functools.partial(forgetful_seconds, bench, functools.partial(run, logits), target)
+        for name, run in {"once": once, "again": again}.items()
+    }
+    seconds = in_turns(contenders, rounds=bench.sizes.rounds)
+    bench.report.table(f"loss, {rows} x {classes} float32, rows read", seconds, unit="rows", units=rows)
+    bench.report.ratio("rows_again_vs_once", seconds["again"], seconds["once"])
 
 
 def count_passes(bench: Bench, run: Callable[[], object]) -> None:
@@ -432,7 +459,10 @@ def preact(bench: Bench) -> None:
 
 
 OPTIONS: dict[str, dict[str, object]] = {
-    "as trained": {}, "combo_kernels": {"combo_kernels": True},
+    "as trained": {},
+    "combo_kernels": {"combo_kernels": True, "combo_kernel_max_num_nodes": 64},
+    "combo_kernels, pointwise": {"combo_kernels": True, "combo_kernels_pointwise_only": True,
+                                 "combo_kernel_max_num_nodes": 64},
     "coordinate_descent_tuning": {"coordinate_descent_tuning": True}, "cudnn.benchmark_limit=0": {},
 }  # fmt: skip
 
@@ -505,7 +535,7 @@ def first_step(bench: Bench) -> float:
 # Part -> what answers it, and its figures. `loss` comes first: it makes torch forget what is compiled.
 PARTS: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
     "loss": (loss, ("loss_vs_dense", "loss_vs_dense_compiled", "loss_vs_liger", "loss_bandwidth_share", "loss_kernels",
-                    "loss_passes")),
+                    "loss_passes", "rows_again_vs_once")),
     "trainer": (trainer, ("trainer_vs_step", "images_per_second", "peak_share", "step_busy", "peak_memory_bytes")),
     "loader": (loader, ("loader_vs_resident",)),
     "means": (means, ("means_cost",)),

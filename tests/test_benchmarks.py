@@ -59,7 +59,7 @@ def test_what_a_gpu_would_launch_is_counted_without_one():
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     (table,) = json.loads(done.stdout.splitlines()[-1])["tables"]
     found = {row["step"]: row for row in table}
-    for name in ("loss 64x1000, a table", "loss 64x1000, no table"):
+    for name in (f"loss {size}, {table} table" for size in ("64x1000", "8x4096") for table in ("a", "no")):
         assert int(found[name]["triton"]) <= 3 and (found[name]["cudnn"], found[name]["passes"]) == ("0", "1")
     parts = [found[f"resnet8, colam, {graph}"] for graph in ("forward", "backward")]
     assert [int(part["cudnn"]) for part in parts] == [8, 9], "7 convolutions and a product; an input has no gradient"

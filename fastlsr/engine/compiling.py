@@ -6,12 +6,14 @@ import copy
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 # Compiling a network takes a CPU a minute or more: below this many seconds of training it is not worth trying.
 COMPILE_TRIAL_SECONDS = 1200.0
 _LEAST_ROUNDS, _MOST_ROUNDS, _ROUNDS_SECONDS = 3, 20, 20.0  # of timing steps
+LONGEST_ROW = 1 << 15  # entries that a block of threads keeps: 128 KiB, half of an H100's registers
 
 
 class CompileNotices:
@@ -38,6 +40,41 @@ class CompileNotices:
         start = time.perf_counter()
         yield
         self._report(f"compiled in {time.perf_counter() - start:.1f} s")
+
+
+def read_rows_once() -> None:
+    """Makes inductor's kernels for CUDA keep a row of up to `LONGEST_ROW` entries from its first sum to its last use.
+
+    By itself it does so up to 1024, and reads longer rows again for each sum: three or four times for the loss. To be
+    called before anything is compiled.
+    """
+    from torch._inductor import config
+
+    config.inductor_choices_class = _choices
+
+
+def _choices() -> Any:
+    from torch._inductor import config
+    from torch._inductor.choices import InductorChoices
+    from torch._inductor.runtime.hints import ReductionHint
+    from torch._inductor.virtualized import V
+
+    class Choices(InductorChoices):
+        @staticmethod
+        def should_use_persistent_reduction(features: Any, cooperative_reduction: bool) -> bool:
+            if InductorChoices.should_use_persistent_reduction(features, cooperative_reduction):
+                return True
+            strict = getattr(features, "strict_reduction_rblock", lambda: None)()  # not in torch 2.11
+            if cooperative_reduction or strict or not config.triton.persistent_reductions:
+                return False
+            inside = features.get_reduction_hint() == ReductionHint.INNER  # sums along what lies together in memory
+            return inside and V.graph.sizevars.statically_known_leq(features.reduction_numel, LONGEST_ROW)
+
+        def uuid(self) -> str:
+            """What compiled code is kept under."""
+            return f"fastlsr: rows of {LONGEST_ROW} once"
+
+    return Choices()
 
 
 def choose_compile(

@@ -11,6 +11,7 @@ import torch
 
 from fastlsr.config import Train
 from fastlsr.cores import cores
+from fastlsr.engine.compiling import read_rows_once
 from fastlsr.errors import InputError
 from fastlsr.ranks import read_ranks
 
@@ -70,6 +71,8 @@ def set_up_torch(device: torch.device, train: Train = _DEFAULTS) -> None:
         torch.backends.cudnn.benchmark = not train.deterministic
         # By default torch has TF32 in convolutions and float32 in products.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = train.tf32
+        if train.compile != "off":
+            read_rows_once()
     if train.deterministic:
         from torch._inductor import config as inductor
 
