@@ -122,6 +122,9 @@ def _final_line(text: str) -> str:
     return (text.strip().splitlines() or [""])[-1]
 
 
+_SAME_MODULE = {"opencv-python": "opencv-python-headless"}  # which clusters have, without windows
+
+
 def machine() -> Iterator[Finding]:
     """Findings on Python, the platform and the cores."""
     fit = (3, 10) <= sys.version_info[:2] <= (3, 14)
@@ -148,6 +151,8 @@ def package(requirement: str) -> Finding:
     try:
         version = importlib.metadata.version(name)  # not the module's: ffcv.__version__ is wrong
     except importlib.metadata.PackageNotFoundError:
+        if name in _SAME_MODULE:
+            return package(requirement.replace(name, _SAME_MODULE[name]))
         return Finding(name, "missing", "not installed", _INSTALL)
     if least and _release(version) < _release(least):
         return Finding(name, "missing", f"{version} is too old, {requirement} is needed", _INSTALL)

@@ -61,10 +61,13 @@ def test_a_probe_returns_the_last_line_printed():
     assert found == doctor.Probe({"a": "b"})
 
 
-def test_a_package_that_is_too_old_blocks_and_one_that_is_new_enough_does_not():
+def test_a_package_that_is_too_old_blocks_and_one_that_is_new_enough_does_not(monkeypatch):
     assert doctor.package("pytest>=9999").blocks
     assert not doctor.package("pytest>=1.0").blocks
     assert doctor.package("no-such-distribution-here").state == "missing"
+    monkeypatch.setitem(doctor._SAME_MODULE, "no-such-distribution-here", "torch")
+    assert doctor.package("no-such-distribution-here>=2.11").name == "torch"
+    assert doctor.package("no-such-distribution-here>=999").state == "missing"
 
 
 @pytest.mark.parametrize(
