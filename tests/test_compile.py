@@ -56,5 +56,9 @@ def test_no_phase_change_compiles_anything(digits_dir, tmp_path, compiled_graphs
         assert one["train/loss"] == pytest.approx(other["train/loss"], rel=0.02)
         assert one["target_entropy"] == pytest.approx(other["target_entropy"], rel=0.05, abs=1e-6)
     last = {key: value for key, value in rows[-1].items() if key.startswith("test/")}
-    again = evaluate.evaluate_run(tmp_path / "compiled", {})
+    again = evaluate.evaluate_run(tmp_path / "compiled", {}, compile=True)
     assert {key: value for key, value in again.items() if key.startswith("test/")} == last
+    counters.clear()
+    quick = evaluate.evaluate_run(tmp_path / "compiled", {})
+    assert not counters["stats"], "nothing is compiled for one pass"
+    assert quick == pytest.approx(again, rel=0.02)

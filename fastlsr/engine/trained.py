@@ -135,22 +135,35 @@ class TrainedRun:
         targets.load_state_dict(self.state["targets"])
         return targets
 
-    def evaluate(self) -> dict[str, float]:
-        """The figures that the run logs for this checkpoint, on the same kind of machine to the digit."""
-        return self._evaluate_on(self.evaluation_loader())
+    @property
+    def compiled(self) -> bool:
+        """Whether the run's steps were."""
+        return bool(self.decided["compile"])
 
-    def evaluate_at_end(self, collect: CollectedLogits | None = None, ranks: Ranks = ALONE) -> dict[str, float]:
+    def evaluate(self, *, compile: bool = False) -> dict[str, float]:
+        """The figures of this checkpoint on the evaluation split.
+
+        Args:
+            compile: whether to compile where the run did, which takes longer than a pass; the figures are then those
+                it logs, on the same kind of machine to the digit. Without, they differ in rounding.
+        """
+        return self._evaluate_on(self.evaluation_loader(), compile)
+
+    def evaluate_at_end(
+        self, collect: CollectedLogits | None = None, ranks: Ranks = ALONE, *, compile: bool = False
+    ) -> dict[str, float]:
         """As `evaluate`, on the test split of a run that `selects_on_val`, with folds, too.
 
         Args:
             collect: where the logits are added, too.
             ranks: which part of each batch this process evaluates, if all of them call.
+            compile: as for `evaluate`.
         """
-        return self._evaluate_on(self._checked(loader_at_end(self.config, self.device, ranks)), collect)
+        return self._evaluate_on(self._checked(loader_at_end(self.config, self.device, ranks)), compile, collect)
 
-    def _evaluate_on(self, loader: Loader, collect: CollectedLogits | None = None) -> dict[str, float]:
+    def _evaluate_on(self, loader: Loader, compile: bool, collect: CollectedLogits | None = None) -> dict[str, float]:
         network = self.network(loader.resolution)
-        forward = torch.compile(network, dynamic=False) if self.decided["compile"] else network
+        forward = torch.compile(network, dynamic=False) if compile and self.compiled else network
         return evaluate(forward, loader.epoch(0), self.targets(), collect)
 
 

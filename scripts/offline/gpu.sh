@@ -106,11 +106,11 @@ share() { echo $(($(nproc) / $1 > 2 ? $(nproc) / $1 - 1 : 1)); }
 
 jobs_step() {
     need_cifar || return
-    local best=1 most=0 count number now going
+    local best=1 most=0 count number now
     for count in 1 2 3; do
         [ "$(left)" -gt 90 ] || break
         rm -rf "$runs/jobs"
-        going=()
+        local -a going=()
         for number in $(seq "$count"); do
             train --method.name=hard --train.epochs=6 --train.seed="$number" --run.dir="$runs/jobs" \
                 --run.name="$number" --data.workers="$(share "$count")" >"$work/jobs-$number.txt" 2>&1 &
