@@ -63,6 +63,21 @@ def test_the_batch_loop_never_waits_for_the_device(digits_dir, options):
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_an_evaluation_waits_for_the_device_at_its_end_alone(digits_dir):
+    session = session_on(CUDA, digits_dir)
+    session.evaluate()  # compiled and warm
+
+    def watch(batches):
+        torch.cuda.set_sync_debug_mode("error")
+        yield from batches
+        torch.cuda.set_sync_debug_mode("default")
+
+    try:
+        session.evaluate(watch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_an_epoch_has_the_cpus_loss_and_class_means(digits_dir):
     found = []
     for device in (torch.device("cpu"), CUDA):
