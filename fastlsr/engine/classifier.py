@@ -108,20 +108,18 @@ class MovingAverage:
     def __init__(self, model: nn.Module, decay: float):
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
+        # Listed once: a state_dict takes as long as the update. Both models keep their tensors.
+        pairs = [*zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)]
+        floating, whole = ([pair for pair in pairs if pair[0].is_floating_point() == is_it] for is_it in (True, False))
+        self._averages, self._weights = ([pair[side] for pair in floating] for side in (0, 1))
+        self._copies, self._counters = ([pair[side] for pair in whole] for side in (0, 1))
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self) -> None:
         """Moves the average towards the model. torch's own AveragedModel would wait for the device here."""
-        pairs = zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
-        averages: list[Tensor] = []
-        weights: list[Tensor] = []
-        for mine, other in pairs:
-            if mine.is_floating_point():
-                averages.append(mine)
-                weights.append(other)
-            else:
-                mine.copy_(other)
-        torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        torch._foreach_lerp_(self._averages, self._weights, 1 - self.decay)
+        if self._copies:
+            torch._foreach_copy_(self._copies, self._counters)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""

@@ -379,7 +379,7 @@ class Session:
                     self.step.update()
         self.position.batches += 1
         if moves and self.ema:
-            self.ema.update(self.network.model)
+            self.ema.update()
         return moves
 
     def evaluate(self, watch: Watch = iter, collect: CollectedLogits | None = None) -> dict[str, float]:

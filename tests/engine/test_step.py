@@ -107,7 +107,7 @@ def test_a_moving_average_is_the_geometric_one_and_copies_counters():
             model.weight.fill_(value)
             model.running_mean.fill_(value)
             model.num_batches_tracked.fill_(int(value))
-        average.update(model)
+        average.update()
     # 1 -> 0.75 * 1 + 0.25 * 4 = 1.75 -> 0.75 * 1.75 + 0.25 * 8
     assert average.model.weight.tolist() == [3.3125, 3.3125]
     assert average.model.running_mean.tolist() == [2.75, 2.75]
