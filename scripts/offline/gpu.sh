@@ -9,11 +9,17 @@
 # table2   ResNet-18 on CIFAR-100 by configs/tsla_cifar100.yaml: METHODS="hard lsr tsla" (s = 180) for each of SEEDS="0 1 2";
 #          when the time is up the runs write checkpoints, and the same command goes on from them
 #
+# Where each call takes along at most 60 MiB and lasts 10 minutes, the most valuable first, one right after the other:
+#
+#   .offline .offline-data-1    BENCH=loss,trainer,graphs bash scripts/offline/gpu.sh check bench
+#   .offline-data-2             BENCH=loader,preact,means,options bash scripts/offline/gpu.sh bench
+#   .offline-data-3             bash scripts/offline/gpu.sh jobs table2     and again, for as long as there is time
+#
 # LIMIT=530: seconds that all steps together may take. JOBS=3: runs of table2 at once. What is to be kept is in OUT
 # (.offline-work/out without it): log.txt and results.tar.gz, which holds that of the calls before, too.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
-[ $# -gt 0 ] || { sed -n '2,14p' scripts/offline/gpu.sh; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,19p' scripts/offline/gpu.sh; exit 2; }
 work=$PWD/.offline-work
 out=${OUT:-$work/out}
 kept=$work/results
