@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +22,10 @@ from fastlsr.errors import InputError, TrainingFailed
 from fastlsr.ranks import Ranks
 
 WARM_STEPS = 3  # of a shape before it is recorded: they compile, and choose cuDNN's kernels by timing
-MOST_DIFFERENCE = 0.05  # of what a step changes; sums in another order differ by less, a forgotten tensor by more
+MOST_DIFFERENCE = 0.05  # of what a step changes in a tensor, besides what rounding may in tensors of its kind
+ROUNDING = 1e-3
+
+_State = Sequence[Sequence[Tensor]]  # copies on the CPU, by kind
 
 
 class Recorder(Protocol):
@@ -30,6 +33,13 @@ class Recorder(Protocol):
 
     def run(self, work: Callable[[], None]) -> None:
         """Does the work."""
+
+    def rehearse(self, work: Callable[[], None]) -> None:
+        """As `run`.
+
+        Raises:
+            RuntimeError: for work that waits for the device, which no recording can; part of it was done.
+        """
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """A function that does what the work would do now, in the same memory; recording does nothing of it.
@@ -57,19 +67,49 @@ class CudaRecorder:
             work()
         current.wait_stream(self._stream)
 
+    def rehearse(self, work: Callable[[], None]) -> None:
+        """As `Recorder` has it. A wait inside a recording would leave torch's allocator and generator unusable."""
+        mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            self.run(work)
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """As `Recorder` has it. Other threads, such as the loader's, may use the device meanwhile."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            work()
+        """As `Recorder` has it. Other threads, such as the loader's, may use the device meanwhile.
+
+        Raises:
+            TrainingFailed: where torch cannot go on after a recording that failed.
+        """
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                work()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if torch.__version__ < "2.12":  # it compares versions; before, a recording that fails stays open
+                raise TrainingFailed(f"a CUDA graph failed ({_cause(error)}); take train.cuda_graphs=off") from error
+            raise
+        finally:
+            torch.cuda.set_stream(current)
         return graph.replay
 
 
 @dataclass
 class _Shape:
-    """What is known of the batches of one shape: how many were seen, where a recording reads them, and that."""
+    """What is known of the batches of one shape.
+
+    Attributes:
+        seen: how many.
+        fails: whether no recording of them is to be had.
+        batch: where the recording reads a batch.
+        replay: the recording.
+    """
 
     seen: int = 0
+    fails: bool = False
     batch: tuple[Tensor, ...] = ()
     replay: Callable[[], None] | None = None
 
@@ -78,25 +118,34 @@ class GraphedStep:
     """`TrainStep.accumulate` and `update` as one launch, for batches that each move the weights.
 
     The first steps of each shape run as they are. Then one is recorded, run both ways from the same state, and kept if
-    it repeats what the step itself gives. The learning rate is a float32 tensor in all of them.
+    it repeats what the step itself gives. The learning rate is read from a float32 tensor in all of them.
 
     Args:
+        recorder: makes one.
         report: prints a line.
         required: whether to fail where a recording cannot be had or differs, instead of going on without.
     """
 
-    def __init__(self, step: TrainStep, recorder: Recorder, report: Callable[[str], None], *, required: bool = False):
-        self._step, self._recorder, self._report, self._required = step, recorder, report, required
+    def __init__(
+        self,
+        step: TrainStep,
+        recorder: Callable[[], Recorder],
+        report: Callable[[str], None],
+        *,
+        required: bool = False,
+    ):
+        self._step, self._report, self._required = step, report, required
+        self._new_recorder, self._recorder = recorder, recorder()
         self._device = step.totals.values.device
         groups = step.optimizer.param_groups
         self._rates = [torch.zeros((), device=self._device) for _ in groups]
         self._rates_now: list[float] = [0.0] * len(groups)
         self._shapes: dict[torch.Size, _Shape] = {}
-        self._records = True
 
     def forget(self) -> None:
         """Drops all recordings: tensors of the step are about to be replaced."""
         self._shapes.clear()
+        self._recorder = self._new_recorder()  # the memory of recordings is not to be used again once all are gone
 
     def __call__(self, images: Tensor, labels: Tensor, index: Tensor, *, samples: int) -> None:
         """Trains on a batch, with the arguments of `TrainStep.accumulate`.
@@ -112,8 +161,11 @@ class GraphedStep:
             if shape.replay:
                 _copy_all(batch, shape.batch)
                 shape.replay()
-            elif shape.seen > WARM_STEPS and self._records:
+                return
+            if shape.seen > WARM_STEPS and not shape.fails:
                 self._record(shape, batch, samples)
+            if shape.replay:
+                shape.replay()
             else:
                 self._recorder.run(lambda: self._train(batch, samples))
 
@@ -123,38 +175,56 @@ class GraphedStep:
         self._step.update()
 
     def _record(self, shape: _Shape, batch: Sequence[Tensor], samples: int) -> None:
-        """Trains on the batch by a recording that is kept, or else by the step itself."""
+        """Records a step on the batch, and keeps it if it repeats the step's own; the state stays as it is."""
         shape.batch = tuple(each.clone() for each in batch)
         before = self._state()
+        problem = self._trial(shape, samples, before)
+        self._step.optimizer.zero_grad(set_to_none=True)
+        self._set_state(before)
+        if not problem:
+            self._report(f"CUDA graphs: steps on batches of {len(batch[0])} are one launch from here on")
+            return
+        shape.fails, shape.replay, shape.batch = True, None, ()
+        if self._required:
+            raise TrainingFailed(f"train.cuda_graphs=on: {problem}")
+        self._report(f"CUDA graphs: off for batches of {len(batch[0])} ({problem})")
+
+    def _trial(self, shape: _Shape, samples: int, before: _State) -> str:
+        """Records, and takes the step both ways from one state and with the same dropout; what is wrong, or ""."""
 
         def work() -> None:
             self._train(shape.batch, samples)
 
-        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):  # the same dropout twice
-            self._recorder.run(work)
-        expected = self._state()
-        try:
-            replay = self._recorder.record(work)
-        except RuntimeError as error:  # out of memory, or what cannot be recorded
-            self._step.optimizer.zero_grad(set_to_none=True)
-            self._give_up(str(error).strip().splitlines()[0][:200])
-            return
-        self._set_state(before)
-        replay()
-        off = difference(before, expected, self._state())
-        if not off <= MOST_DIFFERENCE:  # NaN, too
-            self._set_state(expected)
-            self._give_up(f"what was recorded is off by {off:.2g} of what a step changes")
-            return
-        shape.replay = replay
-        self._report(f"CUDA graphs: steps on batches of {len(batch[0])} are one launch from here on")
+        with self._all_collected():
+            try:
+                with self._same_draws():
+                    self._recorder.rehearse(work)
+                expected = self._state()
+                shape.replay = self._recorder.record(work)
+            except RuntimeError as error:  # out of memory, or what cannot be recorded
+                return _cause(error)
+            self._set_state(before)
+            with self._same_draws():
+                shape.replay()
+            off = difference(before, expected, self._state())
+        return "" if off <= 1 else "a recorded step changes other than the step itself"  # NaN, too
 
-    def _give_up(self, reason: str) -> None:
-        if self._required:
-            raise TrainingFailed(f"train.cuda_graphs=on: {reason}")
-        self._records = False
-        self.forget()
-        self._report(f"CUDA graphs: off ({reason})")
+    def _same_draws(self) -> AbstractContextManager[None]:
+        return torch.random.fork_rng([self._device] if self._device.type == "cuda" else [])
+
+    @contextmanager
+    def _all_collected(self) -> Iterator[None]:
+        """Inside, every sample counts for the class means, so that a recording that forgets them is seen."""
+        means = self._step.means
+        if not means:
+            yield
+            return
+        member = means.member.clone()
+        means.member.fill_(1)
+        try:
+            yield
+        finally:
+            means.member.copy_(member)
 
     @contextmanager
     def _rates_on_device(self) -> Iterator[None]:
@@ -178,41 +248,52 @@ class GraphedStep:
                     group["capturable"] = False
 
     def _written(self) -> list[list[Tensor]]:
-        """The tensors that a step changes, by kind."""
+        """The tensors that a step changes, by kind; each of the sums is a kind of its own."""
         step = self._step
-        of_optimizer = [value for each in step.optimizer.state.values() for value in each.values()]
+        buffers = list(step.network.buffers())
+        states = [state for state in step.optimizer.state.values() if state]
         return [
             list(step.network.parameters()),
-            list(step.network.buffers()),
-            [value for value in of_optimizer if isinstance(value, Tensor)],
-            [step.totals.values],
-            list(step.means.sums if step.means else ()),
+            [each for each in buffers if each.is_floating_point()],
+            [each for each in buffers if not each.is_floating_point()],
+            *([state[key] for state in states if isinstance(state.get(key), Tensor)] for key in (states or [{}])[0]),
+            *([each] for each in step.totals.values.unbind()),
+            *([each] for each in (step.means.sums if step.means else ())),
         ]
 
-    def _state(self) -> list[list[Tensor]]:
+    def _state(self) -> _State:
         return [[tensor.detach().to("cpu", copy=True) for tensor in kind] for kind in self._written()]
 
     @torch.no_grad()
-    def _set_state(self, state: Sequence[Sequence[Tensor]]) -> None:
+    def _set_state(self, state: _State) -> None:
         for kind, tensors in zip(state, self._written(), strict=True):
             _copy_all(kind, tensors)
 
 
-def difference(
-    before: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]], found: Sequence[Sequence[Tensor]]
-) -> float:
-    """The largest |found - expected| / |expected - before| of a kind of tensors, in Euclidean norms; NaN if any is."""
-    ratios = [0.0]
+def difference(before: _State, expected: _State, found: _State) -> float:
+    """The largest |found - expected| of any tensor, in Euclidean norms, over what it may be; NaN if any is.
+
+    It may be `MOST_DIFFERENCE` of |expected - before|, and `ROUNDING` of that of all tensors of its kind.
+    """
+    worst = [0.0]
     for kinds in zip(before, expected, found, strict=True):
-        off, moved = (_distance(one, other) for one, other in ((kinds[2], kinds[1]), (kinds[1], kinds[0])))
-        if off != 0:
-            ratios.append(off / moved if moved else math.inf)
-    return float(torch.tensor(ratios).max())
+        moved = [_distance(wanted, old) for old, wanted, _ in zip(*kinds, strict=True)]
+        floor = ROUNDING * math.hypot(*moved)
+        for own, (_, wanted, given) in zip(moved, zip(*kinds, strict=True), strict=True):
+            off = _distance(given, wanted)
+            worst.append(off / allowed if (allowed := MOST_DIFFERENCE * own + floor) else math.inf if off else 0.0)
+    return float(torch.tensor(worst).max())
 
 
-def _distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    squares = [(a.double() - b.double()).square().sum() for a, b in zip(one, other, strict=True)]
-    return math.sqrt(sum(map(float, squares)))
+def _cause(error: BaseException) -> str:
+    """The first line of the error that led to this one: torch raises another while it ends a recording."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    return float((one.double() - other.double()).norm())
 
 
 def graphed_step(
@@ -223,13 +304,14 @@ def graphed_step(
     Raises:
         InputError: for `on` where they cannot.
     """
-    requested = config.train.cuda_graphs
-    reason = _obstacle(step, config, device, ranks)
+    requested, reason = config.train.cuda_graphs, _obstacle(step, config, device, ranks)
     if requested == "on" and reason:
         raise InputError(f"train.cuda_graphs=on {reason}")
     if requested == "off" or reason:
+        if requested == "auto" and device.type == "cuda":
+            report(f"CUDA graphs: off (auto: it {reason})")
         return None
-    return GraphedStep(step, CudaRecorder(device), report, required=requested == "on")
+    return GraphedStep(step, lambda: CudaRecorder(device), report, required=requested == "on")
 
 
 def _obstacle(step: TrainStep, config: Config, device: torch.device, ranks: Ranks) -> str:
