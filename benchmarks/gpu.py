@@ -10,18 +10,19 @@ loss     forward and backward of the compiled loss, on float32 logits that the c
          least traffic, logits read once and gradients written once (8 bytes an entry), a second, over the bandwidth of
          a large copy. `loss_kernels`: launches, as the profiler saw them. `loss_passes`: the most loops over a row's
          entries in the Triton source of any launch; 1 says that none goes over its input twice. `rows_again_vs_once`:
-         time of the loss on rows of 4096 as inductor would compile it, reading them again for each sum, over ours.
+         time of the loss on rows of 4096 as inductor would compile it, reading them again for each sum, over ours;
+         `longest_rows_again_vs_once`: on rows of 21,841.
 trainer  `trainer_vs_step`: images a second of whole training epochs (loader, progress, checks of the loss) over those
          of the step alone on one batch on the device, as the trainer has it, with optimizer and schedule. `peak_share`:
          floating-point operations an epoch spends on convolutions and matrix products, a second, over those of a
          large bf16 product. `step_busy`: kernel time of a step over its time; what is missing is the host's.
-         `peak_memory_bytes`: the most that is allocated during an epoch.
+         `peak_memory_bytes`: the most that is allocated during steps that are not replayed, which allocate nothing.
 loader   `loader_vs_resident`: images a second of the same loop from the loader over those from batches on the device.
 means    `means_cost`: time of the step with class means over that of the step without.
 graphs   `graphs_vs_launches`: time of the step that the host launches kernel by kernel over that of the same one as a
          CUDA graph; `graphs_vs_launches_small`: of ResNet-8.
 preact   `preact_compiled_vs_eager`: images a second of the step, and `preact_busy` as above.
-options  what might make the compiled step faster, one at a time: inductor's `combo_kernels` and
+options  what might make the compiled step, as a CUDA graph, faster, one at a time: inductor's `combo_kernels` and
          `coordinate_descent_tuning`, cuDNN's search without a limit. `best_option`: time of the step as the trainer
          takes it over that with the best of them. None is adopted without such a figure.
 compile  seconds from a built network to the end of its first step, in a new process, with an empty cache of compiled
@@ -92,7 +93,7 @@ class Sizes:
     """How large everything is that is measured."""
 
     logits: tuple[int, int] = (32_768, 1000)
-    long_rows: tuple[int, int] = (8192, 4096)
+    long_rows: tuple[tuple[int, int], ...] = ((8192, 4096), (2048, 21_841))
     large_bytes: int = 1 << 31  # to copy for the bandwidth, and to fill between two measurements of the loss
     matrix: int = 8192
     images: int = 50_000  # of which the trainer takes whole batches
@@ -107,7 +108,7 @@ class Sizes:
     steps: int = 50  # in a round
 
 
-TINY = Sizes(logits=(64, 10), long_rows=(8, 40), large_bytes=1 << 12, matrix=32, images=48, side=8, classes=10,
+TINY = Sizes(logits=(64, 10), long_rows=((8, 40), (4, 50)), large_bytes=1 << 12, matrix=32, images=48, side=8, classes=10,
              network="resnet8", batch=16, deep_network="resnet8", deep_batch=8, rounds=2, calls=2, steps=2)  # fmt: skip
 
 
@@ -224,9 +225,9 @@ def launches(bench: Bench, run: Callable[[], object]) -> list[tuple[str, float]]
     return [(event["name"], event["dur"] / 1e6) for event in events if event.get("cat") in kinds]
 
 
-def busy(bench: Bench, session: Session, batch: Batch, seconds_a_step: float) -> float:
+def busy(bench: Bench, session: Session, step: TrainStep | GraphedStep, batch: Batch, seconds_a_step: float) -> float:
     """Share of a step's time in which a kernel runs."""
-    done = launches(bench, lambda: take_steps(session, session.graphed or session.step, batch, PROFILED))
+    done = launches(bench, lambda: take_steps(session, step, batch, PROFILED))
     print(f"  {len(done) / PROFILED:.0f} launches a step")
     return sum(seconds for _, seconds in done) / PROFILED / seconds_a_step
 
@@ -299,15 +300,15 @@ def loss(bench: Bench) -> None:
             taken = [seconds for other, seconds in done if other == name]
             print(f"  {len(taken) / PROFILED:g} x {name[:90]}: {1e6 * statistics.median(taken):.1f} us")
         bench.report.value("loss_kernels", len(done) / PROFILED)
-    long_rows(bench, target)
+    for size, figure in zip(bench.sizes.long_rows, ("rows_again_vs_once", "longest_rows_again_vs_once"), strict=True):
+        long_rows(bench, target, *size, figure)
 
 
-def long_rows(bench: Bench, target: Tensor) -> None:
+def long_rows(bench: Bench, target: Tensor, rows: int, classes: int, figure: str) -> None:
     from torch._inductor import config as inductor
     from torch._inductor.choices import InductorChoices
     from torch._inductor.virtualized import V
 
-    rows, classes = bench.sizes.long_rows
     logits = torch.randn(rows, classes, device=bench.device)
     labels = torch.randint(classes, (rows,), device=bench.device)
     mix, scale = torch.tensor([0.9, 0.1, 0.0, 1.0], device=bench.device), torch.full((), 1 / rows, device=bench.device)
@@ -323,7 +324,7 @@ def long_rows(bench: Bench, target: Tensor) -> None:
     }
     seconds = in_turns(contenders, rounds=bench.sizes.rounds)
     bench.report.table(f"loss, {rows} x {classes} float32, rows read", seconds, unit="rows", units=rows)
-    bench.report.ratio("rows_again_vs_once", seconds["again"], seconds["once"])
+    bench.report.ratio(figure, seconds["again"], seconds["once"])
 
 
 def count_passes(bench: Bench, run: Callable[[], object]) -> None:
@@ -379,7 +380,7 @@ def trainer(bench: Bench) -> None:
     epoch()
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.device)
-        epoch()
+        take_steps(session, session.step, batch, PROFILED)
         bench.report.value("peak_memory_bytes", peak_memory_bytes(bench.device))
     seconds = in_turns({"trainer": epoch, "step alone": steps}, rounds=bench.sizes.rounds)
     bench.report.table(f"{bench.sizes.network}, batch {bench.sizes.batch}", seconds, unit="images", units=images)
@@ -391,7 +392,7 @@ def trainer(bench: Bench) -> None:
         print(f"  {flops / 1e9:.2f} GFLOP an image; a bf16 product: {peak / 1e12:.0f} TFLOP/s")
         bench.report.value("peak_share", flops * rate / peak)
         one_step = statistics.median(seconds["step alone"]) / len(session.train)
-        bench.report.value("step_busy", busy(bench, session, batch, one_step))
+        bench.report.value("step_busy", busy(bench, session, session.graphed or session.step, batch, one_step))
 
 
 def product_flops_per_second(bench: Bench) -> float:
@@ -440,11 +441,17 @@ def graphs(bench: Bench) -> None:
         session = build_session(bench, network, bench.sizes.batch)
         steps: dict[str, TrainStep | GraphedStep] = {"launched by the host": session.step}
         if bench.device.type == "cuda":
-            steps["a CUDA graph"] = GraphedStep(session.step, CudaRecorder(bench.device), print, required=True)
-            take_steps(session, steps["a CUDA graph"], first_batch(session), WARM_STEPS + 1)
+            steps["a CUDA graph"] = graphed(bench, session, session.step, first_batch(session))
         seconds = compare_steps(bench, session, first_batch(session), steps)
         if bench.device.type == "cuda":
             bench.report.ratio(figure, seconds["launched by the host"], seconds["a CUDA graph"])
+
+
+def graphed(bench: Bench, session: Session, step: TrainStep, batch: Batch) -> GraphedStep:
+    """The step, recorded for a batch."""
+    made = GraphedStep(step, lambda: CudaRecorder(bench.device), print, required=True)
+    take_steps(session, made, batch, WARM_STEPS + 1)
+    return made
 
 
 def preact(bench: Bench) -> None:
@@ -455,7 +462,7 @@ def preact(bench: Bench) -> None:
     bench.report.ratio("preact_compiled_vs_eager", seconds["eager"], seconds["compiled"])
     if bench.device.type == "cuda":
         one_step = statistics.median(seconds["compiled"]) / bench.sizes.steps
-        bench.report.value("preact_busy", busy(bench, session, batch, one_step))
+        bench.report.value("preact_busy", busy(bench, session, session.step, batch, one_step))
 
 
 OPTIONS: dict[str, dict[str, object]] = {
@@ -471,7 +478,8 @@ def step_options(bench: Bench) -> None:
     from torch._inductor import config as inductor
 
     session = bench.session
-    batch, limit, steps = first_batch(session), torch.backends.cudnn.benchmark_limit, {}
+    batch, limit = first_batch(session), torch.backends.cudnn.benchmark_limit
+    steps: dict[str, TrainStep | GraphedStep] = {}
     torch.compiler.reset()  # beyond some graphs of one function it would compile no more
     for name, chosen in OPTIONS.items():
         step = TrainStep(
@@ -481,7 +489,7 @@ def step_options(bench: Bench) -> None:
             torch.backends.cudnn.benchmark_limit = 0
         with inductor.patch(chosen):
             take_steps(session, step, batch, 1)
-        steps[name] = step
+        steps[name] = graphed(bench, session, step, batch) if bench.device.type == "cuda" else step
     torch.backends.cudnn.benchmark_limit = limit
     seconds = compare_steps(bench, session, batch, steps)
     best = min((name for name in OPTIONS if name != "as trained"), key=lambda name: statistics.median(seconds[name]))
@@ -535,7 +543,7 @@ def first_step(bench: Bench) -> float:
 # Part -> what answers it, and its figures. `loss` comes first: it makes torch forget what is compiled.
 PARTS: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
     "loss": (loss, ("loss_vs_dense", "loss_vs_dense_compiled", "loss_vs_liger", "loss_bandwidth_share", "loss_kernels",
-                    "loss_passes", "rows_again_vs_once")),
+                    "loss_passes", "rows_again_vs_once", "longest_rows_again_vs_once")),
     "trainer": (trainer, ("trainer_vs_step", "images_per_second", "peak_share", "step_busy", "peak_memory_bytes")),
     "loader": (loader, ("loader_vs_resident",)),
     "means": (means, ("means_cost",)),

@@ -309,11 +309,11 @@ def add_option(section: str, name: str, kind: type, declared: Any) -> None:
     SECTIONS[section] = extended
 
 
-_INCIDENTAL = {"data.dir", "data.workers", "data.os_cache"}
+_INCIDENTAL = {"data.dir", "data.workers", "data.os_cache", "train.cuda_graphs"}
 
 
 def is_incidental(key: str) -> bool:
-    """Whether a `section.key` leaves a run's numbers as they are (places, threads, logging)."""
+    """Whether a `section.key` leaves a run's numbers as they are (places, threads, launches, logging)."""
     return key in _INCIDENTAL or key.split(".")[0] in ("run", "log")
 
 

@@ -118,8 +118,9 @@ def out_of_memory(config: Config, device: torch.device) -> str:
     """A line on what fills a CUDA device, and what to change."""
     free, whole = torch.cuda.mem_get_info(device)
     own = torch.cuda.max_memory_reserved(device)
+    graphs = "" if config.train.cuda_graphs == "off" else "train.cuda_graphs=off takes less, and the run goes on; "
     return (
         f"out of memory on {device}: this process took {own / _GIB:.1f} of {whole / _GIB:.1f} GiB, {free / _GIB:.1f} "
-        f"are free; a data.batch_size below {config.data.batch_size} with optim.accumulate takes the same steps, and "
-        "--dry-run estimates what one takes"
+        f"are free; {graphs}a data.batch_size below {config.data.batch_size} with optim.accumulate takes the same "
+        "steps, and --dry-run estimates what one takes"
     )

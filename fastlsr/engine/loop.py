@@ -413,7 +413,7 @@ def judge_best(session: Session, log: RunLog) -> None:
         return
     run = opened(state, path, {key: values[key] for key in PLACES})
     logits = CollectedLogits() if config.run.logits in ("best", "both") else None
-    figures = run.evaluate_at_end(logits, session.ranks, compile=True)
+    figures = run.evaluate_at_end(logits, session.ranks)
     best |= {f"{TEST}/{name}": value for name, value in figures.items()}
     log.restore(log.rows)
     if logits:

@@ -157,6 +157,8 @@ def parse_betas(text: str) -> tuple[float, ...]:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Sets each group's rate to `factor` times its peak."""
+    """Sets each group's rate to `factor` times its peak; on CUDA in float32, as which a recorded step reads it."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
+        rate = group["peak_lr"] * factor
+        on_cuda = any(parameter.is_cuda for parameter in group["params"][:1])
+        group["lr"] = torch.tensor(rate, dtype=torch.float32).item() if on_cuda else rate

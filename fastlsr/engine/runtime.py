@@ -103,11 +103,14 @@ def choose_precision(requested: str, device: torch.device, report: Callable[[str
         requested: `train.precision`.
         report: prints a line; the choice of `auto` is printed, and what CUDA makes of float32.
     """
-    if device.type == "cuda" and requested == "fp32":
+    precision = requested if requested != "auto" else _best_precision(device, report)
+    if device.type == "cuda" and precision == "fp32":
         took = "TF32" if torch.backends.cuda.matmul.allow_tf32 else "float32"
-        report(f"precision: fp32, with convolutions and products in {took} (train.tf32)")
-    if requested != "auto":
-        return requested
+        report(f"fp32: convolutions and products are in {took} (train.tf32)")
+    return precision
+
+
+def _best_precision(device: torch.device, report: Callable[[str], None]) -> str:
     if device.type == "cuda":
         has_bf16 = torch.cuda.get_device_properties(device).major >= 8
     else:

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from fastlsr.config import Train
 from fastlsr.engine import runtime
 from fastlsr.engine.compiling import choose_compile, fastest_in_turns
 from fastlsr.errors import InputError
@@ -34,6 +35,17 @@ def test_steps_after_the_first_ask_the_kernel_for_hardly_any_memory():
     ran = subprocess.run([sys.executable, "-c", PAGE_FAULTS_OF_STEPS], capture_output=True, text=True, check=True)
     faults = [int(line) for line in ran.stdout.split()]
     assert sum(faults[4:]) < faults[0]
+
+
+def test_compiled_runs_on_cuda_keep_rows_in_registers(monkeypatch):
+    from torch._inductor import config as inductor
+
+    monkeypatch.setattr(inductor, "inductor_choices_class", None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    runtime.set_up_torch(torch.device("cuda"), Train(compile="off"))
+    assert inductor.inductor_choices_class is None
+    runtime.set_up_torch(torch.device("cuda"))
+    assert "rows" in inductor.inductor_choices_class().uuid()
 
 
 @pytest.mark.parametrize("tf32", [False, True])
