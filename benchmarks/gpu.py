@@ -108,8 +108,9 @@ class Sizes:
     steps: int = 50  # in a round
 
 
-TINY = Sizes(logits=(64, 10), long_rows=((8, 40), (4, 50)), large_bytes=1 << 12, matrix=32, images=48, side=8, classes=10,
-             network="resnet8", batch=16, deep_network="resnet8", deep_batch=8, rounds=2, calls=2, steps=2)  # fmt: skip
+TINY = Sizes(logits=(64, 10), long_rows=((8, 40), (4, 50)), large_bytes=1 << 12, matrix=32, images=48, side=8,
+             classes=10, network="resnet8", batch=16, deep_network="resnet8", deep_batch=8, rounds=2, calls=2,
+             steps=2)  # fmt: skip
 
 
 @dataclass

@@ -39,8 +39,8 @@ def session_on(device, digits_dir, **options):
     base = {"data.dataset": "digits", "data.dir": str(digits_dir), "data.batch_size": 64, "model.name": "resnet8",
             "method.name": "colam", "method.stages": 1, "train.epochs": 1, "train.precision": "fp32"}  # fmt: skip
     chosen = base | {key.replace("__", "."): value for key, value in options.items()}
-    set_up_torch(device)
     config = load(overrides=chosen)
+    set_up_torch(device, config.train)
     plan = make_plan(config.method, config.train.epochs)
     return Session(config, plan, device, report=lambda text: None)
 
@@ -94,7 +94,7 @@ def test_an_evaluation_waits_for_the_device_at_its_end_alone(digits_dir):
 
 
 def test_a_network_that_waits_for_the_device_trains_without_graphs_and_fails_where_they_are_required(digits_dir):
-    """`.item()` in a forward pass, with dropout after it, for which a broken recording would spoil torch's generator."""
+    """`.item()` in a forward pass, and dropout after it, whose generator a broken recording would spoil."""
     said = []
     for required in (False, True):
         session = session_on(CUDA, digits_dir, train__compile="off", train__cuda_graphs="off")
@@ -115,7 +115,7 @@ def test_graphs_train_as_steps_do_over_generations_with_each_optimizer(digits_di
     """Recorded anew for each generation, in memory that the recordings before have left."""
     found = []
     for graphs in ("on", "off"):
-        options = {"method__name": "label_refinery", "method__generations": 2, "train__epochs": 1, "optim__lr": 1e-3,
+        options = {"method__name": "label_refinery", "method__generations": 2, "train__epochs": 1, "optim__lr": 2.0**-9,
                    "train__deterministic": "true", "optim__clip_norm": 1.0, "optim__name": optimizer}  # fmt: skip
         session = session_on(CUDA, digits_dir, train__cuda_graphs=graphs, train__compile="off", **options)
         while not session.finished:
