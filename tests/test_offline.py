@@ -104,6 +104,17 @@ def test_what_cannot_be_packed_is_one_line_and_exit_code_2(tmp_path, monkeypatch
     assert said in told and told.count("\n") == 1
 
 
+def test_packing_that_fails_is_one_line_and_leaves_the_former_kit(clone, monkeypatch, capsys):
+    (clone / "fastlsr" / "__init__.py").touch()
+    (clone / "fastlsr" / "data" / "_jpeg_window.abi3.so").touch()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    before = (clone / ".offline" / "kit.tar.xz").read_bytes()
+    assert pack.main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (clone / ".offline" / "kit.tar.xz").read_bytes() == before
+    assert [path.name for path in clone.glob(".offline*")] == [".offline"]
+
+
 def test_files_of_several_folders_or_from_elsewhere_are_refused(tmp_path):
     for files in ([Path("data/a"), Path("b")], [tmp_path / "a"]):
         with pytest.raises(pack.CannotPack, match="files of one folder"):

@@ -6,8 +6,9 @@
 # check    doctor and tests/test_cuda.py; meanwhile what `table2` will run is compiled, on random images (4 minutes)
 # bench    benchmarks/gpu.py; BENCH=loss,trainer takes some of its parts (8 minutes for all)
 # jobs     how many images a second 1, 2 and 3 runs at once train; table2 then takes the best number
-# table2   ResNet-18 on CIFAR-100 by configs/tsla_cifar100.yaml: METHODS="hard lsr tsla" (s = 180) for each of SEEDS="0 1 2";
-#          when the time is up the runs write checkpoints, and the same command goes on from them
+# table2   CONFIG=tsla_cifar100 (ResNet-18 on CIFAR-100), METHODS="hard lsr tsla" (s = 180) for each of SEEDS="0 1 2";
+#          when the time is up the runs write checkpoints, and the same command goes on. COLAM's Table 2 is
+#          CONFIG=colam_cifar100 METHODS="hard lsr colam". OPTIONS="--train.cuda_graphs=on" go to `jobs` and `table2`
 #
 # Where each call takes along at most 60 MiB and lasts 10 minutes, the most valuable first, one right after the other:
 #
@@ -19,7 +20,7 @@
 # (.offline-work/out without it): log.txt and results.tar.gz, which holds that of the calls before, too.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
-[ $# -gt 0 ] || { sed -n '2,19p' scripts/offline/gpu.sh; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,20p' scripts/offline/gpu.sh; exit 2; }
 work=$PWD/.offline-work
 out=${OUT:-$work/out}
 kept=$work/results
@@ -49,19 +50,21 @@ keep() {
 
 collect() {
     local run name
-    for run in "$runs"/table2/*/; do
+    for run in "$runs"/"$config"/*/; do
         [ -f "$run/config.yaml" ] || continue
-        name=$kept/table2/$(basename "$run")
+        name=$kept/$config/$(basename "$run")
         mkdir -p "$name"
         cp "$run"/{config.yaml,environment.json,metrics.jsonl,summary.json} "$name/" 2>/dev/null
     done
     tar -C "$kept" -czf "$out/results.tar.gz" .
 }
 
-train() {
-    OMP_NUM_THREADS=2 "$PYTHON" -m fastlsr.train --cfg configs/tsla_cifar100.yaml --log.wandb=disabled \
-        --run.checkpoint_seconds=20 "$@"
-}
+config=${CONFIG:-tsla_cifar100}
+
+# No function, since a signal is to reach Python itself. OPTIONS are words.
+# shellcheck disable=SC2206
+command=(env OMP_NUM_THREADS=2 "$PYTHON" -m fastlsr.train --cfg "configs/$config.yaml" --log.wandb=disabled
+    --run.checkpoint_seconds=20 ${OPTIONS:-})
 
 # 592 = 2 x 256 + 80 and 272 = 256 + 16 images: the four shapes of batches that CIFAR-100 has.
 compile_ahead() {
@@ -80,21 +83,23 @@ for split, count in (("train", 592), ("test", 272)):
                 classes=[str(number) for number in range(100)], encoding=Encoding(mode="raw"))
 PY
     rm -rf "$work/warm/runs"
-    train --data.dataset=warm --data.dir="$work/warm" --run.dir="$work/warm/runs" --train.epochs=5 --method.name=hard \
-        --data.workers=2
+    "${command[@]}" --data.dataset=warm --data.dir="$work/warm" --run.dir="$work/warm/runs" --train.epochs=5 \
+        --method.name=hard --data.workers=2
 }
 
 check() {
     compile_ahead >"$kept/compile_ahead.txt" 2>&1 &
     local ahead=$!
     keep doctor 120 "$PYTHON" -m fastlsr.doctor
-    keep test_cuda 400 "$PYTHON" -m pytest tests/test_cuda.py -v -rA -p no:cacheprovider --durations=0
+    local code=0
+    keep test_cuda 400 "$PYTHON" -m pytest tests/test_cuda.py -v -rA -p no:cacheprovider --durations=0 || code=$?
     say "waiting for what is compiled meanwhile"
     for _ in $(seq 150); do
         kill -0 $ahead 2>/dev/null && [ "$(left)" -gt 60 ] || break
         sleep 1
     done
     tail -5 "$kept/compile_ahead.txt"
+    return $code
 }
 
 bench() {
@@ -113,16 +118,17 @@ share() { echo $(($(nproc) / $1 > 2 ? $(nproc) / $1 - 1 : 1)); }
 jobs_step() {
     need_cifar || return
     local best=1 most=0 count number now
+    local -a pids
     for count in 1 2 3; do
         [ "$(left)" -gt 90 ] || break
         rm -rf "$runs/jobs"
-        local -a going=()
+        pids=()
         for number in $(seq "$count"); do
-            train --method.name=hard --train.epochs=6 --train.seed="$number" --run.dir="$runs/jobs" \
+            "${command[@]}" --method.name=hard --train.epochs=6 --train.seed="$number" --run.dir="$runs/jobs" \
                 --run.name="$number" --data.workers="$(share "$count")" >"$work/jobs-$number.txt" 2>&1 &
-            going+=($!)
+            pids+=("$!")
         done
-        wait "${going[@]}"
+        wait "${pids[@]}"
         now=$("$PYTHON" - "$runs"/jobs/*/metrics.jsonl <<'PY'
 import json, pathlib, sys
 rows = [[json.loads(line) for line in pathlib.Path(name).read_text().splitlines()] for name in sys.argv[1:]]
@@ -139,10 +145,10 @@ table2() {
     need_cifar || return
     local jobs=${JOBS:-$(cat "$work/jobs" 2>/dev/null || echo 3)} seed method name pid todo=()
     local -A going=()
-    mkdir -p "$runs/table2" "$work/done"
+    mkdir -p "$runs/$config" "$work/done"
     for seed in ${SEEDS:-0 1 2}; do
         for method in ${METHODS:-hard lsr tsla}; do
-            [ -f "$work/done/$method-$seed" ] || todo+=("$method-$seed")
+            [ -f "$work/done/$config-$method-$seed" ] || todo+=("$method-$seed")
         done
     done
     say "table2: ${#todo[@]} runs are left, $jobs at once"
@@ -150,10 +156,8 @@ table2() {
         while [ ${#going[@]} -lt "$jobs" ] && [ ${#todo[@]} -gt 0 ]; do
             name=${todo[0]}
             todo=("${todo[@]:1}")
-            # Not by the function: the signal below is to reach Python itself.
-            OMP_NUM_THREADS=2 "$PYTHON" -m fastlsr.train --cfg configs/tsla_cifar100.yaml --log.wandb=disabled \
-                --run.checkpoint_seconds=20 --method.name="${name%-*}" --train.seed="${name#*-}" --run.dir="$runs/table2" \
-                --run.name="$name" --data.workers="$(share "$jobs")" >>"$kept/table2-$name.txt" 2>&1 &
+            "${command[@]}" --method.name="${name%-*}" --train.seed="${name#*-}" --run.dir="$runs/$config" \
+                --run.name="$name" --data.workers="$(share "$jobs")" >>"$kept/$config-$name.txt" 2>&1 &
             going[$!]=$name
         done
         sleep 1
@@ -166,7 +170,7 @@ table2() {
     [ ${#going[@]} = 0 ] || say "time is up: the runs write checkpoints"
     for pid in "${!going[@]}"; do kill -TERM "$pid" 2>/dev/null; done
     for pid in "${!going[@]}"; do reap "$pid" "${going[$pid]}"; done
-    "$PYTHON" - "$runs"/table2/*/metrics.jsonl <<'PY' | tee "$kept/table2-now.txt"
+    "$PYTHON" - "$runs"/"$config"/*/metrics.jsonl <<'PY' | tee "$kept/$config-now.txt"
 import json, pathlib, statistics, sys
 print("run       epochs  last top-1  best top-1  its top-5  images/s  s an epoch")
 for path in map(pathlib.Path, sys.argv[1:]):
@@ -184,20 +188,23 @@ reap() {
     local code=0
     wait "$1" || code=$?
     echo "$2: exit code $code"
-    [ $code != 0 ] || { touch "$work/done/$2"; rm -f "$runs/table2/$2"/checkpoint*.pt; }
+    [ $code != 0 ] || { touch "$work/done/$config-$2"; rm -f "$runs/$config/$2"/checkpoint*.pt; }
 }
 
 trap collect EXIT
-eval "$("$PYTHON" scripts/offline/unpack.py)"
+paths=$("$PYTHON" scripts/offline/unpack.py) || exit 2
+eval "$paths"
 cp .offline/commit.txt "$kept/"
 {
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
     "$PYTHON" -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__)'
 } 2>&1 | tee "$kept/machine.txt"
+code=0
 for step in "$@"; do
     case $step in
-        check | bench | table2) $step ;;
-        jobs) jobs_step ;;
+        check | bench | table2) $step || code=1 ;;
+        jobs) jobs_step || code=1 ;;
         *) say "there is no step $step"; exit 2 ;;
     esac
 done
+exit $code

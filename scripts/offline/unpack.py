@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import lzma
 import shlex
 import shutil
 import sys
@@ -20,6 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 KIT, WORK = ROOT / ".offline" / "kit.tar.xz", ROOT / ".offline-work"
+
+FIRST = Path(".offline-data-1", "index.json")
 
 
 def say(text: str) -> None:
@@ -34,9 +35,8 @@ def unpack_kit(kit: Path) -> None:
         say("unpacking the packages")
         for name in ("site", "lib", "fastlsr"):
             shutil.rmtree(WORK / name, ignore_errors=True)
-        WORK.mkdir(exist_ok=True)
         with tarfile.open(kit) as archive:
-            archive.extractall(WORK, filter="data")
+            extract(archive, WORK)
         stamp.write_text(digest)
     for path in (WORK / "fastlsr").iterdir():  # the clone may be a fresh copy
         target = ROOT / "fastlsr" / "data" / path.name
@@ -45,16 +45,17 @@ def unpack_kit(kit: Path) -> None:
 
 
 def unpack_data() -> None:
-    """Unpacks the data once all their parts are here; keeps each part as it comes."""
-    kept = WORK / "data"
+    """Unpacks the data once all their parts are here; keeps each part as it comes, until then."""
+    kept, stamp = WORK / "data", WORK / "data.sha256"
+    done = stamp.read_text() if stamp.is_file() else ""
+    first = next((path for path in (ROOT / FIRST, kept / FIRST) if path.is_file()), None)
+    if first is not None and json.loads(first.read_text())["sha256"] == done:
+        return
     for part in ROOT.glob(".offline-data-*"):
         shutil.copytree(part, kept / part.name, dirs_exist_ok=True)
-    index = kept / ".offline-data-1" / "index.json"
-    if not index.is_file():
+    if not (kept / FIRST).is_file():
         return
-    about = json.loads(index.read_text())
-    if (WORK / "data.sha256").is_file() and (WORK / "data.sha256").read_text() == about["sha256"]:
-        return
+    about = json.loads((kept / FIRST).read_text())
     paths = [kept / f".offline-data-{number}" / "part" for number in range(1, about["parts"] + 1)]
     if missing := [path.parent.name for path in paths if not path.is_file()]:
         say(f"the data are not whole yet: {', '.join(missing)}")
@@ -64,10 +65,21 @@ def unpack_data() -> None:
         raise SystemExit("offline: the data are not what was packed; pack them again")
     target = ROOT / about["folder"]
     say(f"unpacking the data to {target}")
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:xz") as archive:
+        extract(archive, target)
+    stamp.write_text(about["sha256"])
+    shutil.rmtree(kept)
+    (kept / FIRST).parent.mkdir(parents=True)
+    (kept / FIRST).write_text(json.dumps(about))
+
+
+def extract(archive: tarfile.TarFile, target: Path) -> None:
+    """Extracts all; Python before 3.11.4 knows no filters."""
     target.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(content))) as archive:
+    if hasattr(tarfile, "data_filter"):
         archive.extractall(target, filter="data")
-    (WORK / "data.sha256").write_text(about["sha256"])
+    else:
+        archive.extractall(target)
 
 
 def main() -> None:
