@@ -18,6 +18,7 @@ trainer  `trainer_vs_step`: images a second of whole training epochs (loader, pr
          large bf16 product. `step_busy`: kernel time of a step over its time; what is missing is the host's.
          `peak_memory_bytes`: the most that is allocated during steps that are not replayed, which allocate nothing.
 loader   `loader_vs_resident`: images a second of the same loop from the loader over those from batches on the device.
+epochs   `beside_training_share`: the share of an epoch of a whole run that evaluation, logging and checkpoints take.
 means    `means_cost`: time of the step with class means over that of the step without.
 graphs   `graphs_vs_launches`: time of the step that the host launches kernel by kernel over that of the same one as a
          CUDA graph; `graphs_vs_launches_small`: of ResNet-8.
@@ -61,6 +62,7 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastlsr import train
 from fastlsr.data.loader import Batch
 from fastlsr.data.prepare.encoding import Encoding
 from fastlsr.data.prepare.sources import read_dataset
@@ -166,7 +168,7 @@ def write_data(folder: Path, sizes: Sizes, cifar_dir: Path | None) -> None:
         random = np.random.default_rng(0)
         classes = [str(number) for number in range(sizes.classes)]
         splits = {}
-        for split, count in (("train", sizes.images), ("test", sizes.batch)):
+        for split, count in (("train", sizes.images), ("test", max(sizes.batch, sizes.images // 5))):
             images = random.integers(0, 256, (count, sizes.side, sizes.side, 3), dtype=np.uint8)
             splits[split] = Samples(images, np.arange(count) % sizes.classes)
     for split, samples in splits.items():
@@ -428,6 +430,21 @@ def loader(bench: Bench) -> None:
     bench.report.ratio("loader_vs_resident", seconds["from the device"], seconds["from the loader"])
 
 
+def epochs(bench: Bench) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"data.dataset": "bench", "data.dir": bench.folder, "data.batch_size": bench.sizes.batch,
+                   "model.name": bench.sizes.network, "train.epochs": 6, "optim.lr": 0.01, "log.wandb": "disabled",
+                   "optim.schedule": "constant", "run.dir": folder, "run.name": "run",
+                   "train.compile": "on" if bench.compiles else "off"}  # fmt: skip
+        if train.main([f"--{key}={value}" for key, value in options.items()]):
+            raise RuntimeError("the run failed")
+        rows = RunFolder(Path(folder, "run")).read_rows()[2:]  # compiled, and recorded but for the last batch
+    trained = [bench.sizes.images / row["images_per_second"] for row in rows]
+    shares = [1 - seconds / row["seconds"] for seconds, row in zip(trained, rows, strict=True)]
+    print("  of each epoch:", ", ".join(f"{share:.0%}" for share in shares))
+    bench.report.value("beside_training_share", statistics.median(shares))
+
+
 def means(bench: Bench) -> None:
     session, batch = bench.session, first_batch(bench.session)
     without = TrainStep(session.network, session.optimizer, session.targets, None, compile=bench.compiles)
@@ -547,6 +564,7 @@ PARTS: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
                     "loss_passes", "rows_again_vs_once", "longest_rows_again_vs_once")),
     "trainer": (trainer, ("trainer_vs_step", "images_per_second", "peak_share", "step_busy", "peak_memory_bytes")),
     "loader": (loader, ("loader_vs_resident",)),
+    "epochs": (epochs, ("beside_training_share",)),
     "means": (means, ("means_cost",)),
     "graphs": (graphs, ("graphs_vs_launches", "graphs_vs_launches_small")),
     "preact": (preact, ("preact_compiled_vs_eager", "preact_busy")),

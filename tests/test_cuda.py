@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -59,6 +60,13 @@ def test_batches_are_the_cpus_even_when_the_device_lags_behind(digits_dir):
         kept.append(batch.images.clone())
     for mine, plain in zip(kept, loaders[0].epoch(0), strict=True):
         assert torch.equal(mine.cpu(), plain.images)
+
+
+def test_what_is_copied_to_the_device_is_pinned(digits_dir):
+    """FFCV pins under a bare `except: pass`; each copy from unpinned memory would make the loader wait."""
+    loader = Loader(digits_dir / "digits_train.beton", load().data, train=True, seed=0, device=CUDA)
+    arrays = [buffer for buffer in loader._pipeline._memory["operation"].values() if isinstance(buffer, np.ndarray)]
+    assert arrays and all(torch.from_numpy(array).is_pinned() for array in arrays)
 
 
 @pytest.mark.parametrize("options", [{"train__compile": "off"}, {"train__compile": "on"}, {"train__ema": 0.9},

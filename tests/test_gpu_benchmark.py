@@ -9,7 +9,7 @@ import torch
 ALL_FIGURES = {key for _, keys in gpu.PARTS.values() for key in keys}
 ANYWHERE = {"loss_vs_dense", "loss_vs_dense_compiled", "trainer_vs_step", "images_per_second", "loader_vs_resident",
             "means_cost", "preact_compiled_vs_eager", "best_option", "rows_again_vs_once",
-            "longest_rows_again_vs_once"}  # fmt: skip
+            "longest_rows_again_vs_once", "beside_training_share"}  # fmt: skip
 
 
 @pytest.fixture
