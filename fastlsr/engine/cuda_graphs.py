@@ -159,7 +159,7 @@ class GraphedStep:
         shape.seen += 1
         with self._rates_on_device():
             if shape.replay:
-                _copy_all(batch, shape.batch)
+                copy_all(batch, shape.batch)
                 shape.replay()
                 return
             if shape.seen > WARM_STEPS and not shape.fails:
@@ -267,7 +267,7 @@ class GraphedStep:
     @torch.no_grad()
     def _set_state(self, state: _State) -> None:
         for kind, tensors in zip(state, self._written(), strict=True):
-            _copy_all(kind, tensors)
+            copy_all(kind, tensors)
 
 
 def difference(before: _State, expected: _State, found: _State) -> float:
@@ -328,6 +328,7 @@ def _obstacle(step: TrainStep, config: Config, device: torch.device, ranks: Rank
     return ""
 
 
-def _copy_all(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+def copy_all(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    """Copies each source into its target, without waiting for the device."""
     for source, target in zip(sources, targets, strict=True):
         target.copy_(source, non_blocking=True)

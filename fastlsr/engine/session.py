@@ -24,7 +24,7 @@ from fastlsr.engine.checkpoint import State
 from fastlsr.engine.classifier import Classifier, MovingAverage
 from fastlsr.engine.compiling import CompileNotices, choose_compile
 from fastlsr.engine.convolutions import WHOLE, choose_weight_gradients, set_weight_gradients
-from fastlsr.engine.cuda_graphs import graphed_step
+from fastlsr.engine.cuda_graphs import copy_all, graphed_step
 from fastlsr.engine.evaluation import CollectedLogits, evaluate
 from fastlsr.engine.label_learning import LabelLearner, LearnedLabels, Watch
 from fastlsr.engine.optimizers import build_optimizer, set_learning_rate
@@ -554,14 +554,12 @@ class Session:
         sums = self._sums()
         if len(ranks) == self.ranks.world_size:
             own = ranks[self.ranks.rank]
-            _copy_all(own["sums"], sums)
-            _copy_all(own["statistics"], self._statistics())
+            copy_all(own["sums"], sums)
+            copy_all(own["statistics"], self._statistics())
         elif self.ranks.rank:
-            _copy_all([torch.zeros(())] * len(sums), sums)
+            copy_all([torch.zeros(())] * len(sums), sums)
         elif ranks:
-            _copy_all(
-                [torch.stack(parts).sum(0) for parts in zip(*(each["sums"] for each in ranks), strict=True)], sums
-            )
+            copy_all([torch.stack(parts).sum(0) for parts in zip(*(each["sums"] for each in ranks), strict=True)], sums)
 
     def _set_random_state(self, state: State) -> None:
         torch.set_rng_state(state["cpu"])
@@ -571,8 +569,3 @@ class Session:
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.to("cpu", copy=True) for tensor in tensors]
-
-
-def _copy_all(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-    for source, target in zip(sources, targets, strict=True):
-        target.copy_(source)
