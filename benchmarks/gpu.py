@@ -1,6 +1,6 @@
 """How close does training on a GPU come to what the device itself can do?
 
-    python benchmarks/gpu.py [--cifar-dir FOLDER] [--parts loss,trainer,...] [--tiny]
+    python benchmarks/gpu.py [--cifar-dir FOLDER] [--parts loss,trainer,...] [--benchmark-limit N] [--tiny]
 
 Each part answers one question, in seconds of this very run; on an H200 all of them take less than 8 minutes.
 
@@ -24,8 +24,9 @@ graphs   `graphs_vs_launches`: time of the step that the host launches kernel by
          CUDA graph; `graphs_vs_launches_small`: of ResNet-8.
 preact   `preact_compiled_vs_eager`: images a second of the step, and `preact_busy` as above.
 options  what might make the compiled step, as a CUDA graph, faster, one at a time: inductor's `combo_kernels` and
-         `coordinate_descent_tuning`, cuDNN's search without a limit. `best_option`: time of the step as the trainer
-         takes it over that with the best of them. None is adopted without such a figure.
+         `coordinate_descent_tuning`. `best_option`: time of the step as the trainer takes it over that with the best
+         of them. None is adopted without such a figure. cuDNN keeps what it found, so that `--benchmark-limit 0`, its
+         search without a limit, is for another call, whose `images_per_second` is held against this one's.
 compile  seconds from a built network to the end of its first step, in a new process, with an empty cache of compiled
          code and then with the one it left.
 
@@ -433,12 +434,12 @@ def loader(bench: Bench) -> None:
 def epochs(bench: Bench) -> None:
     with tempfile.TemporaryDirectory() as folder:
         options = {"data.dataset": "bench", "data.dir": bench.folder, "data.batch_size": bench.sizes.batch,
-                   "model.name": bench.sizes.network, "train.epochs": 6, "optim.lr": 0.01, "log.wandb": "disabled",
+                   "model.name": bench.sizes.network, "train.epochs": 8, "optim.lr": 0.01, "log.wandb": "disabled",
                    "optim.schedule": "constant", "run.dir": folder, "run.name": "run",
                    "train.compile": "on" if bench.compiles else "off"}  # fmt: skip
         if train.main([f"--{key}={value}" for key, value in options.items()]):
             raise RuntimeError("the run failed")
-        rows = RunFolder(Path(folder, "run")).read_rows()[2:]  # compiled, and recorded but for the last batch
+        rows = RunFolder(Path(folder, "run")).read_rows()[4:]  # compiled and recorded, the last batch, too
     trained = [bench.sizes.images / row["images_per_second"] for row in rows]
     shares = [1 - seconds / row["seconds"] for seconds, row in zip(trained, rows, strict=True)]
     print("  of each epoch:", ", ".join(f"{share:.0%}" for share in shares))
@@ -467,7 +468,7 @@ def graphs(bench: Bench) -> None:
 
 def graphed(bench: Bench, session: Session, step: TrainStep, batch: Batch) -> GraphedStep:
     """The step, recorded for a batch."""
-    made = GraphedStep(step, lambda: CudaRecorder(bench.device), print, required=True)
+    made = GraphedStep(step, CudaRecorder(bench.device), print, required=True)
     take_steps(session, made, batch, WARM_STEPS + 1)
     return made
 
@@ -488,7 +489,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "combo_kernels": {"combo_kernels": True, "combo_kernel_max_num_nodes": 64},
     "combo_kernels, pointwise": {"combo_kernels": True, "combo_kernels_pointwise_only": True,
                                  "combo_kernel_max_num_nodes": 64},
-    "coordinate_descent_tuning": {"coordinate_descent_tuning": True}, "cudnn.benchmark_limit=0": {},
+    "coordinate_descent_tuning": {"coordinate_descent_tuning": True},
 }  # fmt: skip
 
 
@@ -496,19 +497,14 @@ def step_options(bench: Bench) -> None:
     from torch._inductor import config as inductor
 
     session = bench.session
-    batch, limit = first_batch(session), torch.backends.cudnn.benchmark_limit
-    steps: dict[str, TrainStep | GraphedStep] = {}
-    torch.compiler.reset()  # beyond some graphs of one function it would compile no more
+    batch, steps = first_batch(session), dict[str, TrainStep | GraphedStep]()
     for name, chosen in OPTIONS.items():
-        step = TrainStep(
-            session.network, session.optimizer, session.targets, session.learner.means, compile=bench.compiles
-        )
-        if "benchmark_limit" in name and bench.device.type == "cuda":
-            torch.backends.cudnn.benchmark_limit = 0
-        with inductor.patch(chosen):
-            take_steps(session, step, batch, 1)
+        known = {key: value for key, value in chosen.items() if hasattr(inductor, key)}  # torch 2.11 lacks some
+        step = TrainStep(session.network, session.optimizer, session.targets, session.learner.means, compile=False)
+        if bench.compiles:  # as options: dynamo takes what it compiled by an equal backend, whatever is patched
+            step.compute = torch.compile(step._compute, dynamic=False, options=known or None)
+        take_steps(session, step, batch, 1)
         steps[name] = graphed(bench, session, step, batch) if bench.device.type == "cuda" else step
-    torch.backends.cudnn.benchmark_limit = limit
     seconds = compare_steps(bench, session, batch, steps)
     best = min((name for name in OPTIONS if name != "as trained"), key=lambda name: statistics.median(seconds[name]))
     print(f"  the best: {best}")
@@ -598,12 +594,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cifar-dir", type=Path, help="folder that holds cifar-100-python; else random images")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated, in this order: %(default)s")
     parser.add_argument("--tiny", action="store_true", help="sizes that say nothing, to see that everything runs")
+    parser.add_argument(
+        "--benchmark-limit", type=int, help="algorithms that cuDNN tries; 0: all; torch's default is 10"
+    )
     parser.add_argument("--first-step", type=Path, help=argparse.SUPPRESS)  # the new process of `compile`
     options = parser.parse_args(arguments)
     names = options.parts.split(",")
     if unknown := [name for name in names if name not in PARTS]:
         parser.error(f"--parts {unknown[0]}: there are {', '.join(PARTS)}")
     device, sizes = choose_device("auto"), TINY if options.tiny else Sizes()
+    if options.benchmark_limit is not None:
+        torch.backends.cudnn.benchmark_limit = options.benchmark_limit
     report = Report({} if options.tiny else BARS)
     for _, keys in PARTS.values():
         for key in keys:
@@ -617,6 +618,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     report.work.update({"gpu": gpu, "tiny": options.tiny, "data": "cifar100" if options.cifar_dir else "random"})
+    torch._dynamo.config.recompile_limit = 64  # beyond it the parts' steps would run as they are, without a word
     with tempfile.TemporaryDirectory() as folder:
         write_data(Path(folder), sizes, options.cifar_dir)
         code = run_parts(Bench(device, sizes, Path(folder), report, options.tiny), names)

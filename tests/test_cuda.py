@@ -109,7 +109,7 @@ def test_a_network_that_waits_for_the_device_trains_without_graphs_and_fails_whe
         session.network.model.register_forward_hook(
             lambda module, given, logits: nn.functional.dropout(logits, 0.1) * torch.ones((), device=CUDA).item()
         )
-        session.graphed = GraphedStep(session.step, lambda: CudaRecorder(CUDA), said.append, required=required)
+        session.graphed = GraphedStep(session.step, CudaRecorder(CUDA), said.append, required=required)
         with pytest.raises(TrainingFailed, match="cuda_graphs=on: ") if required else nullcontext():
             for batch in session.batches():
                 session.train_batch(*batch)

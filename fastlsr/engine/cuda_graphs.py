@@ -8,6 +8,7 @@ whatever changes between steps has to be in tensors that stay where they are.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from fastlsr.ranks import Ranks
 WARM_STEPS = 3  # of a shape before it is recorded: they compile, and choose cuDNN's kernels by timing
 MOST_DIFFERENCE = 0.05  # of what a step changes in a tensor, besides what rounding may in tensors of its kind
 ROUNDING = 1e-3
+_NOT_FINITE = "a step is not finite"
 
 _State = Sequence[Sequence[Tensor]]  # copies on the CPU, by kind
 
@@ -38,8 +40,12 @@ class Recorder(Protocol):
         """As `run`.
 
         Raises:
-            RuntimeError: for work that waits for the device, which no recording can; part of it was done.
+            RuntimeError: for work that waits for the device or draws random numbers on the host, which no recording
+                can; part of it was done.
         """
+
+    def forget(self) -> None:
+        """All recordings so far are gone."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """A function that does what the work would do now, in the same memory; recording does nothing of it.
@@ -63,18 +69,28 @@ class CudaRecorder:
         """Does the work on the stream of the recordings, on which the backward pass then stays in them, too."""
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            work()
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                work()
+        finally:  # what was queued before an error still writes
+            current.wait_stream(self._stream)
 
     def rehearse(self, work: Callable[[], None]) -> None:
         """As `Recorder` has it. A wait inside a recording would leave torch's allocator and generator unusable."""
-        mode = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        mode, drawn = torch.cuda.get_sync_debug_mode(), torch.get_rng_state()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that the mode is a prototype
+            torch.cuda.set_sync_debug_mode("error")
         try:
             self.run(work)
         finally:
             torch.cuda.set_sync_debug_mode(mode)
+        if not torch.equal(drawn, torch.get_rng_state()):
+            raise RuntimeError("the step draws random numbers on the host, which would be the same ever after")
+
+    def forget(self) -> None:
+        """As `Recorder` has it. What all recordings have left is not to be used again."""
+        self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """As `Recorder` has it. Other threads, such as the loader's, may use the device meanwhile.
@@ -89,7 +105,7 @@ class CudaRecorder:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            if torch.__version__ < "2.12":  # it compares versions; before, a recording that fails stays open
+            if torch.__version__ < "2.13":  # it compares versions; before, a recording that fails stays open
                 raise TrainingFailed(f"a CUDA graph failed ({_cause(error)}); take train.cuda_graphs=off") from error
             raise
         finally:
@@ -121,7 +137,6 @@ class GraphedStep:
     it repeats what the step itself gives. The learning rate is read from a float32 tensor in all of them.
 
     Args:
-        recorder: makes one.
         report: prints a line.
         required: whether to fail where a recording cannot be had or differs, instead of going on without.
     """
@@ -129,23 +144,24 @@ class GraphedStep:
     def __init__(
         self,
         step: TrainStep,
-        recorder: Callable[[], Recorder],
+        recorder: Recorder,
         report: Callable[[str], None],
         *,
         required: bool = False,
     ):
-        self._step, self._report, self._required = step, report, required
-        self._new_recorder, self._recorder = recorder, recorder()
+        self._step, self._recorder, self._report, self._required = step, recorder, report, required
         self._device = step.totals.values.device
         groups = step.optimizer.param_groups
         self._rates = [torch.zeros((), device=self._device) for _ in groups]
         self._rates_now: list[float] = [0.0] * len(groups)
         self._shapes: dict[torch.Size, _Shape] = {}
+        # Of Adam in torch, for steps with `capturable` that are not recorded.
+        vars(step.optimizer)["_warned_capturable_if_run_uncaptured"] = True
 
     def forget(self) -> None:
         """Drops all recordings: tensors of the step are about to be replaced."""
         self._shapes.clear()
-        self._recorder = self._new_recorder()  # the memory of recordings is not to be used again once all are gone
+        self._recorder.forget()
 
     def __call__(self, images: Tensor, labels: Tensor, index: Tensor, *, samples: int) -> None:
         """Trains on a batch, with the arguments of `TrainStep.accumulate`.
@@ -185,7 +201,7 @@ class GraphedStep:
             self._report(f"CUDA graphs: steps on batches of {len(batch[0])} are one launch from here on")
             return
         shape.fails, shape.replay, shape.batch = True, None, ()
-        if self._required:
+        if self._required and problem != _NOT_FINITE:  # of which training has a line of its own
             raise TrainingFailed(f"train.cuda_graphs=on: {problem}")
         self._report(f"CUDA graphs: off for batches of {len(batch[0])} ({problem})")
 
@@ -200,14 +216,20 @@ class GraphedStep:
                 with self._same_draws():
                     self._recorder.rehearse(work)
                 expected = self._state()
+                self._set_state(before)
+                with self._same_draws():
+                    self._recorder.run(work)
+                again = self._state()  # which differs where sums are in another order
                 shape.replay = self._recorder.record(work)
             except RuntimeError as error:  # out of memory, or what cannot be recorded
                 return _cause(error)
             self._set_state(before)
             with self._same_draws():
                 shape.replay()
-            off = difference(before, expected, self._state())
-        return "" if off <= 1 else "a recorded step changes other than the step itself"  # NaN, too
+            off = difference(before, expected, again, self._state())
+        if math.isnan(off):
+            return _NOT_FINITE
+        return "" if off <= 1 else "a recorded step changes other than the step itself"
 
     def _same_draws(self) -> AbstractContextManager[None]:
         return torch.random.fork_rng([self._device] if self._device.type == "cuda" else [])
@@ -270,18 +292,21 @@ class GraphedStep:
             copy_all(kind, tensors)
 
 
-def difference(before: _State, expected: _State, found: _State) -> float:
+def difference(before: _State, expected: _State, again: _State, found: _State) -> float:
     """The largest |found - expected| of any tensor, in Euclidean norms, over what it may be; NaN if any is.
 
-    It may be `MOST_DIFFERENCE` of |expected - before|, and `ROUNDING` of that of all tensors of its kind.
+    It may be `MOST_DIFFERENCE` of |expected - before|, `ROUNDING` of that of all tensors of its kind, and three times
+    |again - expected|, where the step itself differs from one time to the next: Adam makes whole updates of a
+    gradient that is rounding alone.
     """
     worst = [0.0]
-    for kinds in zip(before, expected, found, strict=True):
-        moved = [_distance(wanted, old) for old, wanted, _ in zip(*kinds, strict=True)]
+    for kinds in zip(before, expected, again, found, strict=True):
+        moved = [_distance(wanted, old) for old, wanted, _, _ in zip(*kinds, strict=True)]
         floor = ROUNDING * math.hypot(*moved)
-        for own, (_, wanted, given) in zip(moved, zip(*kinds, strict=True), strict=True):
+        for own, (_, wanted, repeated, given) in zip(moved, zip(*kinds, strict=True), strict=True):
+            allowed = MOST_DIFFERENCE * own + floor + 3 * _distance(repeated, wanted)
             off = _distance(given, wanted)
-            worst.append(off / allowed if (allowed := MOST_DIFFERENCE * own + floor) else math.inf if off else 0.0)
+            worst.append(off / allowed if allowed else math.inf if off else 0.0)
     return float(torch.tensor(worst).max())
 
 
@@ -311,7 +336,7 @@ def graphed_step(
         if requested == "auto" and device.type == "cuda":
             report(f"CUDA graphs: off (auto: it {reason})")
         return None
-    return GraphedStep(step, lambda: CudaRecorder(device), report, required=requested == "on")
+    return GraphedStep(step, CudaRecorder(device), report, required=requested == "on")
 
 
 def _obstacle(step: TrainStep, config: Config, device: torch.device, ranks: Ranks) -> str:
@@ -329,6 +354,6 @@ def _obstacle(step: TrainStep, config: Config, device: torch.device, ranks: Rank
 
 
 def copy_all(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-    """Copies each source into its target, without waiting for the device."""
+    """Copies each source into its target, without waiting for the device where the source is on it."""
     for source, target in zip(sources, targets, strict=True):
-        target.copy_(source, non_blocking=True)
+        target.copy_(source, non_blocking=source.is_cuda)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -161,4 +162,4 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     for group in optimizer.param_groups:
         rate = group["peak_lr"] * factor
         on_cuda = any(parameter.is_cuda for parameter in group["params"][:1])
-        group["lr"] = torch.tensor(rate, dtype=torch.float32).item() if on_cuda else rate
+        group["lr"] = ctypes.c_float(rate).value if on_cuda else rate

@@ -132,7 +132,7 @@ jobs_step() {
         now=$("$PYTHON" - "$runs"/jobs/*/metrics.jsonl <<'PY'
 import json, pathlib, sys
 rows = [[json.loads(line) for line in pathlib.Path(name).read_text().splitlines()] for name in sys.argv[1:]]
-print(round(sum(3 * 50_000 / sum(row["seconds"] for row in run[2:5]) for run in rows)))
+print(round(sum(2 * 50_000 / sum(row["seconds"] for row in run[4:6]) for run in rows)))
 PY
         ) || { tail -5 "$work/jobs-1.txt"; return 1; }
         echo "$count at once: $now images/s together" | tee -a "$kept/jobs.txt"
