@@ -40,12 +40,12 @@ def test_steps_after_the_first_ask_the_kernel_for_hardly_any_memory():
 def test_compiled_runs_on_cuda_keep_rows_in_registers(monkeypatch):
     from torch._inductor import config as inductor
 
-    monkeypatch.setattr(inductor, "inductor_choices_class", None)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    runtime.set_up_torch(torch.device("cuda"), Train(compile="off"))
-    assert inductor.inductor_choices_class is None
-    runtime.set_up_torch(torch.device("cuda"))
-    assert "rows" in inductor.inductor_choices_class().uuid()
+    with inductor.patch(inductor_choices_class=None):
+        runtime.set_up_torch(torch.device("cuda"), Train(compile="off"))
+        assert inductor.inductor_choices_class is None
+        runtime.set_up_torch(torch.device("cuda"))
+        assert "rows" in inductor.inductor_choices_class().uuid()
 
 
 @pytest.mark.parametrize("tf32", [False, True])
