@@ -206,7 +206,7 @@ class GraphedStep:
         self._report(f"CUDA graphs: off for batches of {len(batch[0])} ({problem})")
 
     def _trial(self, shape: _Shape, samples: int, before: _State) -> str:
-        """Records, and takes the step both ways from one state and with the same dropout; what is wrong, or ""."""
+        """What is wrong with a recording, or "", by two steps without and one with it, from one state."""
 
         def work() -> None:
             self._train(shape.batch, samples)
